@@ -1,0 +1,5 @@
+//! Files in, passages out.
+
+pub mod passage;
+
+pub use passage::{FileEntry, Passage};

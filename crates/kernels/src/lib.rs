@@ -1,0 +1,1 @@
+//! Arithmetic on slices: dot products, MaxSim, top-k, k-means, residual codes.

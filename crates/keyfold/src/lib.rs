@@ -1,0 +1,1 @@
+//! Everything is a lookup: index a folder, search it by meaning.

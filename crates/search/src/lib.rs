@@ -1,0 +1,1 @@
+//! The store and the search engine over it.

@@ -1,0 +1,1 @@
+//! Text encoders: BERT family, late interaction, and the built-in model.
