@@ -1,1 +1,3 @@
 //! The store and the search engine over it.
+
+pub mod codebook;
