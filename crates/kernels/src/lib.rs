@@ -1,1 +1,33 @@
-//! Arithmetic on slices: dot products, MaxSim, top-k, k-means, residual codes.
+//! Arithmetic on slices: dot products, matrix products, the element-wise
+//! functions of encoders, MaxSim, top-k, k-means, residual codes.
+//!
+//! Matrices are `&[f32]` in row-major order. The processor's vector units are
+//! found at run time; every kernel that uses them has a portable twin that runs
+//! elsewhere and that the tests compare it with.
+//!
+//! A slice whose length does not fit the stated shape is an error of the
+//! program and panics. Data never does: empty input, NaN and infinities give a
+//! defined result.
+
+// Vector intrinsics and the matrix product behind a pointer interface need it.
+// Each block says why it is sound.
+#![allow(unsafe_code)]
+
+mod activations;
+mod dispatch;
+mod dot;
+pub mod kmeans;
+mod matmul;
+mod maxsim;
+mod norms;
+pub mod peak;
+pub mod residual;
+mod topk;
+
+pub use activations::{gelu, gelu_tanh, relu, silu, tanh};
+pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
+pub use matmul::{centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided};
+pub use maxsim::{MaxSim, maxsim, maxsim_alignment};
+pub use norms::{layer_norm, rms_norm, softmax_rows};
+pub use residual::maxsim_packed;
+pub use topk::{TopK, top_k};
