@@ -1,0 +1,4 @@
+//! How results look.
+
+pub(crate) mod passage;
+pub(crate) mod terminal;
