@@ -17,6 +17,7 @@ mod activations;
 mod dispatch;
 mod dot;
 pub mod kmeans;
+mod math;
 mod matmul;
 mod maxsim;
 mod norms;

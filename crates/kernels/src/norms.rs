@@ -1,6 +1,8 @@
 //! Functions of whole rows: layer norm, RMS norm, softmax.
 
-use crate::dot::assert_rows;
+use crate::dispatch::{fma, simd};
+use crate::dot::{assert_rows, dot_body, sum_by};
+use crate::math::exp;
 
 /// Layer norm of every row of `x` (`[n, dim]`): `(x - mean) / √(var + eps) * weight + bias`.
 ///
@@ -12,12 +14,31 @@ pub fn layer_norm(x: &mut [f32], dim: usize, weight: &[f32], bias: Option<&[f32]
     if let Some(bias) = bias {
         assert_eq!(bias.len(), dim, "layer_norm: length of bias");
     }
+    layer_norm_checked(x, weight, bias, eps);
+}
+
+simd! {
+    fn layer_norm_checked(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) = layer_norm_body;
+}
+
+#[inline(always)]
+fn layer_norm_body<const FMA: bool>(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+    let dim = weight.len();
     for row in x.chunks_exact_mut(dim.max(1)) {
-        let mean = row.iter().sum::<f32>() / dim as f32;
-        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / dim as f32;
+        let mean = sum_by(row, |x| x) / dim as f32;
+        let variance = sum_by(row, |x| (x - mean) * (x - mean)) / dim as f32;
         let scale = 1.0 / (variance + eps).sqrt();
-        for (i, x) in row.iter_mut().enumerate() {
-            *x = (*x - mean) * scale * weight[i] + bias.map_or(0.0, |b| b[i]);
+        match bias {
+            Some(bias) => {
+                for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
+                    *x = fma::<FMA>((*x - mean) * scale, *w, *b);
+                }
+            }
+            None => {
+                for (x, w) in row.iter_mut().zip(weight) {
+                    *x = (*x - mean) * scale * *w;
+                }
+            }
         }
     }
 }
@@ -29,12 +50,21 @@ pub fn layer_norm(x: &mut [f32], dim: usize, weight: &[f32], bias: Option<&[f32]
 pub fn rms_norm(x: &mut [f32], dim: usize, weight: &[f32], eps: f32) {
     assert_rows(x.len(), dim, "rms_norm");
     assert_eq!(weight.len(), dim, "rms_norm: length of weight");
+    rms_norm_checked(x, weight, eps);
+}
+
+simd! {
+    fn rms_norm_checked(x: &mut [f32], weight: &[f32], eps: f32) = rms_norm_body;
+}
+
+#[inline(always)]
+fn rms_norm_body<const FMA: bool>(x: &mut [f32], weight: &[f32], eps: f32) {
+    let dim = weight.len();
     for row in x.chunks_exact_mut(dim.max(1)) {
-        let mean = row.iter().map(|x| x * x).sum::<f32>() / dim as f32;
-        let scale = 1.0 / (mean + eps).sqrt();
-        row.iter_mut()
-            .zip(weight)
-            .for_each(|(x, w)| *x *= scale * w);
+        let scale = 1.0 / (dot_body::<FMA>(row, row) / dim as f32 + eps).sqrt();
+        for (x, w) in row.iter_mut().zip(weight) {
+            *x *= scale * *w;
+        }
     }
 }
 
@@ -45,14 +75,123 @@ pub fn rms_norm(x: &mut [f32], dim: usize, weight: &[f32], eps: f32) {
 /// When `x` is no whole number of rows.
 pub fn softmax_rows(x: &mut [f32], cols: usize) {
     assert_rows(x.len(), cols, "softmax_rows");
+    softmax_checked(x, cols);
+}
+
+simd! {
+    fn softmax_checked(x: &mut [f32], cols: usize) = softmax_body;
+}
+
+#[inline(always)]
+fn softmax_body<const FMA: bool>(x: &mut [f32], cols: usize) {
     for row in x.chunks_exact_mut(cols.max(1)) {
-        let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-        if max == f32::NEG_INFINITY && row.iter().all(|x| !x.is_nan()) {
-            row.fill(0.0);
-            continue;
-        }
-        row.iter_mut().for_each(|x| *x = (*x - max).exp());
-        let scale = 1.0 / row.iter().sum::<f32>();
+        let max = maximum(row);
+        // In a row of -inf alone, subtracting -inf would give NaN.
+        let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        row.iter_mut().for_each(|x| *x = exp::<FMA>(*x - max));
+        let sum = sum_by(row, |x| x);
+        let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
         row.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
+/// Greatest number, passing over NaN; `-inf` of none.
+#[inline(always)]
+fn maximum(row: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let (blocks, rest) = row.as_chunks::<16>();
+    let mut best = [f32::NEG_INFINITY; 16];
+    for block in blocks {
+        for l in 0..16 {
+            best[l] = greater(best[l], block[l]);
+        }
+    }
+    best.iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, &b| greater(a, b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn layer_norm_agrees_with_f64(
+            dim in 1usize..100,
+            numbers in prop::collection::vec(-5f32..5.0, 400),
+        ) {
+            let (x, rest) = numbers.split_at(2 * dim);
+            let (weight, rest) = rest.split_at(dim);
+            let bias = (!rest.is_empty() && rest.len() >= dim).then(|| &rest[..dim]);
+            for f in [layer_norm_checked, layer_norm_body::<false>] {
+                let mut y = x.to_vec();
+                f(&mut y, weight, bias, 1e-5);
+                for (x, y) in x.chunks(dim).zip(y.chunks(dim)) {
+                    let n = dim as f64;
+                    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+                    let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+                    for i in 0..dim {
+                        let b = bias.map_or(0.0, |b| f64::from(b[i]));
+                        let want = (f64::from(x[i]) - mean) / (var + 1e-5).sqrt() * f64::from(weight[i]) + b;
+                        // One row of one number has no variance: the error of the mean is scaled up.
+                        prop_assert!((f64::from(y[i]) - want).abs() < 2e-3, "{} {want}", y[i]);
+                        if var > 0.1 {
+                            prop_assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {want}", y[i]);
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn rms_norm_agrees_with_f64(
+            dim in 1usize..100,
+            numbers in prop::collection::vec(-5f32..5.0, 300),
+        ) {
+            let (x, rest) = numbers.split_at(2 * dim);
+            let weight = &rest[..dim];
+            for f in [rms_norm_checked, rms_norm_body::<false>] {
+                let mut y = x.to_vec();
+                f(&mut y, weight, 1e-6);
+                for (x, y) in x.chunks(dim).zip(y.chunks(dim)) {
+                    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / dim as f64;
+                    for i in 0..dim {
+                        let want = f64::from(x[i]) / (mean + 1e-6).sqrt() * f64::from(weight[i]);
+                        prop_assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {want}", y[i]);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn softmax_agrees_with_f64(
+            cols in 1usize..80,
+            numbers in prop::collection::vec(prop_oneof![9 => -30f32..30.0, 1 => Just(f32::NEG_INFINITY)], 240),
+        ) {
+            let x = &numbers[..3 * cols];
+            for f in [softmax_checked, softmax_body::<false>] {
+                let mut y = x.to_vec();
+                f(&mut y, cols);
+                for (x, y) in x.chunks(cols).zip(y.chunks(cols)) {
+                    let sum: f64 = x.iter().map(|&x| f64::from(x).exp()).sum();
+                    for (x, y) in x.iter().zip(y) {
+                        let want = if sum == 0.0 { 0.0 } else { f64::from(*x).exp() / sum };
+                        prop_assert!((f64::from(*y) - want).abs() < 1e-6, "{y} {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_of_masked_places() {
+        let inf = f32::INFINITY;
+        let mut x = [-inf, -inf, 0.0, -inf, f32::NAN, 1.0, 1e30, 1e30];
+        softmax_rows(&mut x, 2);
+        assert_eq!(x[..4], [0.0, 0.0, 1.0, 0.0]);
+        assert!(x[4].is_nan() && x[5].is_nan());
+        assert_eq!(x[6..], [0.5, 0.5]);
     }
 }
