@@ -1,0 +1,143 @@
+//! Transformer encoders: from token ids to one hidden state per token.
+//!
+//! The tokens of several texts stand one after the other in one matrix
+//! ([`Packed`]), so nothing is padded: the linear layers see all rows at once,
+//! attention runs within each text.
+
+mod attention;
+mod bert;
+mod layers;
+
+use std::path::Path;
+
+use keyfold_core::ModelFolder;
+
+use crate::error::LoadError;
+use crate::weights::{Weights, join};
+use bert::Bert;
+
+pub(crate) use layers::{Activation, Linear};
+
+const CONFIG: &str = "config.json";
+const KNOWN: &str = "bert, distilbert, roberta, xlm-roberta, camembert, mpnet";
+
+/// Longest text, in tokens, where neither the model nor its tokenizer has a limit.
+const LONGEST: usize = 8192;
+
+/// The tokens of several texts, one text after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) sequences: Vec<Sequence>,
+}
+
+/// The place of one text in [`Packed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sequence {
+    /// Its first row.
+    pub(crate) start: usize,
+    /// Its number of rows.
+    pub(crate) len: usize,
+    /// How many of its first rows can be attended to. The rows after them
+    /// (query expansion) look at those, but are not seen themselves.
+    pub(crate) visible: usize,
+}
+
+impl Packed {
+    /// Adds a text.
+    pub(crate) fn push(&mut self, ids: &[u32], visible: usize) {
+        self.sequences.push(Sequence {
+            start: self.ids.len(),
+            len: ids.len(),
+            visible,
+        });
+        self.ids.extend_from_slice(ids);
+    }
+
+    /// Length of the longest text.
+    fn longest(&self) -> usize {
+        self.sequences.iter().map(|s| s.len).max().unwrap_or(0)
+    }
+}
+
+/// A transformer encoder of one of the known architectures.
+pub(crate) enum Backbone {
+    Bert(Bert),
+}
+
+/// What config.json says first.
+#[derive(serde::Deserialize)]
+struct Kind {
+    model_type: Option<String>,
+    #[serde(default)]
+    architectures: Vec<String>,
+}
+
+impl Backbone {
+    /// Loads the backbone in `subfolder` (empty for the folder itself) of a model.
+    pub(crate) fn load(
+        folder: &ModelFolder,
+        subfolder: &str,
+        weights: &mut Weights,
+    ) -> Result<Self, LoadError> {
+        let name = join(subfolder, CONFIG);
+        let path = folder.file(&name);
+        let why = "it says what kind of model this is and its sizes";
+        let kind: Kind = folder.json(&name, why)?;
+        let model_type = kind.model_type.unwrap_or_default();
+        match bert::Family::of(&model_type) {
+            Some(family) => {
+                let config = folder.json(&name, why)?;
+                Bert::load(family, &config, &path, weights).map(Backbone::Bert)
+            }
+            None => Err(unknown(&path, model_type, kind.architectures)),
+        }
+    }
+
+    /// Length of a hidden state.
+    pub(crate) fn hidden(&self) -> usize {
+        match self {
+            Backbone::Bert(m) => m.hidden(),
+        }
+    }
+
+    /// Longest text in tokens.
+    pub(crate) fn longest(&self) -> usize {
+        match self {
+            Backbone::Bert(m) => m.longest(),
+        }
+    }
+
+    /// Number of token ids that have an embedding.
+    pub(crate) fn vocabulary(&self) -> usize {
+        match self {
+            Backbone::Bert(m) => m.vocabulary(),
+        }
+    }
+
+    /// Last hidden states `[tokens, hidden]`.
+    ///
+    /// Every id is below [`Backbone::vocabulary`] and no text longer than
+    /// [`Backbone::longest`]; the encoders see to it.
+    pub(crate) fn forward(&self, batch: &Packed, threads: usize) -> Vec<f32> {
+        if batch.ids.is_empty() {
+            return Vec::new();
+        }
+        match self {
+            Backbone::Bert(m) => m.forward(batch, threads),
+        }
+    }
+}
+
+fn unknown(path: &Path, model_type: String, architectures: Vec<String>) -> LoadError {
+    let found = if model_type.is_empty() {
+        architectures.into_iter().next().unwrap_or_default()
+    } else {
+        model_type
+    };
+    LoadError::UnknownArchitecture {
+        path: path.to_owned(),
+        found,
+        known: KNOWN,
+    }
+}

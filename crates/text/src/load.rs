@@ -1,0 +1,138 @@
+//! From a name to an encoder.
+
+use std::fs::File;
+use std::path::Path;
+
+use keyfold_core::{Encoder, EncoderIdentity, ModelFolder};
+use serde::Deserialize;
+
+use crate::backbone::Backbone;
+use crate::error::{LoadError, invalid, io};
+use crate::sentence::SentenceEncoder;
+use crate::tokenize::TextTokenizer;
+use crate::weights::{Weights, join};
+
+/// How an encoder is set up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Threads that encode; 0 means as many as the machine has.
+    pub threads: usize,
+}
+
+/// Loads the encoder that `name` stands for: a folder, or a hub name
+/// (`org/model`) in the local hub cache. What the folder holds decides what
+/// kind of encoder it is.
+///
+/// # Errors
+/// When there is no such model, or a file of it is missing, damaged, or of a
+/// kind that is not known; the error names the file.
+pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadError> {
+    let folder = ModelFolder::find(name)?;
+    Ok(Box::new(SentenceEncoder::load(&folder, options)?))
+}
+
+/// A backbone with its tokenizer.
+pub(crate) struct Transformer {
+    pub(crate) backbone: Backbone,
+    pub(crate) tokenizer: TextTokenizer,
+    /// Most tokens of a text, special ones included.
+    pub(crate) longest: usize,
+}
+
+/// `sentence_bert_config.json`.
+#[derive(Debug, Default, Deserialize)]
+struct TransformerConfig {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+/// Old folders name the file after the backbone.
+const TRANSFORMER_CONFIGS: [&str; 6] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+];
+
+impl Transformer {
+    /// Loads what is in `subfolder` (empty for the folder itself) of a model.
+    /// The names of the files read are added to `names`.
+    pub(crate) fn load(
+        folder: &ModelFolder,
+        subfolder: &str,
+        names: &mut Vec<String>,
+    ) -> Result<Self, LoadError> {
+        let mut config = TransformerConfig::default();
+        for file in TRANSFORMER_CONFIGS {
+            let file = join(subfolder, file);
+            if let Some(found) = folder.json_optional(&file)? {
+                config = found;
+                names.push(file);
+                break;
+            }
+        }
+        let mut weights = Weights::open(folder, subfolder)?;
+        let backbone = Backbone::load(folder, subfolder, &mut weights)?;
+        let tokenizer = TextTokenizer::load(folder, subfolder, config.do_lower_case)?;
+        if tokenizer.ids_end() > backbone.vocabulary() {
+            return Err(invalid(
+                tokenizer.path(),
+                format!(
+                    "it knows {} tokens, but {} has vectors for {}; they do not belong together",
+                    tokenizer.ids_end(),
+                    weights.path().display(),
+                    backbone.vocabulary()
+                ),
+            ));
+        }
+        let asked = config.max_seq_length.or(tokenizer.longest());
+        let longest = asked.map_or(backbone.longest(), |n| n.min(backbone.longest()));
+        names.push(join(subfolder, "config.json"));
+        names.extend_from_slice(tokenizer.names());
+        names.extend_from_slice(weights.names());
+        Ok(Self {
+            backbone,
+            tokenizer,
+            longest,
+        })
+    }
+}
+
+/// Who an encoder is: `files` (relative to the folder, missing ones skipped) are
+/// what changes its output.
+pub(crate) fn identity(
+    folder: &ModelFolder,
+    mut files: Vec<String>,
+    dim: usize,
+) -> Result<EncoderIdentity, LoadError> {
+    files.sort();
+    files.dedup();
+    let mut hasher = blake3::Hasher::new();
+    for name in files {
+        let path = folder.file(&name);
+        if let Some(hash) = hash_file(&path)? {
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            hasher.update(hash.as_bytes());
+        }
+    }
+    Ok(EncoderIdentity {
+        name: folder.name.clone(),
+        hash: hasher.finalize().to_hex().to_string(),
+        dim,
+    })
+}
+
+fn hash_file(path: &Path) -> Result<Option<blake3::Hash>, LoadError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io(path, e)),
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).map_err(|e| io(path, e))?;
+    Ok(Some(hasher.finalize()))
+}

@@ -1,0 +1,195 @@
+//! The numbers of a checkpoint, by tensor name.
+//!
+//! Reads `model.safetensors` (one file, or shards with
+//! `model.safetensors.index.json`). Numbers in half precision become `f32`.
+
+mod numbers;
+mod safetensors_file;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use keyfold_core::{ModelFolder, ModelFolderError};
+
+use crate::error::{LoadError, invalid};
+use safetensors_file::SafetensorsFile;
+
+const SAFETENSORS: &str = "model.safetensors";
+const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of one checkpoint.
+pub(crate) struct Weights {
+    /// The file that an error names: the single file, or the index of the shards.
+    path: PathBuf,
+    files: Vec<SafetensorsFile>,
+    /// Tensor name, in today's spelling, to the file that holds it and its name there.
+    index: HashMap<String, (usize, String)>,
+    /// What stands before every name in this checkpoint (`bert.`).
+    prefix: String,
+    /// The files read, relative to the model's folder.
+    names: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct ShardIndex {
+    weight_map: HashMap<String, String>,
+}
+
+impl Weights {
+    /// Opens the checkpoint in `subfolder` (empty for the folder itself) of a model.
+    pub(crate) fn open(folder: &ModelFolder, subfolder: &str) -> Result<Self, LoadError> {
+        let single = join(subfolder, SAFETENSORS);
+        if folder.file(&single).is_file() {
+            return Self::from_files(folder, folder.file(&single), vec![single]);
+        }
+        let index_name = join(subfolder, SAFETENSORS_INDEX);
+        if let Some(index) = folder.json_optional::<ShardIndex>(&index_name)? {
+            let path = folder.file(&index_name);
+            let mut shards: Vec<String> = index.weight_map.into_values().collect();
+            shards.sort();
+            shards.dedup();
+            if let Some(odd) = shards.iter().find(|s| s.contains(['/', '\\'])) {
+                return Err(invalid(
+                    &path,
+                    format!("shard '{odd}' is not a plain file name"),
+                ));
+            }
+            let names = shards.iter().map(|s| join(subfolder, s)).collect();
+            return Self::from_files(folder, path, names);
+        }
+        Err(ModelFolderError::MissingFile {
+            folder: folder.file(subfolder),
+            file: SAFETENSORS.to_owned(),
+            why: "it holds the weights of the model".to_owned(),
+        }
+        .into())
+    }
+
+    fn from_files(
+        folder: &ModelFolder,
+        path: PathBuf,
+        names: Vec<String>,
+    ) -> Result<Self, LoadError> {
+        let mut files = Vec::new();
+        let mut index = HashMap::new();
+        for name in &names {
+            let file = SafetensorsFile::open(&folder.file(name))?;
+            for tensor in file.names() {
+                index.insert(todays_name(&tensor), (files.len(), tensor));
+            }
+            files.push(file);
+        }
+        Ok(Self {
+            path,
+            files,
+            index,
+            prefix: String::new(),
+            names,
+        })
+    }
+
+    /// The files that hold the weights, relative to the model's folder.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The file that errors name.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finds out what stands before every name, by a tensor that every
+    /// checkpoint of the architecture has.
+    pub(crate) fn find_prefix(&mut self, known: &str) -> Result<(), LoadError> {
+        let mut prefixes: Vec<&str> = self
+            .index
+            .keys()
+            .filter_map(|name| name.strip_suffix(known))
+            .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+            .collect();
+        // The shortest, so that a model that holds a second one gives the outer.
+        prefixes.sort_by_key(|p| (p.len(), p.to_string()));
+        match prefixes.first() {
+            Some(&prefix) => {
+                self.prefix = prefix.to_owned();
+                Ok(())
+            }
+            None => Err(self.missing(known)),
+        }
+    }
+
+    /// True when the checkpoint has this tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.index.contains_key(&self.full_name(name))
+    }
+
+    /// The shape of a tensor.
+    pub(crate) fn shape(&self, name: &str) -> Result<&[usize], LoadError> {
+        let (file, there) = self.find(name)?;
+        file.shape(there).ok_or_else(|| self.missing(name))
+    }
+
+    /// A tensor's numbers, row-major; refuses another shape than `shape`, NaN and infinity.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let found = self.shape(name)?;
+        let (file, there) = self.find(name)?;
+        if found != shape {
+            return Err(LoadError::WrongShape {
+                path: file.path().to_owned(),
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                found: found.to_vec(),
+            });
+        }
+        let numbers = file.read(there)?;
+        if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
+            return Err(invalid(
+                file.path(),
+                format!(
+                    "tensor '{name}' holds {} at place {at}; the file is damaged",
+                    numbers[at]
+                ),
+            ));
+        }
+        Ok(numbers)
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn find(&self, name: &str) -> Result<(&SafetensorsFile, &str), LoadError> {
+        let (file, there) = self
+            .index
+            .get(&self.full_name(name))
+            .ok_or_else(|| self.missing(name))?;
+        Ok((&self.files[*file], there))
+    }
+
+    fn missing(&self, name: &str) -> LoadError {
+        LoadError::MissingTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// Early checkpoints call the weight and bias of a layer norm gamma and beta.
+fn todays_name(name: &str) -> String {
+    if let Some(stem) = name.strip_suffix("LayerNorm.gamma") {
+        return format!("{stem}LayerNorm.weight");
+    }
+    if let Some(stem) = name.strip_suffix("LayerNorm.beta") {
+        return format!("{stem}LayerNorm.bias");
+    }
+    name.to_owned()
+}
+
+/// `subfolder/name`, or `name` in the folder itself.
+pub(crate) fn join(subfolder: &str, name: &str) -> String {
+    if subfolder.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{subfolder}/{name}")
+    }
+}
