@@ -1,5 +1,25 @@
 //! Files in, passages out.
+//!
+//! [`walk`](walk()) finds files, [`read`](read()) makes [`Passage`]s of one file.
+//! What a file is follows from its name and its first bytes ([`Format`]); passages
+//! follow the structure that the format has (headings, paragraphs, functions, rows)
+//! and are cut to a size that encoders take ([`ChunkOptions`]). Whatever the bytes
+//! are, reading ends, in memory bounded by [`ReadOptions`], with a [`Document`] or
+//! with one line that says why not ([`ReadError`]).
 
+pub mod chunk;
+pub mod error;
+pub mod format;
 pub mod passage;
+pub mod read;
+pub mod walk;
 
+mod decode;
+mod flow;
+
+pub use chunk::{ChunkOptions, estimate_tokens};
+pub use error::{Notice, ReadError, WalkError};
+pub use format::Format;
 pub use passage::{FileEntry, Passage};
+pub use read::{Document, ReadOptions, Summary, content_hash, read};
+pub use walk::{FilterError, PathFilter, Walk, WalkOptions, walk};
