@@ -1,0 +1,240 @@
+//! What can go wrong in a store, said so that a person knows where and what next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use keyfold_core::EncodeError;
+use tantivy::TantivyError;
+use tantivy::directory::error::{OpenReadError, OpenWriteError};
+
+use crate::codebook::CodebookError;
+
+/// Why a store could not be opened, searched or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SearchError {
+    /// Nothing was indexed there yet.
+    #[error("there is no store at {store}: make one with 'keyfold index'")]
+    NoStore {
+        /// The folder of the store.
+        store: PathBuf,
+    },
+    /// The folder holds something else.
+    #[error(
+        "{store} is not a Keyfold store (it holds {found}), and nothing in it was touched: \
+         name an empty or new folder with --store"
+    )]
+    NotAStore {
+        /// The folder that was named.
+        store: PathBuf,
+        /// One of the things that it holds.
+        found: String,
+    },
+    /// Another process writes to the store.
+    #[error(
+        "the store {store} is being written by {}: wait for it, or stop it (what it has done is kept)",
+        .holder.map_or("another process".to_owned(), |id| format!("process {id}"))
+    )]
+    Busy {
+        /// The folder of the store.
+        store: PathBuf,
+        /// The process that holds the lock, if it said so.
+        holder: Option<u32>,
+    },
+    /// The store has another format.
+    #[error(
+        "the store {store} has format {found}, this program reads format {expected}: \
+         index again with 'keyfold index --rebuild', or use the program that wrote it"
+    )]
+    Version {
+        /// The folder of the store.
+        store: PathBuf,
+        /// The format that it has.
+        found: u32,
+        /// The format that this program reads.
+        expected: u32,
+    },
+    /// The vectors of the store are those of another model.
+    #[error(
+        "the store {store} was made with model '{stored}', not with '{given}', and their vectors \
+         do not compare: name that model with --model, or index again with 'keyfold index --rebuild'"
+    )]
+    OtherEncoder {
+        /// The folder of the store.
+        store: PathBuf,
+        /// The model of the store.
+        stored: String,
+        /// The model that was asked for.
+        given: String,
+    },
+    /// A file does not hold what was written to it.
+    #[error(
+        "{path} is damaged ({what}): 'keyfold check' lists all damaged files, \
+         'keyfold index --rebuild' makes the store anew"
+    )]
+    Damaged {
+        /// The damaged file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file or folder could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file or folder could not be written.
+    #[error(
+        "cannot write {path}: {source}; the store stays as it was at its last commit. {}",
+        advice(.source)
+    )]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file or folder to index could not be read.
+    #[error("cannot index {path}: {source}; nothing was removed from the store")]
+    Root {
+        /// What was to be indexed.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The lexical index failed.
+    #[error("the lexical index of {store} failed: {source}")]
+    Lexical {
+        /// The folder of the store.
+        store: PathBuf,
+        /// What the index said.
+        source: TantivyError,
+    },
+    /// The model failed on a text.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The vectors could not be coded.
+    #[error("the codebook of {store} failed: {source}")]
+    Codebook {
+        /// The folder of the store.
+        store: PathBuf,
+        /// What the codebook said.
+        source: CodebookError,
+    },
+}
+
+/// What to do when writing failed.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "Give yourself the right to write there, or name another place with --store"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            "Make room, then run the command again: it goes on where it stopped"
+        }
+        _ => "Run the command again when the cause is gone: it goes on where it stopped",
+    }
+}
+
+/// The inner error of an [`io::Error`] about bytes that are not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is damaged ({what})", path.display())]
+pub(crate) struct Damage {
+    pub(crate) path: PathBuf,
+    pub(crate) what: String,
+}
+
+impl Damage {
+    /// Wraps it for interfaces that want an [`io::Error`].
+    pub(crate) fn error(path: &Path, what: impl Into<String>) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            Self {
+                path: path.to_owned(),
+                what: what.into(),
+            },
+        )
+    }
+}
+
+impl SearchError {
+    /// A failed read of `path`, which may turn out to be damage.
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        Self::damage_in(&source).unwrap_or_else(|| Self::Read {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// A failed write of `path`.
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        Self::damage_in(&source).unwrap_or_else(|| Self::Write {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// What the lexical index said while it was read.
+    pub(crate) fn lexical(store: &Path, source: TantivyError) -> Self {
+        Self::from_lexical(store, source, Self::read)
+    }
+
+    /// What the lexical index said while it was written.
+    pub(crate) fn lexical_write(store: &Path, source: TantivyError) -> Self {
+        Self::from_lexical(store, source, Self::write)
+    }
+
+    /// Tells errors of the lexical index apart by their cause: damage, the
+    /// system, or else.
+    fn from_lexical(
+        store: &Path,
+        source: TantivyError,
+        of_system: fn(&Path, io::Error) -> Self,
+    ) -> Self {
+        let folder = store.join(crate::store::LEXICAL);
+        match &source {
+            TantivyError::IoError(e) => of_system(&folder, copy(e)),
+            TantivyError::OpenReadError(OpenReadError::IoError { io_error, filepath }) => {
+                of_system(&folder.join(filepath), copy(io_error))
+            }
+            TantivyError::OpenWriteError(OpenWriteError::IoError { io_error, filepath }) => {
+                of_system(&folder.join(filepath), copy(io_error))
+            }
+            TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(file)) => Self::Damaged {
+                path: folder.join(file),
+                what: "it is missing".to_owned(),
+            },
+            TantivyError::DataCorruption(damage) => Self::Damaged {
+                path: folder,
+                what: format!("{damage:?}"),
+            },
+            _ => Self::Lexical {
+                store: store.to_owned(),
+                source,
+            },
+        }
+    }
+
+    /// The damage that an [`io::Error`] reports, if it does.
+    fn damage_in(source: &io::Error) -> Option<Self> {
+        let damage = source.get_ref()?.downcast_ref::<Damage>()?;
+        Some(Self::Damaged {
+            path: damage.path.clone(),
+            what: damage.what.clone(),
+        })
+    }
+}
+
+/// An [`io::Error`] like the shared one.
+fn copy(e: &io::Error) -> io::Error {
+    if let Some(code) = e.raw_os_error() {
+        return io::Error::from_raw_os_error(code);
+    }
+    match e.get_ref().and_then(|e| e.downcast_ref::<Damage>()) {
+        Some(damage) => Damage::error(&damage.path, &damage.what),
+        None => io::Error::new(e.kind(), e.to_string()),
+    }
+}

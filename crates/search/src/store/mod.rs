@@ -1,0 +1,116 @@
+//! The store: what was indexed, in one folder.
+//!
+//! ```text
+//! manifest        the last commit: which of the files below count (one file,
+//!                 replaced as a whole; nothing else in the store ever changes)
+//! segments/N.kfs  token vectors and the table of files, by segment
+//! codebooks/N.kfc what the vectors were coded with
+//! lexical/        passages and the lexical index, tantivy's files
+//! write.lock      held by the one process that writes
+//! .gitignore      keeps the folder out of repositories
+//! ```
+//!
+//! A writer adds new files, then replaces the manifest: killed at any moment, or
+//! with the disk full, the store is what the last manifest says. Files that no
+//! manifest names are removed by the next writer. A reader opens the files of
+//! one manifest and sees that commit for as long as it likes. The bytes are
+//! described in docs/FORMATS.md.
+
+mod directory;
+mod files;
+mod lexical;
+mod manifest;
+mod paths;
+mod seal;
+mod segment;
+mod segment_writer;
+mod snapshot;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use keyfold_core::EncoderIdentity;
+
+pub use files::{FileRecord, FileState};
+pub use lexical::{Fields, StoredPassage};
+pub use segment::Segment;
+pub use snapshot::Snapshot;
+
+use crate::error::SearchError;
+use manifest::Manifest;
+
+/// The format of the whole store; another number is refused. It changes with any
+/// change of what is stored, the words of the lexical index included.
+const FORMAT: u32 = 1;
+
+pub(crate) const MANIFEST: &str = "manifest";
+pub(crate) const LEXICAL: &str = "lexical";
+pub(crate) const SEGMENTS: &str = "segments";
+pub(crate) const CODEBOOKS: &str = "codebooks";
+const LOCK: &str = "write.lock";
+const IGNORE: &str = ".gitignore";
+
+/// The folder of an existing store, absolute and without links.
+fn existing(store: &Path) -> Result<PathBuf, SearchError> {
+    match store.canonicalize() {
+        Ok(path) => {
+            refuse_other_folder(&path)?;
+            Ok(path)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(SearchError::NoStore {
+            store: store.to_owned(),
+        }),
+        Err(e) => Err(SearchError::read(store, e)),
+    }
+}
+
+/// Refuses a folder that holds something but no store.
+fn refuse_other_folder(store: &Path) -> Result<(), SearchError> {
+    let not_a_store = |found: String| SearchError::NotAStore {
+        store: store.to_owned(),
+        found,
+    };
+    if !store.is_dir() {
+        return Err(not_a_store("a file".to_owned()));
+    }
+    if store.join(MANIFEST).is_file() {
+        return Ok(());
+    }
+    // A store that was killed before its first commit has nothing else in it.
+    let ours = [LEXICAL, SEGMENTS, CODEBOOKS, LOCK, IGNORE];
+    let entries = std::fs::read_dir(store).map_err(|e| SearchError::read(store, e))?;
+    for entry in entries {
+        let name = entry.map_err(|e| SearchError::read(store, e))?.file_name();
+        let name = name.to_string_lossy();
+        if !ours.contains(&&*name) && !name.ends_with(keyfold_core::atomic::TEMPORARY_SUFFIX) {
+            return Err(not_a_store(format!("'{name}'")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses another model than the one that made the vectors of a store.
+fn require_encoder(
+    store: &Path,
+    manifest: &Manifest,
+    given: &EncoderIdentity,
+) -> Result<(), SearchError> {
+    let stored = &manifest.encoder;
+    if stored.hash == given.hash && stored.dim == given.dim {
+        return Ok(());
+    }
+    let mut names = (stored.name.clone(), given.name.clone());
+    if names.0 == names.1 {
+        // The same name, other weights.
+        let short = |hash: &str| hash.chars().take(8).collect::<String>();
+        names = (
+            format!("{} ({})", stored.name, short(&stored.hash)),
+            format!("{} ({})", given.name, short(&given.hash)),
+        );
+    }
+    Err(SearchError::OtherEncoder {
+        store: store.to_owned(),
+        stored: names.0,
+        given: names.1,
+    })
+}

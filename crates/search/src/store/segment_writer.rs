@@ -1,0 +1,260 @@
+//! Writes a vector segment passage by passage; memory does not grow with the
+//! rows. It grows by 16 bytes for every passage and by the records of the files.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::Path;
+
+use keyfold_core::atomic;
+use tempfile::NamedTempFile;
+
+use super::files::FileRecord;
+use super::manifest::{SegmentEntry, segment_file};
+use super::seal::SealWriter;
+use super::segment::{Directory, SECTIONS, Shape, section};
+
+const BUFFER: usize = 1 << 16;
+
+/// A segment that is being written; dropped unfinished, it leaves nothing.
+pub(crate) struct SegmentWriter {
+    out: SealWriter<BufWriter<NamedTempFile>>,
+    /// The codes of all rows, which follow the packed rows in the file.
+    codes: BufWriter<File>,
+    shape: Shape,
+    ids: Vec<u64>,
+    row_starts: Vec<u64>,
+    passage_starts: Vec<u32>,
+    files: Vec<u8>,
+}
+
+impl SegmentWriter {
+    /// Begins a segment in the folder of segments.
+    pub(crate) fn create(folder: &Path, shape: Shape) -> io::Result<Self> {
+        let file = temporary(folder)?;
+        Ok(Self {
+            out: SealWriter::new(BufWriter::with_capacity(BUFFER, file)),
+            codes: BufWriter::with_capacity(BUFFER, tempfile::tempfile_in(folder)?),
+            shape,
+            ids: Vec::new(),
+            row_starts: vec![0],
+            passage_starts: vec![0],
+            files: Vec::new(),
+        })
+    }
+
+    /// Passages so far.
+    pub(crate) fn passages(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Files so far.
+    pub(crate) fn files(&self) -> usize {
+        self.passage_starts.len() - 1
+    }
+
+    /// Rows so far.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.row_starts.last().copied().unwrap_or(0)
+    }
+
+    /// Adds a passage with its coded rows; `id` is above all before.
+    pub(crate) fn passage(&mut self, id: u64, codes: &[u16], packed: &[u8]) -> io::Result<()> {
+        debug_assert_eq!(
+            packed.len(),
+            codes.len() * self.shape.bytes_per_row as usize
+        );
+        debug_assert!(self.ids.last().is_none_or(|&last| last < id));
+        self.out.write_all(packed)?;
+        self.codes.write_all(bytemuck::cast_slice(codes))?;
+        self.ids.push(id);
+        self.row_starts.push(self.tokens() + codes.len() as u64);
+        Ok(())
+    }
+
+    /// Ends a file: all passages since the last one are of it.
+    pub(crate) fn end_file(&mut self, record: &FileRecord) {
+        record.write(&mut self.files);
+        self.passage_starts.push(self.ids.len() as u32);
+    }
+
+    /// Writes the rest, syncs, and gives the segment its name. The lists of
+    /// passages by centroid are made with about `memory` bytes.
+    pub(crate) fn finish(
+        mut self,
+        folder: &Path,
+        number: u64,
+        codebook: Option<u64>,
+        memory: usize,
+    ) -> io::Result<SegmentEntry> {
+        let tokens = self.tokens();
+        let mut sections = [(0, 0); SECTIONS];
+        sections[section::PACKED] = (0, self.out.length());
+
+        let mut codes = self
+            .codes
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        codes.rewind()?;
+        begin(&mut self.out, &mut sections, section::CODES)?;
+        io::copy(&mut codes, &mut self.out)?;
+        end(&self.out, &mut sections, section::CODES);
+
+        for (which, bytes) in [
+            (section::IDS, bytemuck::cast_slice(&self.ids)),
+            (section::ROW_STARTS, bytemuck::cast_slice(&self.row_starts)),
+        ] {
+            begin(&mut self.out, &mut sections, which)?;
+            self.out.write_all(bytes)?;
+            end(&self.out, &mut sections, which);
+        }
+
+        let mut postings = Postings {
+            codes,
+            row_starts: &self.row_starts,
+            centroids: self.shape.centroids as usize,
+        };
+        let starts = postings.starts()?;
+        begin(&mut self.out, &mut sections, section::POSTING_STARTS)?;
+        self.out.write_all(bytemuck::cast_slice(&starts))?;
+        end(&self.out, &mut sections, section::POSTING_STARTS);
+        begin(&mut self.out, &mut sections, section::POSTINGS)?;
+        postings.write(&starts, memory, &mut self.out)?;
+        end(&self.out, &mut sections, section::POSTINGS);
+
+        for (which, bytes) in [
+            (
+                section::PASSAGE_STARTS,
+                bytemuck::cast_slice(&self.passage_starts),
+            ),
+            (section::FILES, &self.files[..]),
+        ] {
+            begin(&mut self.out, &mut sections, which)?;
+            self.out.write_all(bytes)?;
+            end(&self.out, &mut sections, which);
+        }
+
+        let directory = Directory {
+            shape: self.shape,
+            passages: self.ids.len() as u32,
+            files: (self.passage_starts.len() - 1) as u32,
+            tokens,
+            sections,
+        };
+        self.out.align()?;
+        self.out.write_all(&directory.to_bytes())?;
+        let (seal, out) = self.out.finish()?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        persist(file, folder, &segment_file(number))?;
+        Ok(SegmentEntry {
+            number,
+            seal,
+            codebook,
+            passages: directory.passages,
+            tokens,
+            files: directory.files,
+            dead: Vec::new(),
+            dead_passages: 0,
+            touched: Vec::new(),
+        })
+    }
+}
+
+type Out = SealWriter<BufWriter<NamedTempFile>>;
+
+fn begin(out: &mut Out, sections: &mut [(u64, u64); SECTIONS], which: usize) -> io::Result<()> {
+    out.align()?;
+    sections[which].0 = out.length();
+    Ok(())
+}
+
+fn end(out: &Out, sections: &mut [(u64, u64); SECTIONS], which: usize) {
+    sections[which].1 = out.length() - sections[which].0;
+}
+
+/// The lists of passages by centroid, made from the codes in several passes if
+/// they do not fit into memory at once.
+struct Postings<'a> {
+    codes: File,
+    row_starts: &'a [u64],
+    centroids: usize,
+}
+
+impl Postings<'_> {
+    /// Where the list of each centroid begins, and where the last one ends.
+    fn starts(&mut self) -> io::Result<Vec<u64>> {
+        let mut starts = vec![0u64; self.centroids + 1];
+        self.each(0..self.centroids, |_, code| starts[code + 1] += 1)?;
+        for i in 0..self.centroids {
+            starts[i + 1] += starts[i];
+        }
+        Ok(starts)
+    }
+
+    fn write(&mut self, starts: &[u64], memory: usize, out: &mut impl Write) -> io::Result<()> {
+        let most = (memory / size_of::<u32>()).max(1) as u64;
+        let mut first = 0;
+        while first < self.centroids {
+            // As many centroids as fit, at least one.
+            let fits = starts[first + 1..].partition_point(|&end| end - starts[first] <= most);
+            let last = first + fits.max(1);
+            let mut lists = vec![0u32; (starts[last] - starts[first]) as usize];
+            let mut at: Vec<u64> = starts[first..last]
+                .iter()
+                .map(|s| s - starts[first])
+                .collect();
+            self.each(first..last, |passage, code| {
+                let at = &mut at[code - first];
+                lists[*at as usize] = passage;
+                *at += 1;
+            })?;
+            out.write_all(bytemuck::cast_slice(&lists))?;
+            first = last;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` once for every passage and every centroid of `wanted` that it has.
+    fn each(
+        &mut self,
+        wanted: std::ops::Range<usize>,
+        mut f: impl FnMut(u32, usize),
+    ) -> io::Result<()> {
+        self.codes.rewind()?;
+        let mut reader = BufReader::with_capacity(BUFFER, &mut self.codes);
+        // The last passage in which each centroid was seen, counted from 1.
+        let mut seen = vec![0u32; self.centroids];
+        let mut codes: Vec<u16> = Vec::new();
+        for (passage, rows) in self.row_starts.windows(2).enumerate() {
+            codes.resize((rows[1] - rows[0]) as usize, 0);
+            reader.read_exact(bytemuck::cast_slice_mut(&mut codes))?;
+            for &code in &codes {
+                let code = code as usize;
+                if wanted.contains(&code) && seen[code] != passage as u32 + 1 {
+                    seen[code] = passage as u32 + 1;
+                    f(passage as u32, code);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A new file in `folder` under a temporary name.
+fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.suffix(atomic::TEMPORARY_SUFFIX);
+    #[cfg(unix)]
+    {
+        // The umask of the process still applies.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Syncs a temporary file and gives it its name.
+fn persist(file: NamedTempFile, folder: &Path, name: &Path) -> io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(folder.join(name)).map_err(|e| e.error)?;
+    atomic::sync_folder(folder)
+}
