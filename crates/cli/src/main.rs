@@ -6,8 +6,10 @@ mod commands;
 mod failure;
 mod interrupt;
 mod output;
+mod place;
 mod progress;
 mod systems;
+mod when;
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
 //! How results look.
 
+pub(crate) mod hits;
 pub(crate) mod passage;
 pub(crate) mod terminal;

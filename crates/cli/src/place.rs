@@ -1,0 +1,104 @@
+//! Where the store of a path is, and which part of it the path means.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::failure::wrong_use;
+
+/// The folder in which a store lies, inside the folder that it indexes.
+pub(crate) const STORE_FOLDER: &str = ".keyfold";
+
+/// A path that the user named, and the store that answers for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The path, absolute, without symbolic links.
+    pub(crate) path: PathBuf,
+    /// The folder of the store, which need not exist yet.
+    pub(crate) store: PathBuf,
+}
+
+/// Finds the store of `path`: `store` if given, else that of the nearest folder
+/// upwards that has one, else the one that the path's own folder will get.
+pub(crate) fn locate(path: &Path, store: Option<&Path>) -> anyhow::Result<Place> {
+    let absolute = canonical(path)?;
+    let store = match store {
+        Some(store) => store.to_owned(),
+        None => nearest(&absolute),
+    };
+    Ok(Place {
+        path: absolute,
+        store,
+    })
+}
+
+/// The path as the system knows it; a path that is not there is wrong use.
+pub(crate) fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
+    match path.canonicalize() {
+        Ok(absolute) => Ok(absolute),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(wrong_use(format!(
+            "there is no file or folder {}; check the spelling",
+            path.display()
+        ))),
+        Err(e) => Err(e).with_context(|| format!("cannot open {}", path.display())),
+    }
+}
+
+fn nearest(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(parent) if !path.is_dir() => parent,
+        _ => path,
+    };
+    folder
+        .ancestors()
+        .map(|ancestor| ancestor.join(STORE_FOLDER))
+        .find(|store| store.is_dir())
+        .unwrap_or_else(|| folder.join(STORE_FOLDER))
+}
+
+/// A path as short as it can be typed here: without the working folder in front.
+pub(crate) fn shown(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    match here
+        .ok()
+        .and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned))
+    {
+        Some(relative) if relative != Path::new("") => relative,
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_store_upwards_answers() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let deep = root.join("a/b");
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::write(deep.join("note.md"), "x").unwrap();
+
+        // No store yet: the folder gets its own, a file that of its folder.
+        assert_eq!(nearest(&deep), deep.join(STORE_FOLDER));
+        assert_eq!(nearest(&deep.join("note.md")), deep.join(STORE_FOLDER));
+
+        std::fs::create_dir(root.join(STORE_FOLDER)).unwrap();
+        assert_eq!(locate(&deep, None).unwrap().store, root.join(STORE_FOLDER));
+        assert_eq!(
+            locate(&deep.join("note.md"), None).unwrap().store,
+            root.join(STORE_FOLDER)
+        );
+
+        let other = Path::new("elsewhere");
+        assert_eq!(locate(&deep, Some(other)).unwrap().store, other);
+    }
+
+    #[test]
+    fn a_missing_path_is_wrong_use() {
+        let error = locate(Path::new("no/such/folder"), None).unwrap_err();
+        assert!(error.is::<crate::failure::WrongUse>(), "{error}");
+        assert!(error.to_string().contains("no/such/folder"), "{error}");
+    }
+}
