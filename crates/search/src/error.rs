@@ -116,6 +116,27 @@ pub enum SearchError {
     /// The model failed on a text.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// A filter is not a glob.
+    #[error("'{glob}' is not a pattern for paths: {source}")]
+    Glob {
+        /// The pattern.
+        glob: String,
+        /// What is wrong with it.
+        source: globset::Error,
+    },
+    /// There is nothing to search for.
+    #[error("the query is empty: say what you look for in words")]
+    EmptyQuery,
+    /// A search by meaning without a model.
+    #[error(
+        "searching by meaning needs model '{stored}', which made the store {store}: name it with --model, or search with --mode lexical"
+    )]
+    NoEncoder {
+        /// The folder of the store.
+        store: PathBuf,
+        /// The model of the store.
+        stored: String,
+    },
     /// The vectors could not be coded.
     #[error("the codebook of {store} failed: {source}")]
     Codebook {

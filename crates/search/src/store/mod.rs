@@ -35,6 +35,10 @@ pub use files::{FileRecord, FileState};
 pub use lexical::{Fields, StoredPassage};
 pub use segment::Segment;
 pub use snapshot::Snapshot;
+pub(crate) use lexical::nanoseconds;
+pub(crate) use paths::is_below;
+pub(crate) use segment::section;
+pub(crate) use snapshot::live_records;
 
 use crate::error::SearchError;
 use manifest::Manifest;

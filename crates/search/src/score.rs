@@ -1,0 +1,104 @@
+//! Exact scores: MaxSim of a query with the coded rows of a passage,
+//! `sum over query rows q of max over passage rows d of <q, d>`.
+
+use std::sync::Arc;
+
+use keyfold_core::Vectors;
+use keyfold_kernels::MaxSim;
+
+use crate::candidates::{Candidate, share};
+use crate::codebook::Codebook;
+use crate::error::SearchError;
+use crate::store::Segment;
+
+/// A query, prepared for the codebooks of some segments.
+pub(crate) struct Query {
+    codebooks: Vec<Arc<Codebook>>,
+    /// For every codebook the query rows, `[rows, width]`.
+    rows: Vec<Vec<f32>>,
+    /// For every segment the place of its codebook.
+    of_segment: Vec<usize>,
+}
+
+impl Query {
+    pub(crate) fn new(segments: &[Segment], query: &Vectors) -> Self {
+        let mut codebooks: Vec<Arc<Codebook>> = Vec::new();
+        let mut of_segment = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let known = codebooks
+                .iter()
+                .position(|c| Arc::ptr_eq(c, segment.codebook()));
+            of_segment.push(known.unwrap_or_else(|| {
+                codebooks.push(segment.codebook().clone());
+                codebooks.len() - 1
+            }));
+        }
+        let widen = |c: &Arc<Codebook>| c.widen(query.as_slice());
+        Self {
+            rows: codebooks.iter().map(widen).collect(),
+            codebooks,
+            of_segment,
+        }
+    }
+
+    /// The different codebooks with the query rows, `[rows, width]`, for each.
+    pub(crate) fn by_codebook(&self) -> impl Iterator<Item = (&Codebook, &[f32])> {
+        self.codebooks
+            .iter()
+            .map(|c| &**c)
+            .zip(self.rows.iter().map(Vec::as_slice))
+    }
+
+    /// The place of a segment's codebook in [`Query::by_codebook`].
+    pub(crate) fn codebook_of(&self, segment: u32) -> usize {
+        self.of_segment[segment as usize]
+    }
+
+    /// What a thread needs for exact scores, by codebook.
+    fn scorers(&self) -> Vec<MaxSim> {
+        self.by_codebook()
+            .map(|(codebook, rows)| MaxSim::new(rows, codebook.width()))
+            .collect()
+    }
+}
+
+/// Sets the scores of candidates to their MaxSim; minus infinity for passages
+/// without rows.
+pub(crate) fn exact(
+    segments: &[Segment],
+    query: &Query,
+    candidates: &mut [Candidate],
+    threads: usize,
+) -> Result<(), SearchError> {
+    share(
+        candidates,
+        threads,
+        || query.scorers(),
+        |scorers, c| {
+            let segment = &segments[c.segment as usize];
+            let rows = segment.rows(c.local)?;
+            c.score = if rows.is_empty() {
+                f32::NEG_INFINITY
+            } else {
+                let scorer = &mut scorers[query.codebook_of(c.segment)];
+                let codes = segment.codes(rows.clone())?;
+                segment
+                    .codebook()
+                    .maxsim(scorer, codes, segment.packed(rows)?)
+            };
+            Ok(())
+        },
+    )?;
+    Ok(())
+}
+
+/// The rows of a passage as they are read back from their codes, `[rows, dim]`.
+pub(crate) fn decoded(segment: &Segment, local: u32) -> Result<Vec<f32>, SearchError> {
+    let rows = segment.rows(local)?;
+    let mut out = Vec::with_capacity(rows.len() * segment.codebook().dim());
+    let codes = segment.codes(rows.clone())?;
+    segment
+        .codebook()
+        .decode(codes, segment.packed(rows)?, &mut out);
+    Ok(out)
+}
