@@ -28,13 +28,15 @@ impl Default for ChunkOptions {
 }
 
 /// About how many word pieces BERT's English WordPiece vocabulary makes of the text,
-/// without running it (some 300 MB/s for ASCII).
+/// without running it.
 ///
-/// A word costs by its length (1 token up to 5 letters, 2 at 12, then 0.4 a
-/// letter), a number 1 and 0.45 for each digit past the third, any other sign and
-/// any CJK character 1, a Hangul syllable 2. The costs were fitted to encyclopaedic,
-/// scientific and theatrical English and to code; on English prose the estimate is
-/// within 15 % of the tokenizer's count.
+/// A word costs by its length: 1 token up to 6 letters, 1.5 at 11, 2.6 at 15, then 0.4
+/// a letter, and 0.8 more for each hump of camelCase. A number costs 1 and 0.45 for
+/// each digit past the third, other ASCII signs 1.1 to 1.3 (they stand in unusual
+/// company), a CJK character 1, a Hangul syllable 2. Fitted to encyclopaedic, scientific, legal and
+/// theatrical English, to documentation and to code: over stretches of 900 characters
+/// the mean is 0.95 to 1.05 of the tokenizer's count for each of them, and nine
+/// stretches in ten lie within 0.88 to 1.09.
 pub fn estimate_tokens(text: &str) -> usize {
     to_tokens(cost(text))
 }
@@ -49,8 +51,10 @@ pub(crate) fn to_tokens(cost: Cost) -> usize {
 
 /// Cost of a run of 0 to 15 Latin letters.
 const LETTERS: [Cost; 16] = [
-    0, 10, 10, 11, 10, 11, 12, 12, 13, 14, 15, 17, 20, 23, 26, 29,
+    0, 10, 10, 10, 10, 10, 10, 11, 12, 13, 14, 15, 17, 19, 22, 26,
 ];
+/// An upper-case letter after a lower-case one, as in camelCase.
+const HUMP: Cost = 8;
 
 fn letters_cost(length: usize) -> Cost {
     match LETTERS.get(length) {
@@ -69,7 +73,8 @@ fn digits_cost(length: usize) -> Cost {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
-    Letter,
+    Lower,
+    Upper,
     Digit,
     /// Costs by itself, whatever stands beside it.
     Single(Cost),
@@ -77,12 +82,14 @@ enum Class {
 
 fn class(c: char) -> Class {
     match c {
-        'a'..='z' | 'A'..='Z' => Class::Letter,
+        'a'..='z' => Class::Lower,
+        'A'..='Z' => Class::Upper,
         '0'..='9' => Class::Digit,
         '\0'..=' ' | '\x7f'..='\u{a0}' => Class::Single(0),
-        '!'..='~' => Class::Single(10),
+        '_' | '/' | '{' | '}' => Class::Single(13),
+        '!'..='~' => Class::Single(11),
         // Latin letters with marks: the vocabulary strips the marks.
-        '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}' => Class::Letter,
+        '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}' => Class::Lower,
         // Combining marks are stripped.
         '\u{300}'..='\u{36f}' => Class::Single(0),
         '\u{ac00}'..='\u{d7a3}' => Class::Single(20),
@@ -105,12 +112,14 @@ struct Meter {
     done: Cost,
     letters: usize,
     digits: usize,
+    after_lower: bool,
 }
 
 impl Meter {
     fn push(&mut self, c: char) {
         let class = class(c);
-        if class != Class::Letter && self.letters > 0 {
+        let is_letter = matches!(class, Class::Lower | Class::Upper);
+        if !is_letter && self.letters > 0 {
             self.done += letters_cost(self.letters);
             self.letters = 0;
         }
@@ -119,10 +128,15 @@ impl Meter {
             self.digits = 0;
         }
         match class {
-            Class::Letter => self.letters += 1,
+            Class::Lower => self.letters += 1,
+            Class::Upper => {
+                self.letters += 1;
+                self.done += if self.after_lower { HUMP } else { 0 };
+            }
             Class::Digit => self.digits += 1,
             Class::Single(cost) => self.done += cost,
         }
+        self.after_lower = class == Class::Lower;
     }
 
     fn cost(&self) -> Cost {
@@ -332,25 +346,27 @@ impl Splitter<'_> {
             return;
         };
         // Fill evenly: 400 tokens become 134 three times, not 180, 180 and 40.
-        let aim = total.div_ceil(total.div_ceil(self.target));
+        let aim_for = |rest: Cost| rest.div_ceil(rest.div_ceil(self.target).max(1));
+        let mut rest = total;
         let mut open = range.start..range.start;
         let mut open_cost = 0;
         for end in cut.ends(&self.text[range.clone()]) {
             let segment = open.end..range.start + end;
             let segment_cost = cost(&self.text[segment.clone()]);
             let joined = open_cost + segment_cost;
-            let joining_helps =
-                joined <= self.max && joined.abs_diff(aim) <= aim.abs_diff(open_cost);
-            if !joining_helps {
+            let aim = aim_for(rest);
+            if joined > self.max || joined.abs_diff(aim) > aim.abs_diff(open_cost) {
                 self.close(open, parts);
+                rest = rest.saturating_sub(open_cost);
                 open = segment.start..segment.start;
                 open_cost = 0;
             }
+            open.end = segment.end;
             if segment_cost > self.max {
                 self.split(segment.clone(), finer, parts);
-                open = segment.end..segment.end;
+                rest = rest.saturating_sub(segment_cost);
+                open.start = segment.end;
             } else {
-                open.end = segment.end;
                 open_cost += segment_cost;
             }
         }

@@ -1,1 +1,150 @@
+use super::*;
+use proptest::prelude::*;
 
+const ALICE: &str = "Alice was beginning to get very tired of sitting by her sister on the bank, \
+         and of having nothing to do: once or twice she had peeped into the book her \
+         sister was reading, but it had no pictures or conversations in it, \"and what \
+         is the use of a book,\" thought Alice \"without pictures or conversations?\" \
+         So she was considering in her own mind (as well as she could, for the hot day \
+         made her feel very sleepy and stupid), whether the pleasure of making a daisy- \
+         chain would be worth the trouble of getting up and picking the daisies, when \
+         suddenly a White Rabbit with pink eyes ran close by her.";
+const DARWIN: &str = "When we look to the individuals of the same variety or sub-variety of our \
+         older cultivated plants and animals, one of the first points which strikes us, \
+         is, that they generally differ much more from each other, than do the \
+         individuals of any one species or variety in a state of nature. When we \
+         reflect on the vast diversity of the plants and animals which have been \
+         cultivated, and which have varied during all ages under the most different \
+         climates and treatment, I think we are driven to conclude that this greater \
+         variability is simply due to our domestic productions having been raised under \
+         conditions of life not so uniform as, and somewhat different from, those to \
+         which the parent-species have been exposed under nature.";
+const LICENCE: &str = "Permission is hereby granted, free of charge, to any person obtaining a copy \
+         of this software and associated documentation files (the \"Software\"), to \
+         deal in the Software without restriction, including without limitation the \
+         rights to use, copy, modify, merge, publish, distribute, sublicense, and/or \
+         sell copies of the Software, and to permit persons to whom the Software is \
+         furnished to do so, subject to the following conditions: The above copyright \
+         notice and this permission notice shall be included in all copies or \
+         substantial portions of the Software.";
+
+#[test]
+fn the_estimate_is_near_the_word_piece_count_of_english() {
+    // Counted with the tokenizer of all-MiniLM-L6-v2, without special tokens.
+    for (text, tokens) in [(ALICE, 132), (DARWIN, 139), (LICENCE, 110)] {
+        let estimate = estimate_tokens(text);
+        assert!(
+            estimate.abs_diff(tokens) * 100 <= tokens * 15,
+            "{estimate} for {tokens}: {text}"
+        );
+    }
+}
+
+#[test]
+fn the_estimate_counts_other_scripts_numbers_and_code() {
+    assert_eq!(estimate_tokens(""), 0);
+    assert_eq!(estimate_tokens(" \n\t"), 0);
+    assert_eq!(estimate_tokens("東京都"), 3);
+    assert_eq!(estimate_tokens("한국"), 4);
+    assert_eq!(estimate_tokens("1998"), 2);
+    assert!(estimate_tokens("getUserByName(user_id, 0x1f)") >= 12);
+    assert!(estimate_tokens("3.14159265358979") > estimate_tokens("seventeen words"));
+}
+
+fn parts(text: &str, kind: Kind, target: usize, max: usize) -> Vec<&str> {
+    let options = ChunkOptions {
+        target_tokens: target,
+        max_tokens: max,
+    };
+    let ranges = split(text, kind, &options);
+    ranges.into_iter().map(|range| &text[range]).collect()
+}
+
+#[test]
+fn prose_is_cut_at_sentences_even_where_lines_are_wrapped() {
+    let text = "The first sentence is wrapped\nover two lines. The second one\nis too. Third.";
+    let expected = [
+        "The first sentence is wrapped\nover two lines.",
+        "The second one\nis too. Third.",
+    ];
+    assert_eq!(parts(text, Kind::Prose, 10, 12), expected);
+}
+
+#[test]
+fn lines_are_cut_at_line_ends_and_keep_their_indentation() {
+    let text = "fn main() {\n    one();\n\n    two();\n}\n";
+    assert_eq!(parts(text, Kind::Lines, 100, 100), [text.trim_end()]);
+    let expected = ["fn main() {\n    one();", "    two();\n}"];
+    assert_eq!(parts(text, Kind::Lines, 12, 12), expected);
+}
+
+#[test]
+fn cuts_are_even() {
+    let text = "One two three four. ".repeat(40); // 204 tokens
+    let sizes: Vec<_> = parts(&text, Kind::Prose, 90, 100)
+        .iter()
+        .map(|part| estimate_tokens(part))
+        .collect();
+    assert_eq!(sizes.len(), 3);
+    assert!(
+        sizes.iter().all(|size| (60..=75).contains(size)),
+        "{sizes:?}"
+    );
+}
+
+#[test]
+fn a_line_without_spaces_is_cut_between_characters() {
+    let text = "日本語".repeat(100);
+    let cut = parts(&text, Kind::Prose, 40, 50);
+    assert_eq!(cut.concat(), text);
+    assert!(cut.iter().all(|part| estimate_tokens(part) <= 50));
+    let text = "a".repeat(10_000);
+    let cut = parts(&text, Kind::Lines, 40, 50);
+    assert_eq!(cut.concat(), text);
+    assert!(cut.len() > 10);
+}
+
+#[test]
+fn paragraphs_lines_and_words_end_where_they_should() {
+    let ends = |cut: Cut, text: &str| cut.ends(text).collect::<Vec<_>>();
+    assert_eq!(ends(Cut::Lines, "a\r\nb\rc\n\nd"), [3, 5, 7, 8, 9]);
+    assert_eq!(ends(Cut::BlankLines, "a\nb\n \n\nc\n"), [7, 9]);
+    assert_eq!(ends(Cut::BlankLines, "\n\na"), [2, 3]);
+    assert_eq!(ends(Cut::Words, "a  bc "), [3, 6]);
+    assert_eq!(ends(Cut::Words, ""), Vec::<usize>::new());
+    assert_eq!(ends(Cut::Sentences, "It is.\nSo be it. Yes"), [7, 17, 20]);
+}
+
+#[test]
+fn kinds_of_plain_text() {
+    let wrapped = "It was the best of times,\nit was the worst of times,\nit was the age";
+    assert_eq!(Kind::of_plain_text(wrapped), Kind::Prose);
+    let log = "12:00 INFO started\n12:01 WARN slow\n12:02 INFO stopped";
+    assert_eq!(Kind::of_plain_text(log), Kind::Lines);
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_lost_and_nothing_is_too_large(
+        text in "([a-zA-Z0-9.!?é日한\u{1f600}_-]{0,12}[ \n\r\t]{0,3}){0,80}",
+        max in 1usize..60,
+        lines in any::<bool>(),
+    ) {
+        let kind = if lines { Kind::Lines } else { Kind::Prose };
+        let options = ChunkOptions { target_tokens: max / 2, max_tokens: max };
+        let ranges = split(&text, kind, &options);
+        let mut last = 0;
+        for range in &ranges {
+            prop_assert!(text[last..range.start].trim().is_empty());
+            let part = &text[range.clone()];
+            prop_assert!(!part.trim().is_empty());
+            // A single character may cost more than the limit.
+            prop_assert!(
+                estimate_tokens(part) <= max || part.chars().count() == 1,
+                "{part:?} for {max}"
+            );
+            last = range.end;
+        }
+        prop_assert!(text[last..].trim().is_empty());
+    }
+}
