@@ -1,10 +1,10 @@
 //! Products, lengths and sums of vectors.
 
-use crate::dispatch::{fma, simd};
+use crate::vector::{Eight, Pair, Vector, simd};
 
-/// How many sums run side by side: four registers of eight, so that one
-/// multiply-add need not wait for the one before.
-const LANES: usize = 32;
+/// Four registers side by side, so that one multiply-add need not wait for the
+/// one before.
+type Four<V> = Pair<Pair<V>>;
 
 /// Sum of the products of two vectors of equal length.
 ///
@@ -20,50 +20,37 @@ simd! {
 }
 
 #[inline(always)]
-pub(crate) fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0f32; LANES];
-    for (x, y) in a_blocks.iter().zip(b_blocks) {
-        for l in 0..LANES {
-            sums[l] = fma::<FMA>(x[l], y[l], sums[l]);
-        }
+pub(crate) fn dot_body<V: Eight>(a: &[f32], b: &[f32]) -> f32 {
+    let (a_blocks, b_blocks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let (a_rest, b_rest) = (a_blocks.remainder(), b_blocks.remainder());
+    let mut sum = Four::<V>::splat(0.0);
+    for (x, y) in a_blocks.zip(b_blocks) {
+        sum = Four::<V>::load(x).mul_add(Four::load(y), sum);
     }
-    let (a_eights, a_rest) = a_rest.as_chunks::<8>();
-    let (b_eights, b_rest) = b_rest.as_chunks::<8>();
-    for (x, y) in a_eights.iter().zip(b_eights) {
-        for l in 0..8 {
-            sums[l] = fma::<FMA>(x[l], y[l], sums[l]);
-        }
+    let (a_eights, b_eights) = (a_rest.chunks_exact(8), b_rest.chunks_exact(8));
+    let (a_rest, b_rest) = (a_eights.remainder(), b_eights.remainder());
+    let mut eight = V::splat(0.0);
+    for (x, y) in a_eights.zip(b_eights) {
+        eight = V::load(x).mul_add(V::load(y), eight);
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
-    fold_lanes(sums) + rest
+    sum.fold().add(eight).sum() + rest
 }
 
-/// Sum of `f(x)` over `xs`, in lanes.
+/// Sum of `f(x)` over `xs`; `f` of the lanes and `g` of the rest do the same.
 #[inline(always)]
-pub(crate) fn sum_by(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let (blocks, rest) = xs.as_chunks::<LANES>();
-    let mut sums = [0f32; LANES];
+pub(crate) fn sum_by<V: Eight>(
+    xs: &[f32],
+    f: impl Fn(Four<V>) -> Four<V>,
+    g: impl Fn(f32) -> f32,
+) -> f32 {
+    let blocks = xs.chunks_exact(32);
+    let rest = blocks.remainder();
+    let mut sum = Four::<V>::splat(0.0);
     for block in blocks {
-        for l in 0..LANES {
-            sums[l] += f(block[l]);
-        }
+        sum = sum.add(f(Four::load(block)));
     }
-    fold_lanes(sums) + rest.iter().map(|&x| f(x)).sum::<f32>()
-}
-
-/// Sum of the lanes, by halves, as vector code does it.
-#[inline(always)]
-fn fold_lanes(mut sums: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            sums[l] += sums[l + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    sum.sum() + rest.iter().map(|&x| g(x)).sum::<f32>()
 }
 
 /// Euclidean length.
@@ -85,9 +72,9 @@ simd! {
 }
 
 #[inline(always)]
-fn normalize_body<const FMA: bool>(rows: &mut [f32], dim: usize) {
+fn normalize_body<V: Eight>(rows: &mut [f32], dim: usize) {
     for row in rows.chunks_exact_mut(dim.max(1)) {
-        let scale = 1.0 / dot_body::<FMA>(row, row).sqrt().max(1e-12);
+        let scale = 1.0 / dot_body::<V>(row, row).sqrt().max(1e-12);
         row.iter_mut().for_each(|x| *x *= scale);
     }
 }
@@ -129,6 +116,7 @@ pub(crate) fn assert_rows(len: usize, dim: usize, who: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::Portable;
     use proptest::prelude::*;
 
     fn exact(a: &[f32], b: &[f32]) -> f64 {
@@ -145,7 +133,7 @@ mod tests {
         ) {
             let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
             let want = exact(&a, &b);
-            for got in [dot(&a, &b), dot_body::<false>(&a, &b)] {
+            for got in [dot(&a, &b), dot_body::<Portable>(&a, &b)] {
                 prop_assert!((f64::from(got) - want).abs() < 1e-5, "{got} {want}");
             }
         }
@@ -156,7 +144,7 @@ mod tests {
             seed in prop::collection::vec(-10f32..10.0, 70 * 3),
         ) {
             let rows = &seed[..dim * 3];
-            for f in [normalize_rows, normalize_body::<false>] {
+            for f in [normalize_rows, normalize_body::<Portable>] {
                 let mut unit = rows.to_vec();
                 f(&mut unit, dim);
                 for (row, unit) in rows.chunks(dim).zip(unit.chunks(dim)) {

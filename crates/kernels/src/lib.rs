@@ -14,7 +14,6 @@
 #![allow(unsafe_code)]
 
 mod activations;
-mod dispatch;
 mod dot;
 pub mod kmeans;
 mod math;
@@ -24,6 +23,7 @@ mod norms;
 pub mod peak;
 pub mod residual;
 mod topk;
+mod vector;
 
 pub use activations::{gelu, gelu_tanh, relu, silu, tanh};
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};

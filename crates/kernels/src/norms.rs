@@ -1,8 +1,8 @@
 //! Functions of whole rows: layer norm, RMS norm, softmax.
 
-use crate::dispatch::{fma, simd};
 use crate::dot::{assert_rows, dot_body, sum_by};
 use crate::math::exp;
+use crate::vector::{Eight, Pair, Vector, simd};
 
 /// Layer norm of every row of `x` (`[n, dim]`): `(x - mean) / √(var + eps) * weight + bias`.
 ///
@@ -22,16 +22,20 @@ simd! {
 }
 
 #[inline(always)]
-fn layer_norm_body<const FMA: bool>(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+fn layer_norm_body<V: Eight>(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
     let dim = weight.len();
     for row in x.chunks_exact_mut(dim.max(1)) {
-        let mean = sum_by(row, |x| x) / dim as f32;
-        let variance = sum_by(row, |x| (x - mean) * (x - mean)) / dim as f32;
+        let mean = sum_by::<V>(row, |x| x, |x| x) / dim as f32;
+        let squared = |x: Pair<Pair<V>>| {
+            let centered = x.sub(Pair::splat(mean));
+            centered.mul(centered)
+        };
+        let variance = sum_by(row, squared, |x| (x - mean) * (x - mean)) / dim as f32;
         let scale = 1.0 / (variance + eps).sqrt();
         match bias {
             Some(bias) => {
                 for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
-                    *x = fma::<FMA>((*x - mean) * scale, *w, *b);
+                    *x = (*x - mean) * scale * *w + *b;
                 }
             }
             None => {
@@ -58,10 +62,10 @@ simd! {
 }
 
 #[inline(always)]
-fn rms_norm_body<const FMA: bool>(x: &mut [f32], weight: &[f32], eps: f32) {
+fn rms_norm_body<V: Eight>(x: &mut [f32], weight: &[f32], eps: f32) {
     let dim = weight.len();
     for row in x.chunks_exact_mut(dim.max(1)) {
-        let scale = 1.0 / (dot_body::<FMA>(row, row) / dim as f32 + eps).sqrt();
+        let scale = 1.0 / (dot_body::<V>(row, row) / dim as f32 + eps).sqrt();
         for (x, w) in row.iter_mut().zip(weight) {
             *x *= scale * *w;
         }
@@ -83,37 +87,60 @@ simd! {
 }
 
 #[inline(always)]
-fn softmax_body<const FMA: bool>(x: &mut [f32], cols: usize) {
+fn softmax_body<V: Eight>(x: &mut [f32], cols: usize) {
     for row in x.chunks_exact_mut(cols.max(1)) {
-        let max = maximum(row);
+        let max = maximum::<V>(row);
         // In a row of -inf alone, subtracting -inf would give NaN.
         let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        row.iter_mut().for_each(|x| *x = exp::<FMA>(*x - max));
-        let sum = sum_by(row, |x| x);
+        let sum = exp_and_sum::<Pair<V>>(row, max);
         let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
         row.iter_mut().for_each(|x| *x *= scale);
     }
 }
 
+/// Replaces every `x` by `exp(x - shift)` and gives their sum.
+#[inline(always)]
+fn exp_and_sum<V: Vector>(row: &mut [f32], shift: f32) -> f32 {
+    let mut sum = V::splat(0.0);
+    let mut blocks = row.chunks_exact_mut(V::LEN);
+    for block in &mut blocks {
+        let y = exp(V::load(block).sub(V::splat(shift)));
+        y.store(block);
+        sum = sum.add(y);
+    }
+    let rest = blocks.into_remainder();
+    if !rest.is_empty() {
+        // exp(-inf) adds nothing to the sum.
+        let padded = &mut [f32::NEG_INFINITY; 32][..V::LEN];
+        padded[..rest.len()].copy_from_slice(rest);
+        let y = exp(V::load(padded).sub(V::splat(shift)));
+        y.store(padded);
+        sum = sum.add(y);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+    sum.sum()
+}
+
 /// Greatest number, passing over NaN; `-inf` of none.
 #[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
-    let greater = |a: f32, b: f32| if b > a { b } else { a };
-    let (blocks, rest) = row.as_chunks::<16>();
-    let mut best = [f32::NEG_INFINITY; 16];
+fn maximum<V: Eight>(row: &[f32]) -> f32 {
+    let mut best = V::splat(f32::NEG_INFINITY);
+    let blocks = row.chunks_exact(8);
+    let rest = blocks.remainder();
     for block in blocks {
-        for l in 0..16 {
-            best[l] = greater(best[l], block[l]);
-        }
+        best = V::load(block).max(best);
     }
-    best.iter()
+    let greater = |a: f32, &b: &f32| if b > a { b } else { a };
+    best.to_array()
+        .iter()
         .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &b| greater(a, b))
+        .fold(f32::NEG_INFINITY, greater)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::Portable;
     use proptest::prelude::*;
 
     proptest! {
@@ -125,7 +152,7 @@ mod tests {
             let (x, rest) = numbers.split_at(2 * dim);
             let (weight, rest) = rest.split_at(dim);
             let bias = (!rest.is_empty() && rest.len() >= dim).then(|| &rest[..dim]);
-            for f in [layer_norm_checked, layer_norm_body::<false>] {
+            for f in [layer_norm_checked, layer_norm_body::<Portable>] {
                 let mut y = x.to_vec();
                 f(&mut y, weight, bias, 1e-5);
                 for (x, y) in x.chunks(dim).zip(y.chunks(dim)) {
@@ -152,7 +179,7 @@ mod tests {
         ) {
             let (x, rest) = numbers.split_at(2 * dim);
             let weight = &rest[..dim];
-            for f in [rms_norm_checked, rms_norm_body::<false>] {
+            for f in [rms_norm_checked, rms_norm_body::<Portable>] {
                 let mut y = x.to_vec();
                 f(&mut y, weight, 1e-6);
                 for (x, y) in x.chunks(dim).zip(y.chunks(dim)) {
@@ -171,7 +198,7 @@ mod tests {
             numbers in prop::collection::vec(prop_oneof![9 => -30f32..30.0, 1 => Just(f32::NEG_INFINITY)], 240),
         ) {
             let x = &numbers[..3 * cols];
-            for f in [softmax_checked, softmax_body::<false>] {
+            for f in [softmax_checked, softmax_body::<Portable>] {
                 let mut y = x.to_vec();
                 f(&mut y, cols);
                 for (x, y) in x.chunks(cols).zip(y.chunks(cols)) {

@@ -1,0 +1,184 @@
+//! Speed of every kernel on one thread, in the unit that bounds it, and its
+//! share of what this machine reaches at best.
+//!
+//! `cargo bench -p keyfold-kernels --profile release -- FILTER`
+
+// A bench speaks to the person who runs it.
+#![allow(clippy::print_stdout)]
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use keyfold_kernels as kernels;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// What bounds a kernel.
+enum Bound {
+    /// Floating-point operations of one call.
+    Flops(usize),
+    /// Bytes that one call reads from memory.
+    Bytes(usize),
+    /// Numbers of an element-wise function; no peak to compare with.
+    Numbers(usize),
+}
+
+/// Runs benches and compares them with the machine's peak.
+struct Bench {
+    criterion: Criterion,
+    flops: f64,
+    bandwidth: f64,
+}
+
+impl Bench {
+    fn run<T>(&mut self, name: &str, bound: Bound, mut work: impl FnMut() -> T) {
+        let (unit, amount, peak) = match bound {
+            Bound::Flops(n) => ("GFLOP/s", n, Some(self.flops)),
+            Bound::Bytes(n) => ("GB/s", n, Some(self.bandwidth)),
+            Bound::Numbers(n) => ("Gnumbers/s", n, None),
+        };
+        let shortest = Cell::new(f64::INFINITY);
+        let mut group = self.criterion.benchmark_group("kernels");
+        group.throughput(Throughput::Elements(amount as u64));
+        group.bench_function(name, |b| {
+            b.iter_custom(|iterations| {
+                let mut all = Duration::ZERO;
+                for _ in 0..iterations {
+                    let start = Instant::now();
+                    black_box(work());
+                    let elapsed = start.elapsed();
+                    all += elapsed;
+                    // Other programs disturb some calls, rarely all.
+                    shortest.set(shortest.get().min(elapsed.as_secs_f64()));
+                }
+                all
+            });
+        });
+        group.finish();
+        if shortest.get().is_infinite() {
+            return; // filtered out
+        }
+        let rate = amount as f64 / shortest.get();
+        let share = peak.map_or(String::new(), |p| {
+            format!(", {:.0} % of peak", 100.0 * rate / p)
+        });
+        let microseconds = 1e6 * shortest.get();
+        println!(
+            "=> {name}: {microseconds:.2} us, {:.2} {unit}{share}\n",
+            rate / 1e9
+        );
+    }
+}
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn main() {
+    let mut bench = Bench {
+        criterion: Criterion::default()
+            .warm_up_time(Duration::from_millis(100))
+            .measurement_time(Duration::from_millis(400))
+            .sample_size(20)
+            .configure_from_args(),
+        flops: kernels::peak::peak_flops(1),
+        bandwidth: kernels::peak::read_bandwidth(1),
+    };
+    println!(
+        "one thread: {:.1} GFLOP/s, {:.1} GB/s\n",
+        bench.flops / 1e9,
+        bench.bandwidth / 1e9
+    );
+    dot(&mut bench);
+    element_wise(&mut bench);
+    matmul(&mut bench);
+    maxsim(&mut bench);
+    bench.criterion.final_summary();
+}
+
+fn dot(bench: &mut Bench) {
+    let dim = 128;
+    let query = random(dim, 1);
+    for (place, rows) in [("in cache", 512), ("in memory", 1 << 18)] {
+        let docs = random(rows * dim, 2);
+        let bound = if rows > 512 {
+            Bound::Bytes(4 * rows * dim)
+        } else {
+            Bound::Flops(2 * rows * dim)
+        };
+        bench.run(&format!("dot, {rows} rows of 128 {place}"), bound, || {
+            docs.chunks_exact(dim)
+                .map(|d| kernels::dot(&query, d))
+                .sum::<f32>()
+        });
+    }
+}
+
+fn element_wise(bench: &mut Bench) {
+    let n = 1 << 16;
+    let start = random(n, 3);
+    let mut x = start.clone();
+    let functions: [(&str, fn(&mut [f32])); 4] = [
+        ("gelu", kernels::gelu),
+        ("gelu_tanh", kernels::gelu_tanh),
+        ("silu", kernels::silu),
+        ("tanh", kernels::tanh),
+    ];
+    for (name, f) in functions {
+        bench.run(name, Bound::Numbers(n), || {
+            x.copy_from_slice(&start);
+            f(&mut x);
+        });
+    }
+    let (weight, bias) = (random(384, 4), random(384, 5));
+    let mut x = random(384 * 176, 6);
+    bench.run("layer_norm 384", Bound::Numbers(x.len()), || {
+        kernels::layer_norm(&mut x, 384, &weight, Some(&bias), 1e-12);
+    });
+    bench.run("softmax 128", Bound::Numbers(n), || {
+        kernels::softmax_rows(&mut x[..n], 128)
+    });
+}
+
+fn matmul(bench: &mut Bench) {
+    for (n, k) in [(384, 384), (1536, 384), (384, 1536), (8192, 128)] {
+        for m in [1, 2, 4, 8, 12, 16, 32, 128, 1024] {
+            let (a, b) = (random(m * k, 7), random(n * k, 8));
+            let mut out = vec![0.0; m * n];
+            bench.run(
+                &format!("matmul_nt {m} x {n} x {k}"),
+                Bound::Flops(2 * m * n * k),
+                || {
+                    kernels::matmul_nt(&mut out, &a, &b, m, n, k, 1);
+                },
+            );
+            bench.run(
+                &format!("matmul_nn {m} x {n} x {k}"),
+                Bound::Flops(2 * m * n * k),
+                || {
+                    kernels::matmul_nn(&mut out, &a, &b, m, n, k, 1);
+                },
+            );
+        }
+    }
+}
+
+fn maxsim(bench: &mut Bench) {
+    for dim in [64, 96, 128] {
+        for nq in [1, 4, 5, 8, 10, 12, 16, 20, 24, 32] {
+            let nd = 128;
+            let query = random(nq * dim, 9);
+            let docs = random(64 * nd * dim, 10);
+            let mut query = kernels::MaxSim::new(&query, dim);
+            let bound = Bound::Flops(2 * nq * nd * dim * 64);
+            bench.run(&format!("maxsim {nq} x {nd} x {dim}"), bound, || {
+                docs.chunks_exact(nd * dim)
+                    .map(|d| query.score(d))
+                    .sum::<f32>()
+            });
+        }
+    }
+}
