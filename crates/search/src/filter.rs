@@ -84,6 +84,33 @@ impl Allowed {
         }))
     }
 
+    /// Allows of `ids` those that `before` allows (all without it).
+    pub(crate) fn only(
+        snapshot: &Snapshot,
+        before: Option<&Self>,
+        ids: &[u64],
+    ) -> Result<Self, SearchError> {
+        let mut by_segment: Vec<BitSet> = Vec::new();
+        by_segment.resize_with(snapshot.segments().len(), BitSet::default);
+        let mut by_id = BitSet::default();
+        for &id in ids {
+            if before.is_some_and(|b| !b.by_id.contains(id as usize)) {
+                continue;
+            }
+            by_id.insert(id as usize);
+            for (segment, places) in snapshot.segments().iter().zip(&mut by_segment) {
+                if let Some(place) = segment.find(id)?.filter(|&p| segment.is_live(p)) {
+                    places.insert(place as usize);
+                }
+            }
+        }
+        Ok(Self {
+            count: by_segment.iter().map(BitSet::len).sum(),
+            by_segment,
+            by_id: Arc::new(by_id),
+        })
+    }
+
     /// How many passages with a place in a segment are allowed.
     pub fn count(&self) -> usize {
         self.count

@@ -2,9 +2,12 @@
 
 pub mod candidates;
 pub mod codebook;
+pub mod engine;
 pub mod error;
+pub mod explain;
 pub mod filter;
 pub mod fuse;
+mod lexical;
 mod score;
 pub mod store;
 

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use keyfold_kernels::{TopK, centroid_scores, norm};
 
-use super::{Candidate, CandidateOptions, best_first, share};
+use super::{Candidate, CandidateOptions, share};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
 use crate::filter::Allowed;

@@ -133,7 +133,7 @@ pub fn nearest(
 }
 
 /// The time since `clock`, which is set to now.
-fn lap(clock: &mut Instant) -> Duration {
+pub(crate) fn lap(clock: &mut Instant) -> Duration {
     let now = Instant::now();
     now - std::mem::replace(clock, now)
 }

@@ -174,7 +174,7 @@ impl Snapshot {
         .map(Some)
     }
 
-    fn address(&self, id: u64) -> tantivy::Result<Option<DocAddress>> {
+    pub(crate) fn address(&self, id: u64) -> tantivy::Result<Option<DocAddress>> {
         let term = Term::from_field_u64(self.fields.passage, id);
         for (ordinal, reader) in self.searcher.segment_readers().iter().enumerate() {
             let index = reader.inverted_index(self.fields.passage)?;

@@ -1,0 +1,430 @@
+//! Searching a store: by words, by meaning, or by both.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use keyfold_core::{Encoder, Role, Vectors};
+
+use crate::candidates::{self, CandidateOptions, MeaningTimings};
+use crate::error::SearchError;
+use crate::explain::{QueryRows, Retriever, WordMatch, matched, merged};
+use crate::filter::{Allowed, Filters};
+use crate::fuse::{self, FusionOptions, Ranked};
+use crate::lexical::Words;
+use crate::score;
+use crate::store::{Snapshot, StoredPassage};
+
+/// Of longer queries only so many rows are searched for by meaning.
+const MAX_QUERY_ROWS: usize = 512;
+
+/// By what to search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By words.
+    Lexical,
+    /// By meaning.
+    Meaning,
+    /// By both, fused.
+    #[default]
+    Both,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "lexical" => Ok(Mode::Lexical),
+            "meaning" => Ok(Mode::Meaning),
+            "both" => Ok(Mode::Both),
+            _ => Err(format!("'{s}' is no mode: choose lexical, meaning or both")),
+        }
+    }
+}
+
+/// How to search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SearchOptions {
+    /// How many passages to give, at most.
+    pub k: usize,
+    /// By what to search.
+    pub mode: Mode,
+    /// Which passages may be found.
+    pub filters: Filters,
+    /// How passages are found by meaning.
+    pub candidates: CandidateOptions,
+    /// How both lists become one.
+    pub fusion: FusionOptions,
+    /// Whether hits say which words met.
+    pub explain: bool,
+}
+
+impl Default for SearchOptions {
+    fn default() -> Self {
+        Self {
+            k: 10,
+            mode: Mode::default(),
+            filters: Filters::default(),
+            candidates: CandidateOptions::default(),
+            fusion: FusionOptions::default(),
+            explain: false,
+        }
+    }
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SearchResult {
+    /// The passages, best first.
+    pub hits: Vec<Hit>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// A passage that was found.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Hit {
+    /// Its id in the store.
+    pub passage_id: u64,
+    /// Where its file is.
+    pub path: PathBuf,
+    /// The key of its file (see [`StoredPassage::key`]).
+    pub key: String,
+    /// Format of its file.
+    pub format: String,
+    /// Headings above it, outermost first.
+    pub headings: Vec<String>,
+    /// Lines of the file, first and one past the last, counted from 1; empty
+    /// where the format has no lines.
+    pub lines: Range<u32>,
+    /// Page, chapter, row or message, counted from 1.
+    pub part: Option<u32>,
+    /// Bytes of the file; empty where the format is packed.
+    pub bytes: Range<u64>,
+    /// The text.
+    pub text: String,
+    /// How well it fits: BM25, MaxSim, or the fused score, by mode. Scores of
+    /// one list fall; scores of different lists do not compare.
+    pub score: f32,
+    /// Its place in the lexical list, if it is there.
+    pub lexical: Option<Place>,
+    /// Its place in the list by meaning, if it is there.
+    pub meaning: Option<Place>,
+    /// The bytes of `text` that matched best: whole words, sorted, without overlap.
+    pub highlights: Vec<Range<usize>>,
+    /// Which words met, where that was asked for; pairs by meaning in the order
+    /// of the query, then lexical ones.
+    pub explanation: Option<Vec<WordMatch>>,
+}
+
+/// A place in a retriever's list.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Place {
+    /// Counted from 1.
+    pub rank: usize,
+    /// The retriever's score: BM25 or MaxSim.
+    pub score: f32,
+}
+
+/// Where the time of a search went.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Timings {
+    /// Encoding the query.
+    pub encode: Duration,
+    /// Deciding what may be found.
+    pub filter: Duration,
+    /// Searching by words.
+    pub lexical: Duration,
+    /// Searching by meaning.
+    pub meaning: MeaningTimings,
+    /// Reading the hits, aligning and marking their words.
+    pub present: Duration,
+    /// All of it.
+    pub total: Duration,
+}
+
+/// The lists of both retrievers and what became of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rankings {
+    /// By words, best first; empty in the mode without it.
+    pub lexical: Vec<Ranked>,
+    /// By meaning, best first; empty in the mode without it.
+    pub meaning: Vec<Ranked>,
+    /// The final list, at most `k` long.
+    pub ranked: Vec<Ranked>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Searches a snapshot.
+///
+/// `query` is plain text; what stands in double quotes must occur. `encoder` must
+/// be the model of the store; searching by words alone needs none.
+///
+/// Refuses an empty query, a wrong or missing model and filters that are no
+/// globs; fails where the store is damaged.
+pub fn search(
+    snapshot: &Snapshot,
+    query: &str,
+    encoder: Option<&dyn Encoder>,
+    options: &SearchOptions,
+) -> Result<SearchResult, SearchError> {
+    let start = Instant::now();
+    let looked_for = LookedFor::new(snapshot, query, encoder, options)?;
+    let rankings = looked_for.rank(snapshot, options)?;
+    let mut timings = rankings.timings;
+    let presenting = Instant::now();
+    let mut hits = Vec::with_capacity(rankings.ranked.len());
+    for ranked in &rankings.ranked {
+        hits.push(looked_for.present(snapshot, &rankings, *ranked, options)?);
+    }
+    timings.present = presenting.elapsed();
+    timings.total = start.elapsed();
+    Ok(SearchResult { hits, timings })
+}
+
+/// The lists of a search without its hits; for measuring. As [`search`] otherwise.
+pub fn rank(
+    snapshot: &Snapshot,
+    query: &str,
+    encoder: Option<&dyn Encoder>,
+    options: &SearchOptions,
+) -> Result<Rankings, SearchError> {
+    let start = Instant::now();
+    let looked_for = LookedFor::new(snapshot, query, encoder, options)?;
+    let mut rankings = looked_for.rank(snapshot, options)?;
+    rankings.timings.total = start.elapsed();
+    Ok(rankings)
+}
+
+/// [`rank`] for many queries, one after the other, in their order.
+pub fn rank_all(
+    snapshot: &Snapshot,
+    queries: &[&str],
+    encoder: Option<&dyn Encoder>,
+    options: &SearchOptions,
+) -> Result<Vec<Rankings>, SearchError> {
+    let rank = |query: &&str| rank(snapshot, query, encoder, options);
+    queries.iter().map(rank).collect()
+}
+
+/// A query, ready to be searched for.
+struct LookedFor<'a> {
+    text: &'a str,
+    /// Its words, unless only the meaning counts.
+    words: Option<Words<'a>>,
+    /// The model and the query rows, unless only the words count or the model
+    /// finds nothing in the query.
+    meaning: Option<(&'a dyn Encoder, QueryRows)>,
+    /// What must occur, if something is quoted.
+    quoted: Option<Vec<u64>>,
+    encode: Duration,
+}
+
+impl<'a> LookedFor<'a> {
+    fn new(
+        snapshot: &'a Snapshot,
+        query: &'a str,
+        encoder: Option<&'a dyn Encoder>,
+        options: &SearchOptions,
+    ) -> Result<Self, SearchError> {
+        if query.trim().is_empty() {
+            return Err(SearchError::EmptyQuery);
+        }
+        let words = Words::new(snapshot, query)?;
+        let quoted = words.with_phrases()?;
+        let encoding = Instant::now();
+        let meaning = match (options.mode, encoder) {
+            (Mode::Lexical, _) => None,
+            (_, None) => {
+                return Err(SearchError::NoEncoder {
+                    store: snapshot.store().to_owned(),
+                    stored: snapshot.encoder().name.clone(),
+                });
+            }
+            (_, Some(encoder)) => {
+                snapshot.require_encoder(encoder.identity())?;
+                query_rows(encoder, query)?.map(|rows| (encoder, rows))
+            }
+        };
+        Ok(Self {
+            text: query,
+            words: (options.mode != Mode::Meaning).then_some(words),
+            meaning,
+            quoted,
+            encode: encoding.elapsed(),
+        })
+    }
+
+    fn rank(&self, snapshot: &Snapshot, options: &SearchOptions) -> Result<Rankings, SearchError> {
+        let mut rankings = Rankings::default();
+        rankings.timings.encode = self.encode;
+        let mut clock = Instant::now();
+        let mut allowed = Allowed::new(snapshot, &options.filters)?;
+        if let Some(ids) = &self.quoted {
+            allowed = Some(Allowed::only(snapshot, allowed.as_ref(), ids)?);
+        }
+        rankings.timings.filter = candidates::lap(&mut clock);
+        let depth = match options.mode {
+            Mode::Both => options.fusion.depth.max(options.k),
+            _ => options.k,
+        };
+        if let Some(words) = &self.words {
+            rankings.lexical = words.search(depth, allowed.as_ref().map(Allowed::ids))?;
+            rankings.timings.lexical = candidates::lap(&mut clock);
+        }
+        if let Some((_, query)) = &self.meaning {
+            (rankings.meaning, rankings.timings.meaning) = candidates::nearest(
+                snapshot.segments(),
+                &query.rows,
+                depth,
+                allowed.as_ref(),
+                &options.candidates,
+            )?;
+        }
+        rankings.ranked = match options.mode {
+            Mode::Lexical => rankings.lexical.clone(),
+            Mode::Meaning => rankings.meaning.clone(),
+            Mode::Both => fuse::reciprocal_rank(
+                &[&rankings.lexical, &rankings.meaning],
+                options.fusion.constant,
+            ),
+        };
+        rankings.ranked.truncate(options.k);
+        Ok(rankings)
+    }
+
+    /// A hit with all that is shown of it.
+    fn present(
+        &self,
+        snapshot: &Snapshot,
+        rankings: &Rankings,
+        ranked: Ranked,
+        options: &SearchOptions,
+    ) -> Result<Hit, SearchError> {
+        let id = ranked.passage;
+        let stored = snapshot.passage(id)?.ok_or_else(|| SearchError::Damaged {
+            path: snapshot.store().to_owned(),
+            what: format!("passage {id} has vectors but no text"),
+        })?;
+        let mut highlights = Vec::new();
+        let mut explanation = Vec::new();
+        self.pair_meaning(snapshot, &stored, &mut highlights, &mut explanation)?;
+        let found_by_words = place(&rankings.lexical, id);
+        if found_by_words.is_some() {
+            self.pair_words(&stored, options.explain, &mut highlights, &mut explanation)?;
+        }
+        let passage = stored.passage;
+        Ok(Hit {
+            passage_id: id,
+            path: stored.path,
+            key: stored.key,
+            format: stored.format,
+            headings: passage.headings,
+            lines: passage.lines,
+            part: passage.part,
+            bytes: passage.bytes,
+            text: passage.text,
+            score: ranked.score,
+            lexical: found_by_words,
+            meaning: place(&rankings.meaning, id),
+            highlights: merged(highlights),
+            explanation: options.explain.then_some(explanation),
+        })
+    }
+
+    /// Adds what the query met in a passage by meaning.
+    fn pair_meaning(
+        &self,
+        snapshot: &Snapshot,
+        stored: &StoredPassage,
+        highlights: &mut Vec<Range<usize>>,
+        explanation: &mut Vec<WordMatch>,
+    ) -> Result<(), SearchError> {
+        let Some((encoder, query)) = &self.meaning else {
+            return Ok(());
+        };
+        let Some(passage_rows) = decoded(snapshot, stored.id)? else {
+            return Ok(());
+        };
+        let (text, start) = stored.passage.searchable();
+        let pairs = query.pairs(*encoder, &text, &passage_rows)?;
+        // Matches in the headings are before the text.
+        let in_text = matched(&pairs).into_iter().filter(|r| r.start >= start);
+        highlights.extend(in_text.map(|r| r.start - start..r.end - start));
+        explanation.extend(pairs.into_iter().map(|pair| WordMatch {
+            query: pair.query.map(|r| self.text[r].to_owned()),
+            passage: pair.passage.map(|r| text[r].to_owned()),
+            score: pair.score,
+            retriever: Retriever::Meaning,
+        }));
+        Ok(())
+    }
+
+    /// Adds what words of the query stand in a passage.
+    fn pair_words(
+        &self,
+        stored: &StoredPassage,
+        explain: bool,
+        highlights: &mut Vec<Range<usize>>,
+        explanation: &mut Vec<WordMatch>,
+    ) -> Result<(), SearchError> {
+        let Some(words) = &self.words else {
+            return Ok(());
+        };
+        let text = &stored.passage.text;
+        let found = words.matches(text);
+        let telling = found.iter().filter(|(_, _, telling)| *telling);
+        highlights.extend(telling.map(|(range, _, _)| range.clone()));
+        if !explain {
+            return Ok(());
+        }
+        for (spelled, term, score) in words.contributions(stored.id)? {
+            let place = found.iter().find(|(_, found, _)| found == term);
+            explanation.push(WordMatch {
+                query: Some(spelled.to_owned()),
+                passage: place.map(|(range, _, _)| text[range.clone()].to_owned()),
+                score,
+                retriever: Retriever::Lexical,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a query, no more than are searched for; none if there is none.
+fn query_rows(encoder: &dyn Encoder, query: &str) -> Result<Option<QueryRows>, SearchError> {
+    let dim = encoder.identity().dim;
+    let Some(rows) = encoder.encode(&[query], Role::Query)?.pop() else {
+        return Ok(None);
+    };
+    let mut numbers = rows.into_vec();
+    numbers.truncate(MAX_QUERY_ROWS * dim);
+    match Vectors::new(dim, numbers) {
+        Ok(rows) if !rows.is_empty() => QueryRows::new(encoder, query, rows).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The rows of a passage, as they are stored; none if it has none.
+fn decoded(snapshot: &Snapshot, id: u64) -> Result<Option<Vec<f32>>, SearchError> {
+    for segment in snapshot.segments() {
+        if let Some(local) = segment.find(id)?.filter(|&local| segment.is_live(local)) {
+            let rows = score::decoded(segment, local)?;
+            return Ok((!rows.is_empty()).then_some(rows));
+        }
+    }
+    Ok(None)
+}
+
+/// The place of a passage in a list.
+fn place(list: &[Ranked], id: u64) -> Option<Place> {
+    let at = list.iter().position(|r| r.passage == id)?;
+    Some(Place {
+        rank: at + 1,
+        score: list[at].score,
+    })
+}

@@ -1,0 +1,224 @@
+//! Why a passage was found: which word of the query met which word of it.
+//!
+//! MaxSim pairs every query row with one row of the passage. The rows stand for
+//! pieces of words; pairs are shown between whole words, each with the sum of
+//! what its pieces add.
+
+use std::ops::Range;
+
+use keyfold_core::{Encoder, Role, Vectors};
+use keyfold_kernels::{maxsim_alignment, norm};
+use unicode_segmentation::UnicodeSegmentation;
+
+use crate::error::SearchError;
+
+/// How near a pair must be, in cosine, for its word to be shown as a match.
+const NEAR: f32 = 0.4;
+/// And how near in proportion to the nearest pair of the passage.
+const AS_NEAR: f32 = 0.6;
+/// Words that weigh less than this share of the heaviest word of the query are
+/// not shown as matches.
+const HEAVY: f32 = 0.3;
+
+/// A retriever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Retriever {
+    /// Search by words (BM25).
+    Lexical,
+    /// Search by meaning (MaxSim).
+    Meaning,
+}
+
+/// A word of the query and what it met in a passage.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct WordMatch {
+    /// The word of the query; none for rows of the model that stand for no word.
+    pub query: Option<String>,
+    /// The word of the passage or of its headings; none where it met a row that
+    /// stands for no word.
+    pub passage: Option<String>,
+    /// What the pair adds to the retriever's score.
+    pub score: f32,
+    /// Whose pair it is.
+    pub retriever: Retriever,
+}
+
+/// A pair of words by meaning.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Pair {
+    /// The word in the query.
+    pub(crate) query: Option<Range<usize>>,
+    /// The word in what was encoded of the passage.
+    pub(crate) passage: Option<Range<usize>>,
+    /// What it adds to MaxSim.
+    pub(crate) score: f32,
+    /// The score if the rows were equal: their summed lengths.
+    pub(crate) most: f32,
+}
+
+/// The rows of a query with the words that they stand for.
+pub(crate) struct QueryRows {
+    pub(crate) rows: Vectors,
+    /// The word of each row.
+    words: Vec<Option<Range<usize>>>,
+}
+
+impl QueryRows {
+    /// `rows` are those of `text`, or the first of them.
+    pub(crate) fn new(
+        encoder: &dyn Encoder,
+        text: &str,
+        rows: Vectors,
+    ) -> Result<Self, SearchError> {
+        let words = words_of(&encoder.spans(text, Role::Query)?, text, rows.rows());
+        Ok(Self { rows, words })
+    }
+
+    /// Pairs the query with a passage: `passage_rows` (`[n, dim]`) are the rows of
+    /// `text`. One pair for every word of the query, in its order, and one for
+    /// all rows that stand for no word, if there are such.
+    pub(crate) fn pairs(
+        &self,
+        encoder: &dyn Encoder,
+        text: &str,
+        passage_rows: &[f32],
+    ) -> Result<Vec<Pair>, SearchError> {
+        let dim = self.rows.dim();
+        let spans = encoder.spans(text, Role::Document)?;
+        let words = words_of(&spans, text, passage_rows.len() / dim);
+        let alignment = maxsim_alignment(self.rows.as_slice(), passage_rows, dim);
+        let mut pairs: Vec<(Pair, f32)> = Vec::new();
+        for ((query, row), &(met, score)) in self.words.iter().zip(self.rows.iter()).zip(&alignment)
+        {
+            let known = pairs.iter().position(|(p, _)| p.query == *query);
+            let known = known.unwrap_or_else(|| {
+                let new = Pair {
+                    query: query.clone(),
+                    passage: None,
+                    score: 0.0,
+                    most: 0.0,
+                };
+                pairs.push((new, f32::NEG_INFINITY));
+                pairs.len() - 1
+            });
+            let (pair, best) = &mut pairs[known];
+            pair.score += score;
+            pair.most += norm(row);
+            // The piece that adds most says what the word met.
+            if score > *best {
+                *best = score;
+                pair.passage = words[met].clone();
+            }
+        }
+        Ok(pairs.into_iter().map(|(pair, _)| pair).collect())
+    }
+}
+
+/// The words of a passage that matched, of all pairs with it.
+pub(crate) fn matched(pairs: &[Pair]) -> Vec<Range<usize>> {
+    let nearness = |p: &Pair| p.score / p.most.max(f32::MIN_POSITIVE);
+    let words = || pairs.iter().filter(|p| p.query.is_some());
+    let nearest = words().map(nearness).fold(0.0, f32::max);
+    let heaviest = words().map(|p| p.most).fold(0.0, f32::max);
+    words()
+        .filter(|p| p.most >= HEAVY * heaviest)
+        .filter(|p| nearness(p) >= NEAR.max(AS_NEAR * nearest))
+        .filter_map(|p| p.passage.clone())
+        .collect()
+}
+
+/// Sorted ranges that do not overlap, of any ranges.
+pub(crate) fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_by_key(|r| (r.start, r.end));
+    let mut all: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if range.start < last.end => last.end = last.end.max(range.end),
+            _ => all.push(range),
+        }
+    }
+    all
+}
+
+/// The whole word around the span of each row; `rows` entries. Rows whose span
+/// is not known stand for no word.
+fn words_of(spans: &[Option<Range<usize>>], text: &str, rows: usize) -> Vec<Option<Range<usize>>> {
+    let words: Vec<Range<usize>> = text
+        .unicode_word_indices()
+        .map(|(start, word)| start..start + word.len())
+        .collect();
+    let mut all: Vec<_> = spans
+        .iter()
+        .map(|span| {
+            span.as_ref()
+                .and_then(|span| word_around(span, &words, text))
+        })
+        .collect();
+    all.resize(rows, None);
+    all
+}
+
+/// The word that holds the start of a span, or the span itself if none does
+/// (punctuation); none for a span that is not of this text.
+fn word_around(span: &Range<usize>, words: &[Range<usize>], text: &str) -> Option<Range<usize>> {
+    text.get(span.clone()).filter(|piece| !piece.is_empty())?;
+    let after = words.partition_point(|w| w.start <= span.start);
+    match after.checked_sub(1).map(|i| &words[i]) {
+        Some(word) if word.end > span.start => Some(word.clone()),
+        _ => Some(span.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_grow_to_whole_words() {
+        let text = "Over-fitting naïve_models, 東京!";
+        let at = |piece: &str| {
+            let start = text.find(piece).unwrap();
+            Some(start..start + piece.len())
+        };
+        let spans = [
+            at("Over"),
+            at("fit"),
+            at("ting"),
+            at("models"),
+            at("京"),
+            at("!"),
+            None,
+            Some(90..95),
+        ];
+        let words = words_of(&spans, text, 9);
+        let texts: Vec<Option<&str>> = words.into_iter().map(|w| w.map(|w| &text[w])).collect();
+        let expected = ["Over", "fitting", "fitting", "naïve_models", "京", "!"];
+        assert_eq!(texts[..6], expected.map(Some));
+        assert_eq!(texts[6..], [None, None, None]);
+    }
+
+    #[test]
+    fn ranges_merge_where_they_overlap() {
+        assert_eq!(merged(vec![5..8, 0..3, 2..4, 4..5]), [0..4, 4..5, 5..8]);
+        assert!(merged(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn light_and_far_words_are_no_matches() {
+        let pair = |at: usize, score, most| Pair {
+            query: Some(at..at + 1),
+            passage: Some(at..at + 1),
+            score,
+            most,
+        };
+        let pairs = [
+            pair(0, 0.9, 1.0),
+            pair(1, 0.3, 1.0),
+            pair(2, 0.1, 0.1),
+            pair(3, 0.7, 1.0),
+        ];
+        assert_eq!(matched(&pairs), [0..1, 3..4]);
+        assert!(matched(&[]).is_empty());
+    }
+}

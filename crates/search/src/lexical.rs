@@ -1,0 +1,324 @@
+//! Search by words: BM25 over text, headings and file names.
+//!
+//! A query is plain text, never a formula that could be wrong. Any of its words
+//! may match, more and rarer ones score higher. What stands in double quotes must
+//! occur, in this order.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tantivy::collector::{Collector, DocSetCollector, FilterCollector, TopDocs};
+use tantivy::query::{
+    BooleanQuery, BoostQuery, EnableScoring, Occur, PhraseQuery, Query, TermQuery,
+};
+use tantivy::schema::{Field, IndexRecordOption};
+use tantivy::tokenizer::TextAnalyzer;
+use tantivy::{DocAddress, DocSet, Score, Searcher, TantivyError, Term};
+
+use crate::error::SearchError;
+use crate::filter::BitSet;
+use crate::fuse::{self, Ranked};
+use crate::store::Snapshot;
+
+/// What a word is worth in a heading or a file name, measured in words of the text.
+const HEADINGS_BOOST: Score = 1.0;
+const NAME_BOOST: Score = 0.5;
+/// Words that more than this share of the passages hold are not worth showing.
+const COMMON: f64 = 0.2;
+
+/// A word of a query.
+struct Word {
+    /// As the index knows it.
+    term: String,
+    /// As the query spells it, where it first does.
+    spelled: String,
+    /// How often the query has it.
+    count: u32,
+    /// Whether its matches are worth showing.
+    telling: bool,
+}
+
+/// The words of a query, as the index knows them.
+pub(crate) struct Words<'a> {
+    snapshot: &'a Snapshot,
+    analyzer: TextAnalyzer,
+    /// The different words.
+    words: Vec<Word>,
+    /// What must occur as it stands, each a list of words with their places.
+    phrases: Vec<Vec<(usize, String)>>,
+}
+
+impl<'a> Words<'a> {
+    pub(crate) fn new(snapshot: &'a Snapshot, query: &str) -> Result<Self, SearchError> {
+        let index = snapshot.searcher().index();
+        let analyzer = index.tokenizer_for_field(snapshot.fields().body);
+        let mut analyzer = analyzer.map_err(|e| SearchError::lexical(snapshot.store(), e))?;
+        let mut words: Vec<Word> = Vec::new();
+        for token in tokens(&mut analyzer, query) {
+            match words.iter_mut().find(|known| known.term == token.text) {
+                Some(known) => known.count += 1,
+                None => words.push(Word {
+                    term: token.text,
+                    spelled: query[token.range].to_owned(),
+                    count: 1,
+                    telling: true,
+                }),
+            }
+        }
+        let phrases = quoted(query).map(|phrase| words_in_order(&mut analyzer, phrase));
+        let phrases = phrases.filter(|p| !p.is_empty()).collect();
+        let mut all = Self {
+            snapshot,
+            analyzer,
+            words,
+            phrases,
+        };
+        all.find_telling()?;
+        Ok(all)
+    }
+
+    /// Decides which words are worth showing: all but very common ones, or all
+    /// if the query has no others.
+    fn find_telling(&mut self) -> Result<(), SearchError> {
+        let searcher = self.snapshot.searcher();
+        let most = (searcher.num_docs() as f64 * COMMON).max(1.0);
+        for i in 0..self.words.len() {
+            let term = Term::from_field_text(self.snapshot.fields().body, &self.words[i].term);
+            let frequency = searcher.doc_freq(&term).map_err(|e| self.failed(e))?;
+            self.words[i].telling = frequency as f64 <= most;
+        }
+        if !self.words.iter().any(|word| word.telling) {
+            self.words.iter_mut().for_each(|word| word.telling = true);
+        }
+        Ok(())
+    }
+
+    /// The `k` passages of the greatest BM25 score, best first.
+    pub(crate) fn search(
+        &self,
+        k: usize,
+        allowed: Option<Arc<BitSet>>,
+    ) -> Result<Vec<Ranked>, SearchError> {
+        let searcher = self.snapshot.searcher();
+        let k = k.min(searcher.num_docs() as usize);
+        if self.words.is_empty() || k == 0 {
+            return Ok(Vec::new());
+        }
+        let mut clauses: Vec<(Occur, Box<dyn Query>)> = Vec::new();
+        for word in &self.words {
+            for (term, boost) in self.terms(&word.term) {
+                let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
+                let query = BoostQuery::new(Box::new(query), boost * word.count as Score);
+                clauses.push((Occur::Should, Box::new(query)));
+            }
+        }
+        clauses.extend(self.required());
+        let best = TopDocs::with_limit(k).order_by_score();
+        let query = BooleanQuery::new(clauses);
+        let found = match allowed {
+            None => self.collect(&query, &best)?,
+            Some(allowed) => {
+                let is_allowed = move |id: u64| allowed.contains(id as usize);
+                let field = searcher
+                    .schema()
+                    .get_field_name(self.snapshot.fields().passage);
+                self.collect(
+                    &query,
+                    &FilterCollector::new(field.to_owned(), is_allowed, best),
+                )?
+            }
+        };
+        let mut ranked = Vec::with_capacity(found.len());
+        for (score, address) in found {
+            ranked.push(Ranked {
+                passage: self.id(address)?,
+                score,
+            });
+        }
+        fuse::sort(&mut ranked);
+        Ok(ranked)
+    }
+
+    /// The ids of the passages that hold everything that is quoted; none if
+    /// nothing is.
+    pub(crate) fn with_phrases(&self) -> Result<Option<Vec<u64>>, SearchError> {
+        if self.phrases.is_empty() {
+            return Ok(None);
+        }
+        let found = self.collect(&BooleanQuery::new(self.required()), &DocSetCollector)?;
+        let ids: Result<Vec<u64>, _> = found.into_iter().map(|a| self.id(a)).collect();
+        ids.map(Some)
+    }
+
+    /// What each word of the query adds to the score of a passage: how the query
+    /// spells it, how the index knows it, and the score, for words that add some.
+    pub(crate) fn contributions(&self, id: u64) -> Result<Vec<(&str, &str, f32)>, SearchError> {
+        let mut all = Vec::new();
+        let Some(address) = self.snapshot.address(id).map_err(|e| self.failed(e))? else {
+            return Ok(all);
+        };
+        for word in &self.words {
+            let mut sum = 0.0;
+            for (term, boost) in self.terms(&word.term) {
+                let score = term_score(self.snapshot.searcher(), term, address);
+                sum += boost * word.count as Score * score.map_err(|e| self.failed(e))?;
+            }
+            if sum > 0.0 {
+                all.push((&*word.spelled, &*word.term, sum));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Where words of the query stand in a text, each with how the index knows
+    /// it and whether it is worth showing.
+    pub(crate) fn matches(&self, text: &str) -> Vec<(Range<usize>, String, bool)> {
+        let found = tokens(&mut self.analyzer.clone(), text).into_iter();
+        found
+            .filter_map(|token| {
+                let word = self.words.iter().find(|word| word.term == token.text)?;
+                Some((token.range, token.text, word.telling))
+            })
+            .collect()
+    }
+
+    /// Where a word is looked up, and what it is worth there.
+    fn terms(&self, word: &str) -> [(Term, Score); 3] {
+        let fields = self.snapshot.fields();
+        [
+            (fields.body, 1.0),
+            (fields.headings, HEADINGS_BOOST),
+            (fields.name, NAME_BOOST),
+        ]
+        .map(|(field, boost)| (Term::from_field_text(field, word), boost))
+    }
+
+    /// One clause for each phrase: it stands in the text or in the headings.
+    fn required(&self) -> Vec<(Occur, Box<dyn Query>)> {
+        let fields = self.snapshot.fields();
+        let clause = |phrase: &Vec<(usize, String)>| {
+            let places = vec![
+                phrase_query(fields.body, phrase),
+                phrase_query(fields.headings, phrase),
+            ];
+            let clause: Box<dyn Query> = Box::new(BooleanQuery::union(places));
+            (Occur::Must, clause)
+        };
+        self.phrases.iter().map(clause).collect()
+    }
+
+    fn collect<C: Collector>(
+        &self,
+        query: &dyn Query,
+        collector: &C,
+    ) -> Result<C::Fruit, SearchError> {
+        let found = self.snapshot.searcher().search(query, collector);
+        found.map_err(|e| self.failed(e))
+    }
+
+    fn id(&self, address: DocAddress) -> Result<u64, SearchError> {
+        let searcher = self.snapshot.searcher();
+        let name = searcher
+            .schema()
+            .get_field_name(self.snapshot.fields().passage);
+        let fields = searcher.segment_reader(address.segment_ord).fast_fields();
+        let ids = fields.u64(name).map_err(|e| self.failed(e))?;
+        ids.first(address.doc_id)
+            .ok_or_else(|| SearchError::Damaged {
+                path: self.snapshot.store().to_owned(),
+                what: "a passage of the lexical index has no number".to_owned(),
+            })
+    }
+
+    fn failed(&self, source: TantivyError) -> SearchError {
+        SearchError::lexical(self.snapshot.store(), source)
+    }
+}
+
+/// A word of a text as the index knows it, and where it stands.
+struct Token {
+    text: String,
+    range: Range<usize>,
+    position: usize,
+}
+
+fn tokens(analyzer: &mut TextAnalyzer, text: &str) -> Vec<Token> {
+    let mut all = Vec::new();
+    analyzer.token_stream(text).process(&mut |token| {
+        all.push(Token {
+            text: token.text.clone(),
+            range: token.offset_from..token.offset_to,
+            position: token.position,
+        });
+    });
+    all
+}
+
+/// The words of a phrase with their places. A compound stands at the place of
+/// its first part; its parts say enough.
+fn words_in_order(analyzer: &mut TextAnalyzer, phrase: &str) -> Vec<(usize, String)> {
+    let mut words: Vec<(usize, String)> = Vec::new();
+    for token in tokens(analyzer, phrase) {
+        match words.last_mut() {
+            Some(last) if last.0 == token.position => last.1 = token.text,
+            _ => words.push((token.position, token.text)),
+        }
+    }
+    words
+}
+
+/// What stands between pairs of double quotes.
+fn quoted(query: &str) -> impl Iterator<Item = &str> {
+    let mut pieces: Vec<&str> = query
+        .split(['"', '\u{201c}', '\u{201d}', '\u{201e}'])
+        .collect();
+    if pieces.len().is_multiple_of(2) {
+        // The last quote has no partner.
+        pieces.pop();
+    }
+    pieces.into_iter().skip(1).step_by(2)
+}
+
+fn phrase_query(field: Field, phrase: &[(usize, String)]) -> Box<dyn Query> {
+    let mut terms: Vec<(usize, Term)> = phrase
+        .iter()
+        .map(|(place, word)| (*place, Term::from_field_text(field, word)))
+        .collect();
+    if terms.len() == 1 {
+        let (_, term) = terms.remove(0);
+        return Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
+    }
+    Box::new(PhraseQuery::new_with_offset(terms))
+}
+
+/// BM25 of one term in one document, 0 if it does not hold it.
+fn term_score(searcher: &Searcher, term: Term, address: DocAddress) -> tantivy::Result<Score> {
+    let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
+    let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
+    let mut scorer = weight.scorer(searcher.segment_reader(address.segment_ord), 1.0)?;
+    if scorer.doc() <= address.doc_id && scorer.seek(address.doc_id) == address.doc_id {
+        return Ok(scorer.score());
+    }
+    Ok(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn quotes_come_in_pairs() {
+        for (query, expected) in [
+            ("no quotes", &[][..]),
+            ("\"one two\" three", &["one two"]),
+            ("a \"b\" c \"d e\"", &["b", "d e"]),
+            ("\"open", &[]),
+            ("a \"b\" \"open", &["b"]),
+            ("\u{201c}curly\u{201d}", &["curly"]),
+            ("\"\"", &[""]),
+            ("\"", &[]),
+        ] {
+            assert_eq!(quoted(query).collect::<Vec<_>>(), expected, "{query}");
+        }
+    }
+}
