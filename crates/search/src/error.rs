@@ -67,6 +67,21 @@ pub enum SearchError {
         /// The model that was asked for.
         given: String,
     },
+    /// The store was made with another option.
+    #[error(
+        "the store {store} was made with {option} {stored}, not {given}: leave the option out, \
+         or index again with 'keyfold index --rebuild {option} {given}'"
+    )]
+    OtherOption {
+        /// The folder of the store.
+        store: PathBuf,
+        /// The option, as it is given on the command line.
+        option: &'static str,
+        /// Its value in the store.
+        stored: String,
+        /// Its value now.
+        given: String,
+    },
     /// A file does not hold what was written to it.
     #[error(
         "{path} is damaged ({what}): 'keyfold check' lists all damaged files, \

@@ -41,7 +41,19 @@ enum Commits {
     /// A reader sees one commit for ever.
     Fixed(Arc<Manifest>),
     /// A writer makes the next one.
-    Made(Arc<Mutex<Pending>>),
+    Made(SharedPending),
+}
+
+/// What the writer and its directory share.
+#[derive(Clone)]
+pub(crate) struct SharedPending(Arc<Mutex<Pending>>);
+
+impl SharedPending {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Pending> {
+        // A panic elsewhere leaves no half-made state: every change is whole
+        // before it is committed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The last commit and what the next one will hold.
@@ -64,9 +76,10 @@ impl StoreDirectory {
         store: &Path,
         committed: Option<Manifest>,
         next: Manifest,
-    ) -> Result<Self, SearchError> {
-        let pending = Pending { committed, next };
-        Self::new(store, Commits::Made(Arc::new(Mutex::new(pending))))
+    ) -> Result<(Self, SharedPending), SearchError> {
+        let pending = SharedPending(Arc::new(Mutex::new(Pending { committed, next })));
+        let directory = Self::new(store, Commits::Made(pending.clone()))?;
+        Ok((directory, pending))
     }
 
     fn new(store: &Path, commits: Commits) -> Result<Self, SearchError> {
@@ -77,16 +90,6 @@ impl StoreDirectory {
         })
     }
 
-    /// The state of the writer; none for a reader.
-    pub(crate) fn pending(&self) -> Option<MutexGuard<'_, Pending>> {
-        match &self.commits {
-            Commits::Fixed(_) => None,
-            // A panic elsewhere leaves no half-made state here: every change is
-            // one assignment.
-            Commits::Made(pending) => Some(pending.lock().unwrap_or_else(PoisonError::into_inner)),
-        }
-    }
-
     /// Commits the next state with the lexical part of the last commit.
     pub(crate) fn publish(&self) -> io::Result<()> {
         self.sync_directory()?;
@@ -94,9 +97,10 @@ impl StoreDirectory {
     }
 
     fn commit(&self, lexical: Option<&[u8]>) -> io::Result<()> {
-        let Some(mut pending) = self.pending() else {
+        let Commits::Made(pending) = &self.commits else {
             return Err(io::Error::other("a reader of the store tried to commit"));
         };
+        let mut pending = pending.lock();
         let mut manifest = pending.next.clone();
         if let Some(last) = &pending.committed {
             manifest.generation = last.generation;
@@ -115,7 +119,7 @@ impl StoreDirectory {
     fn meta(&self) -> Option<Vec<u8>> {
         let meta = match &self.commits {
             Commits::Fixed(manifest) => manifest.lexical.clone(),
-            Commits::Made(_) => self.pending()?.committed.as_ref()?.lexical.clone(),
+            Commits::Made(pending) => pending.lock().committed.as_ref()?.lexical.clone(),
         };
         Some(meta.into_bytes())
     }

@@ -94,12 +94,17 @@ pub(crate) fn codebook_file(number: u64) -> PathBuf {
     format!("{number:08}.kfc").into()
 }
 
+/// What this program calls itself in manifests.
+pub(crate) fn program() -> String {
+    concat!("keyfold ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
 impl Manifest {
     /// A store without content.
     pub(crate) fn empty(encoder: EncoderIdentity, bits: Bits) -> Self {
         Self {
             generation: 0,
-            program: concat!("keyfold ", env!("CARGO_PKG_VERSION")).to_owned(),
+            program: program(),
             encoder,
             bits,
             roots: Vec::new(),

@@ -16,29 +16,38 @@
 //! one manifest and sees that commit for as long as it likes. The bytes are
 //! described in docs/FORMATS.md.
 
+mod check;
 mod directory;
 mod files;
 mod lexical;
+mod lock;
 mod manifest;
+mod merge;
 mod paths;
+mod rows;
 mod seal;
 mod segment;
 mod segment_writer;
 mod snapshot;
+mod sweep;
 mod words;
+mod writer;
 
 use std::path::{Path, PathBuf};
 
 use keyfold_core::EncoderIdentity;
 
+pub use check::{CheckReport, DamagedFile, check};
 pub use files::{FileRecord, FileState};
-pub use lexical::{Fields, StoredPassage};
-pub use segment::Segment;
-pub use snapshot::Snapshot;
 pub(crate) use lexical::nanoseconds;
+pub use lexical::{Fields, StoredPassage};
 pub(crate) use paths::is_below;
+pub use rows::Rows;
+pub use segment::Segment;
 pub(crate) use segment::section;
+pub use snapshot::Snapshot;
 pub(crate) use snapshot::live_records;
+pub use writer::{KnownFile, Writer, WriterOptions};
 
 use crate::error::SearchError;
 use manifest::Manifest;

@@ -212,13 +212,38 @@ impl SegmentFile {
         Ok(Self { file, directory })
     }
 
-    pub(crate) fn directory(&self) -> &Directory {
-        &self.directory
+    /// Checks every byte, and that the tables agree with each other.
+    pub(crate) fn verify(&self) -> Result<(), SearchError> {
+        self.read(0..self.file.length())?;
+        self.records()?;
+        let d = &self.directory;
+        let ids = self.ids()?;
+        if !ids.windows(2).all(|w| w[0] < w[1]) {
+            return Err(self.damaged("its passages are not in order"));
+        }
+        let rows = self.all::<u64>(section::ROW_STARTS)?;
+        let files = self.all::<u32>(section::PASSAGE_STARTS)?;
+        let lists = self.all::<u64>(section::POSTING_STARTS)?;
+        let postings = self.all::<u32>(section::POSTINGS)?;
+        let bounded = spans(rows, 0, d.tokens)
+            && spans(files, 0, d.passages)
+            && spans(lists, 0, postings.len() as u64);
+        if !bounded {
+            return Err(self.damaged("a table in it is not in order"));
+        }
+        for list in lists.windows(2) {
+            let list = &postings[list[0] as usize..list[1] as usize];
+            let inside = list.last().is_none_or(|&p| p < d.passages);
+            if !inside || !list.windows(2).all(|w| w[0] < w[1]) {
+                return Err(self.damaged("a list of passages in it is not in order"));
+            }
+        }
+        self.codes(0..d.tokens as usize).map(|_| ())
     }
 
-    /// Checks every byte.
-    pub(crate) fn verify(&self) -> Result<(), SearchError> {
-        self.read(0..self.file.length()).map(|_| ())
+    /// The ids of the passages, ascending.
+    pub(crate) fn ids(&self) -> Result<&[u64], SearchError> {
+        self.all::<u64>(section::IDS)
     }
 
     fn read(&self, range: Range<usize>) -> Result<&[u8], SearchError> {
@@ -274,6 +299,12 @@ impl SegmentFile {
         Ok(starts[0]..starts[1])
     }
 
+    /// The id of a passage.
+    pub(crate) fn id_of(&self, local: u32) -> Result<u64, SearchError> {
+        let at = local as usize;
+        Ok(self.part::<u64>(section::IDS, at..at + 1)?[0])
+    }
+
     /// The rows of a passage.
     pub(crate) fn rows_of(&self, local: u32) -> Result<Range<usize>, SearchError> {
         let at = local as usize;
@@ -300,6 +331,13 @@ impl SegmentFile {
         let bytes = rows.start.saturating_mul(size)..rows.end.saturating_mul(size);
         self.part::<u8>(section::PACKED, bytes)
     }
+}
+
+/// Whether a table of starts ascends from `first` to `last`.
+fn spans<T: PartialOrd + Copy>(starts: &[T], first: T, last: T) -> bool {
+    starts.first().is_some_and(|&s| s == first)
+        && starts.last().is_some_and(|&s| s == last)
+        && starts.windows(2).all(|w| w[0] <= w[1])
 }
 
 /// Opens a sealed file of a folder that is mapped.
@@ -380,13 +418,12 @@ impl Segment {
 
     /// The id of a passage.
     pub fn passage_id(&self, local: u32) -> Result<u64, SearchError> {
-        let at = local as usize;
-        Ok(self.file.part::<u64>(section::IDS, at..at + 1)?[0])
+        self.file.id_of(local)
     }
 
     /// The place of the passage with an id, live or not; none if it is not here.
     pub fn find(&self, id: u64) -> Result<Option<u32>, SearchError> {
-        let ids = self.file.all::<u64>(section::IDS)?;
+        let ids = self.file.ids()?;
         Ok(ids.binary_search(&id).ok().map(|i| i as u32))
     }
 

@@ -42,14 +42,10 @@ impl SegmentWriter {
         })
     }
 
-    /// Passages so far.
-    pub(crate) fn passages(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Files so far.
-    pub(crate) fn files(&self) -> usize {
-        self.passage_starts.len() - 1
+    /// Number of passages of a file that was ended.
+    pub(crate) fn passages_of(&self, file: u32) -> u32 {
+        let at = file as usize;
+        self.passage_starts[at + 1] - self.passage_starts[at]
     }
 
     /// Rows so far.

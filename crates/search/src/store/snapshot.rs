@@ -250,7 +250,7 @@ pub(crate) fn open_codebooks(
     Ok(all)
 }
 
-fn open_codebook(store: &Path, entry: &CodebookEntry) -> Result<Codebook, SearchError> {
+pub(crate) fn open_codebook(store: &Path, entry: &CodebookEntry) -> Result<Codebook, SearchError> {
     let folder = open_folder(&store.join(CODEBOOKS))?;
     let name = codebook_file(entry.number);
     let path = store.join(CODEBOOKS).join(&name);
