@@ -14,8 +14,10 @@
 #![allow(unsafe_code)]
 
 mod activations;
+mod conv;
 mod dot;
 pub mod kmeans;
+mod lanes;
 mod math;
 mod matmul;
 mod maxsim;
@@ -26,6 +28,7 @@ mod topk;
 mod vector;
 
 pub use activations::{gelu, gelu_tanh, relu, silu, tanh};
+pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
 pub use matmul::{centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided};
 pub use maxsim::{MaxSim, maxsim, maxsim_alignment};
