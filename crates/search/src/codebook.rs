@@ -204,6 +204,7 @@ impl Codebook {
                 if n < SMALL_SAMPLE {
                     // So few residuals do not tell what later rows will need.
                     residuals.extend_from_slice(&rows);
+                    residuals.extend(rows.iter().map(|x| -x));
                 }
                 let entries = without_padding(&residuals, dim, width);
                 Codec::Residual(ResidualCodec::train(&entries, bits.number())?)
