@@ -7,6 +7,7 @@
 mod backbone;
 mod dense;
 mod error;
+mod late;
 mod load;
 mod modules;
 mod pooling;
@@ -16,5 +17,6 @@ mod tokenize;
 mod weights;
 
 pub use error::LoadError;
+pub use late::LateInteractionEncoder;
 pub use load::{LoadOptions, load};
 pub use sentence::SentenceEncoder;

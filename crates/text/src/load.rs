@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::backbone::Backbone;
 use crate::error::{LoadError, invalid, io};
+use crate::late::{LateInteractionEncoder, Layout};
 use crate::sentence::SentenceEncoder;
 use crate::tokenize::TextTokenizer;
 use crate::weights::{Weights, join};
@@ -28,7 +29,12 @@ pub struct LoadOptions {
 /// kind that is not known; the error names the file.
 pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadError> {
     let folder = ModelFolder::find(name)?;
-    Ok(Box::new(SentenceEncoder::load(&folder, options)?))
+    Ok(match Layout::of(&folder)? {
+        Some(layout) => Box::new(LateInteractionEncoder::load_layout(
+            &folder, layout, options,
+        )?),
+        None => Box::new(SentenceEncoder::load(&folder, options)?),
+    })
 }
 
 /// A backbone with its tokenizer.
@@ -59,10 +65,12 @@ const TRANSFORMER_CONFIGS: [&str; 6] = [
 
 impl Transformer {
     /// Loads what is in `subfolder` (empty for the folder itself) of a model.
+    /// `lowercase` makes texts lower case even where the configuration does not.
     /// The names of the files read are added to `names`.
     pub(crate) fn load(
         folder: &ModelFolder,
         subfolder: &str,
+        lowercase: bool,
         names: &mut Vec<String>,
     ) -> Result<Self, LoadError> {
         let mut config = TransformerConfig::default();
@@ -76,7 +84,7 @@ impl Transformer {
         }
         let mut weights = Weights::open(folder, subfolder)?;
         let backbone = Backbone::load(folder, subfolder, &mut weights)?;
-        let tokenizer = TextTokenizer::load(folder, subfolder, config.do_lower_case)?;
+        let tokenizer = TextTokenizer::load(folder, subfolder, lowercase || config.do_lower_case)?;
         if tokenizer.ids_end() > backbone.vocabulary() {
             return Err(invalid(
                 tokenizer.path(),

@@ -103,7 +103,7 @@ impl SentenceEncoder {
             Some(Module::Transformer { path }) => path.as_str(),
             _ => "",
         };
-        let transformer = Transformer::load(folder, path, &mut names)?;
+        let transformer = Transformer::load(folder, path, false, &mut names)?;
         let hidden = transformer.backbone.hidden();
         let mut pooling = None;
         let mut heads = Vec::new();

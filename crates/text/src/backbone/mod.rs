@@ -7,6 +7,8 @@
 mod attention;
 mod bert;
 mod layers;
+mod modernbert;
+mod t5;
 
 use std::path::Path;
 
@@ -15,11 +17,13 @@ use keyfold_core::ModelFolder;
 use crate::error::LoadError;
 use crate::weights::{Weights, join};
 use bert::Bert;
+use modernbert::ModernBert;
+use t5::T5;
 
 pub(crate) use layers::{Activation, Linear};
 
 const CONFIG: &str = "config.json";
-const KNOWN: &str = "bert, distilbert, roberta, xlm-roberta, camembert, mpnet";
+const KNOWN: &str = "bert, distilbert, roberta, xlm-roberta, camembert, mpnet, modernbert, t5, mt5";
 
 /// Longest text, in tokens, where neither the model nor its tokenizer has a limit.
 const LONGEST: usize = 8192;
@@ -63,6 +67,8 @@ impl Packed {
 /// A transformer encoder of one of the known architectures.
 pub(crate) enum Backbone {
     Bert(Bert),
+    ModernBert(ModernBert),
+    T5(T5),
 }
 
 /// What config.json says first.
@@ -85,33 +91,47 @@ impl Backbone {
         let why = "it says what kind of model this is and its sizes";
         let kind: Kind = folder.json(&name, why)?;
         let model_type = kind.model_type.unwrap_or_default();
-        match bert::Family::of(&model_type) {
-            Some(family) => {
+        if let Some(family) = bert::Family::of(&model_type) {
+            let config = folder.json(&name, why)?;
+            return Bert::load(family, &config, &path, weights).map(Self::Bert);
+        }
+        match model_type.as_str() {
+            "modernbert" => {
                 let config = folder.json(&name, why)?;
-                Bert::load(family, &config, &path, weights).map(Backbone::Bert)
+                ModernBert::load(&config, &path, weights).map(Self::ModernBert)
             }
-            None => Err(unknown(&path, model_type, kind.architectures)),
+            "t5" | "mt5" => {
+                let config = folder.json(&name, why)?;
+                T5::load(&config, &path, weights).map(Self::T5)
+            }
+            _ => Err(unknown(&path, model_type, kind.architectures)),
         }
     }
 
     /// Length of a hidden state.
     pub(crate) fn hidden(&self) -> usize {
         match self {
-            Backbone::Bert(m) => m.hidden(),
+            Self::Bert(m) => m.hidden(),
+            Self::ModernBert(m) => m.hidden(),
+            Self::T5(m) => m.hidden(),
         }
     }
 
     /// Longest text in tokens.
     pub(crate) fn longest(&self) -> usize {
         match self {
-            Backbone::Bert(m) => m.longest(),
+            Self::Bert(m) => m.longest(),
+            Self::ModernBert(m) => m.longest(),
+            Self::T5(m) => m.longest(),
         }
     }
 
     /// Number of token ids that have an embedding.
     pub(crate) fn vocabulary(&self) -> usize {
         match self {
-            Backbone::Bert(m) => m.vocabulary(),
+            Self::Bert(m) => m.vocabulary(),
+            Self::ModernBert(m) => m.vocabulary(),
+            Self::T5(m) => m.vocabulary(),
         }
     }
 
@@ -124,7 +144,9 @@ impl Backbone {
             return Vec::new();
         }
         match self {
-            Backbone::Bert(m) => m.forward(batch, threads),
+            Self::Bert(m) => m.forward(batch, threads),
+            Self::ModernBert(m) => m.forward(batch, threads),
+            Self::T5(m) => m.forward(batch, threads),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! The numbers of a checkpoint, by tensor name.
 //!
-//! Reads `model.safetensors` (one file, or shards with
-//! `model.safetensors.index.json`). Numbers in half precision become `f32`.
+//! Reads `model.safetensors` and, where there is none, PyTorch's
+//! `pytorch_model.bin`; each as one file or as shards with an index
+//! (`model.safetensors.index.json`). Numbers in half precision become `f32`.
 
 mod numbers;
+mod pickle;
 mod safetensors_file;
+mod torch_file;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,15 +16,16 @@ use keyfold_core::{ModelFolder, ModelFolderError};
 
 use crate::error::{LoadError, invalid};
 use safetensors_file::SafetensorsFile;
+use torch_file::TorchFile;
 
-const SAFETENSORS: &str = "model.safetensors";
-const SAFETENSORS_INDEX: &str = "model.safetensors.index.json";
+/// Names of the file with the weights, in the order in which they are looked for.
+const FILES: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
 /// The tensors of one checkpoint.
 pub(crate) struct Weights {
     /// The file that an error names: the single file, or the index of the shards.
     path: PathBuf,
-    files: Vec<SafetensorsFile>,
+    files: Vec<TensorFile>,
     /// Tensor name, in today's spelling, to the file that holds it and its name there.
     index: HashMap<String, (usize, String)>,
     /// What stands before every name in this checkpoint (`bert.`).
@@ -35,31 +39,83 @@ struct ShardIndex {
     weight_map: HashMap<String, String>,
 }
 
+impl ShardIndex {
+    /// The shards, relative to the model's folder.
+    fn names(self, path: &Path, subfolder: &str) -> Result<Vec<String>, LoadError> {
+        let mut shards: Vec<String> = self.weight_map.into_values().collect();
+        shards.sort();
+        shards.dedup();
+        if let Some(odd) = shards.iter().find(|s| s.contains(['/', '\\'])) {
+            return Err(invalid(
+                path,
+                format!("shard '{odd}' is not a plain file name"),
+            ));
+        }
+        Ok(shards.iter().map(|s| join(subfolder, s)).collect())
+    }
+}
+
+/// One file with tensors.
+enum TensorFile {
+    Safetensors(SafetensorsFile),
+    Torch(TorchFile),
+}
+
+impl TensorFile {
+    fn open(path: &Path) -> Result<Self, LoadError> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => SafetensorsFile::open(path).map(Self::Safetensors),
+            _ => TorchFile::open(path).map(Self::Torch),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Safetensors(f) => f.path(),
+            Self::Torch(f) => f.path(),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        match self {
+            Self::Safetensors(f) => f.names(),
+            Self::Torch(f) => f.names(),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self {
+            Self::Safetensors(f) => f.shape(name),
+            Self::Torch(f) => f.shape(name),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        match self {
+            Self::Safetensors(f) => f.read(name),
+            Self::Torch(f) => f.read(name),
+        }
+    }
+}
+
 impl Weights {
     /// Opens the checkpoint in `subfolder` (empty for the folder itself) of a model.
     pub(crate) fn open(folder: &ModelFolder, subfolder: &str) -> Result<Self, LoadError> {
-        let single = join(subfolder, SAFETENSORS);
-        if folder.file(&single).is_file() {
-            return Self::from_files(folder, folder.file(&single), vec![single]);
-        }
-        let index_name = join(subfolder, SAFETENSORS_INDEX);
-        if let Some(index) = folder.json_optional::<ShardIndex>(&index_name)? {
-            let path = folder.file(&index_name);
-            let mut shards: Vec<String> = index.weight_map.into_values().collect();
-            shards.sort();
-            shards.dedup();
-            if let Some(odd) = shards.iter().find(|s| s.contains(['/', '\\'])) {
-                return Err(invalid(
-                    &path,
-                    format!("shard '{odd}' is not a plain file name"),
-                ));
+        for file in FILES {
+            let single = join(subfolder, file);
+            if folder.file(&single).is_file() {
+                return Self::from_files(folder, folder.file(&single), vec![single]);
             }
-            let names = shards.iter().map(|s| join(subfolder, s)).collect();
-            return Self::from_files(folder, path, names);
+            let index = join(subfolder, &format!("{file}.index.json"));
+            if let Some(shards) = folder.json_optional::<ShardIndex>(&index)? {
+                let path = folder.file(&index);
+                let names = shards.names(&path, subfolder)?;
+                return Self::from_files(folder, path, names);
+            }
         }
         Err(ModelFolderError::MissingFile {
             folder: folder.file(subfolder),
-            file: SAFETENSORS.to_owned(),
+            file: FILES[0].to_owned(),
             why: "it holds the weights of the model".to_owned(),
         }
         .into())
@@ -73,7 +129,7 @@ impl Weights {
         let mut files = Vec::new();
         let mut index = HashMap::new();
         for name in &names {
-            let file = SafetensorsFile::open(&folder.file(name))?;
+            let file = TensorFile::open(&folder.file(name))?;
             for tensor in file.names() {
                 index.insert(todays_name(&tensor), (files.len(), tensor));
             }
@@ -158,7 +214,7 @@ impl Weights {
         format!("{}{name}", self.prefix)
     }
 
-    fn find(&self, name: &str) -> Result<(&SafetensorsFile, &str), LoadError> {
+    fn find(&self, name: &str) -> Result<(&TensorFile, &str), LoadError> {
         let (file, there) = self
             .index
             .get(&self.full_name(name))

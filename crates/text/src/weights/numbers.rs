@@ -13,7 +13,6 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Bytes of one number.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(super) fn size(self) -> usize {
         match self {
             Kind::F64 => 8,
