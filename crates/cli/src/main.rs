@@ -5,10 +5,12 @@ mod args;
 mod commands;
 mod failure;
 mod interrupt;
+mod model;
 mod output;
 mod place;
 mod progress;
 mod systems;
+mod update;
 mod when;
 
 use std::process::ExitCode;

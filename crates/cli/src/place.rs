@@ -56,6 +56,17 @@ fn nearest(path: &Path) -> PathBuf {
         .unwrap_or_else(|| folder.join(STORE_FOLDER))
 }
 
+/// The name of an absolute path in a store, as in
+/// [`StoredPassage::key`](keyfold_search::store::StoredPassage::key).
+pub(crate) fn key(store: &Path, path: &Path) -> String {
+    let store = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+    let relative = store.parent().and_then(|base| path.strip_prefix(base).ok());
+    match relative.unwrap_or(path).to_string_lossy() {
+        here if here.is_empty() => ".".to_owned(),
+        key => key.replace(std::path::MAIN_SEPARATOR, "/"),
+    }
+}
+
 /// A path as short as it can be typed here: without the working folder in front.
 pub(crate) fn shown(path: &Path) -> PathBuf {
     let here = std::env::current_dir().and_then(|here| here.canonicalize());

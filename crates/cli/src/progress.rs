@@ -63,6 +63,13 @@ impl StderrProgress {
         }
     }
 
+    /// Says something about the whole run, unless the user wants quiet.
+    pub(crate) fn say(&self, line: &str) {
+        if self.mode != Mode::Quiet {
+            write_line(&format!("keyfold: {}", printable(line)));
+        }
+    }
+
     /// How many notes were not shown.
     pub(crate) fn hidden_notes(&self) -> usize {
         self.state().notes.saturating_sub(self.note_limit)

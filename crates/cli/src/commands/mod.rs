@@ -6,15 +6,23 @@ use crate::args::Args;
 use crate::failure::Outcome;
 
 pub(crate) mod bench;
+mod check;
 mod completions;
+mod index;
 mod man;
+mod model;
+mod search;
 mod systems;
 
 /// What Keyfold can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Bench(bench::BenchArgs),
+    Search(search::SearchArgs),
+    Index(index::IndexArgs),
+    Check(check::CheckArgs),
     Systems(systems::SystemsArgs),
+    Bench(bench::BenchArgs),
+    Model(model::ModelArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -22,8 +30,12 @@ pub(crate) enum Command {
 /// Runs the command that the user typed.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.command {
+        Command::Search(search) => search::run(search, &args.globals),
+        Command::Index(index) => index::run(index, &args.globals),
+        Command::Check(check) => check::run(check, &args.globals),
         Command::Bench(bench) => bench::run(bench, &args.globals),
         Command::Systems(systems) => systems::run(systems, &args.globals),
+        Command::Model(model) => model::run(model, &args.globals),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),
     }

@@ -4,10 +4,14 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 
+use keyfold_search::engine::{Hit, Place};
+use keyfold_search::explain::{Retriever, WordMatch};
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use super::passage::{self, Layout};
 use super::terminal::{DIM, LINE, PATH, printable};
+use crate::place;
 
 /// A passage that was found, ready to be shown.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,42 +30,32 @@ pub(crate) struct ShownHit {
     pub(crate) text: String,
     /// The bytes of `text` that matched best, sorted.
     pub(crate) matches: Vec<Range<usize>>,
-    /// Why it was found, where the user asked.
+    /// Its place in the list by words.
+    pub(crate) lexical: Option<Place>,
+    /// Its place in the list by meaning.
+    pub(crate) meaning: Option<Place>,
+    /// Which words met, where the user asked.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) explanation: Option<Explanation>,
+    pub(crate) explanation: Option<Vec<WordMatch>>,
 }
 
-/// Why a passage was found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Explanation {
-    /// What each retriever said.
-    pub(crate) retrievers: Vec<RetrieverVote>,
-    /// Which word of the query met which word of the passage.
-    pub(crate) words: Vec<WordMatch>,
-}
-
-/// What one retriever said of a passage.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct RetrieverVote {
-    /// `lexical` or `meaning`.
-    pub(crate) name: &'static str,
-    /// Its place in that retriever's list, counted from 1.
-    pub(crate) rank: usize,
-    /// Its score there.
-    pub(crate) score: f32,
-}
-
-/// A word of the query and the word of the passage that it met.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct WordMatch {
-    /// Word of the query.
-    pub(crate) query: String,
-    /// Word of the passage; none where the match is with no word.
-    pub(crate) passage: Option<String>,
-    /// What the pair adds to the score.
-    pub(crate) score: f32,
-    /// Which retriever says so.
-    pub(crate) retriever: &'static str,
+impl ShownHit {
+    /// A hit of the engine as users meet it.
+    pub(crate) fn new(hit: Hit) -> Self {
+        let lines = (!hit.lines.is_empty()).then(|| (hit.lines.start, hit.lines.end - 1));
+        Self {
+            path: place::shown(&hit.path),
+            lines,
+            part: hit.part,
+            score: hit.score,
+            headings: hit.headings,
+            text: hit.text,
+            matches: hit.highlights,
+            lexical: hit.lexical,
+            meaning: hit.meaning,
+            explanation: hit.explanation,
+        }
+    }
 }
 
 /// Writes `hits` for people to read.
@@ -114,38 +108,42 @@ fn write_hit(out: &mut impl Write, hit: &ShownHit, layout: Layout) -> io::Result
         passage::render(&hit.text, &hit.matches, layout, "  ")
     )?;
     match &hit.explanation {
-        Some(explanation) => write_explanation(out, explanation),
+        Some(words) => write_explanation(out, hit, words),
         None => Ok(()),
     }
 }
 
-fn write_explanation(out: &mut impl Write, explanation: &Explanation) -> io::Result<()> {
-    for vote in &explanation.retrievers {
-        let (name, rank) = (vote.name, vote.rank);
-        writeln!(
-            out,
-            "  {DIM}{name}: rank {rank}, score {}{DIM:#}",
-            score(vote.score)
-        )?;
-        let mut words: Vec<&WordMatch> = explanation
-            .words
-            .iter()
-            .filter(|w| w.retriever == name)
-            .collect();
+/// What each retriever said, and the pairs of words by what they add.
+fn write_explanation(out: &mut impl Write, hit: &ShownHit, words: &[WordMatch]) -> io::Result<()> {
+    let sides = [
+        ("meaning", Retriever::Meaning, hit.meaning),
+        ("lexical", Retriever::Lexical, hit.lexical),
+    ];
+    for (name, retriever, place) in sides {
+        let mut words: Vec<&WordMatch> =
+            words.iter().filter(|w| w.retriever == retriever).collect();
+        match place {
+            Some(Place { rank, score: s }) => {
+                writeln!(out, "  {DIM}{name}: rank {rank}, score {}{DIM:#}", score(s))?;
+            }
+            None if words.is_empty() => continue,
+            None => writeln!(out, "  {DIM}{name}: not among its best{DIM:#}")?,
+        }
         words.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let shown = |word: &Option<String>| printable(word.as_deref().unwrap_or("(no word)"));
         let width = words
             .iter()
-            .map(|w| w.query.chars().count())
+            .map(|w| shown(&w.query).width())
             .max()
             .unwrap_or(0);
         for word in words {
-            let met = word.passage.as_deref().unwrap_or("(no word)");
+            let query = shown(&word.query);
+            let gap = " ".repeat(width - query.width());
             writeln!(
                 out,
-                "    {DIM}{:>7} {:width$} = {}{DIM:#}",
+                "    {DIM}{:>7}  {query}{gap} = {}{DIM:#}",
                 score(word.score),
-                printable(&word.query),
-                printable(met)
+                shown(&word.passage)
             )?;
         }
     }
@@ -191,6 +189,8 @@ pub(crate) mod tests {
             headings: vec!["Store".into(), "Commit".into()],
             text: text.into(),
             matches: vec![4..9],
+            lexical: None,
+            meaning: None,
             explanation: None,
         }
     }
@@ -231,34 +231,23 @@ pub(crate) mod tests {
     fn an_explanation_lists_words_by_what_they_add() {
         let mut explained = hit("a.md", Some((1, 1)), "the crash");
         let word = |query: &str, passage: Option<&str>, score| WordMatch {
-            query: query.into(),
+            query: Some(query.into()),
             passage: passage.map(Into::into),
             score,
-            retriever: "meaning",
+            retriever: Retriever::Meaning,
         };
-        explained.explanation = Some(Explanation {
-            retrievers: vec![
-                RetrieverVote {
-                    name: "meaning",
-                    rank: 1,
-                    score: 7.25,
-                },
-                RetrieverVote {
-                    name: "lexical",
-                    rank: 4,
-                    score: 3.0,
-                },
-            ],
-            words: vec![
-                word("survive", None, 0.5),
-                word("failure", Some("crash"), 2.0),
-            ],
+        explained.explanation = Some(vec![
+            word("survive", None, 0.5),
+            word("failure", Some("crash"), 2.0),
+        ]);
+        explained.meaning = Some(Place {
+            rank: 1,
+            score: 7.25,
         });
         let shown = plain(&[explained]);
         assert!(
             shown.ends_with(
-                "  meaning: rank 1, score 7.25\n       2.00 failure = crash\n     0.5000 survive = (no word)\n  \
-                 lexical: rank 4, score 3.00\n"
+                "  meaning: rank 1, score 7.25\n       2.00  failure = crash\n     0.5000  survive = (no word)\n"
             ),
             "{shown}"
         );

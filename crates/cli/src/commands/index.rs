@@ -1,0 +1,357 @@
+//! `keyfold index`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use clap::builder::PossibleValuesParser;
+use indicatif::{HumanBytes, HumanDuration};
+use keyfold_core::{Encoder, Role};
+use keyfold_data::{ChunkOptions, WalkOptions};
+use keyfold_search::codebook::{Bits, QuantizationLoss};
+use keyfold_search::index::{self, IndexOptions, IndexSummary};
+use keyfold_search::store::{FileState, Segment, Snapshot};
+use serde::Serialize;
+
+use crate::args::Globals;
+use crate::failure::Outcome;
+use crate::output::terminal::{PATH, printable};
+use crate::place;
+use crate::progress::{StderrProgress, with_separators};
+use crate::update;
+
+/// Files that were not read and are named while indexing.
+const NOTES: usize = 20;
+/// Passages on which the loss of coding is measured.
+const SAMPLE: usize = 64;
+
+/// Read files into a store, or bring it up to date
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The store remembers PATHs, --glob, --type, --hidden, --no-ignore, --max-file-size and
+--passage-tokens; later runs and searches use them again. Any of the options about files
+replaces all of those that the store remembers.
+
+Examples:
+  keyfold index ~/notes
+  keyfold index ~/notes ~/papers --store ~/my-store --bits 2
+  keyfold index . --glob '*.md' --glob '!drafts'")]
+pub(crate) struct IndexArgs {
+    /// Folders and files to read
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Where the store is [default: .keyfold in the first PATH or above it]
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// The model: builtin, a folder, or a hub name [default: that of the store, or builtin]
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Bits per number of a vector; fewer are smaller and less exact [default: 4]
+    #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["2", "4", "8"]))]
+    bits: Option<String>,
+    /// Memory for what is not written yet
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    memory: ByteSize,
+    /// Only files that match GLOB, as in .gitignore; `!` in front excludes (repeatable)
+    #[arg(short, long, value_name = "GLOB", help_heading = "Which files")]
+    glob: Vec<String>,
+    /// Only files of this type, by ripgrep's names: md, rust, py, pdf, ... (repeatable)
+    #[arg(
+        short = 't',
+        long = "type",
+        value_name = "TYPE",
+        help_heading = "Which files"
+    )]
+    types: Vec<String>,
+    /// Also hidden files and folders
+    #[arg(long, help_heading = "Which files")]
+    hidden: bool,
+    /// Also what .gitignore and the like leave out
+    #[arg(long, help_heading = "Which files")]
+    no_ignore: bool,
+    /// Follow symbolic links
+    #[arg(long, help_heading = "Which files")]
+    follow: bool,
+    /// Skip larger files [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Which files")]
+    max_file_size: Option<ByteSize>,
+    /// Size of a passage, in tokens [default: 180]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(16..=4096))]
+    passage_tokens: Option<u16>,
+    /// Make the store anew, whatever is there
+    #[arg(long)]
+    rebuild: bool,
+    /// List all files that were not read, and why
+    #[arg(long)]
+    list_skipped: bool,
+}
+
+/// What indexing came to, as `--json` prints it.
+#[derive(Serialize)]
+struct Report {
+    store: PathBuf,
+    model: String,
+    bits: u32,
+    read: usize,
+    skipped: usize,
+    failed: usize,
+    unchanged: u64,
+    removed: u64,
+    passages_added: u64,
+    tokens_added: u64,
+    seconds: f64,
+    complete: bool,
+    /// Of the whole store.
+    passages: u64,
+    /// Of the whole store.
+    tokens: u64,
+    /// Bytes of all files of the store.
+    store_bytes: u64,
+    /// Bytes of the vectors by the number of tokens.
+    bytes_per_token: Option<f64>,
+    loss: Option<QuantizationLoss>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_read: Option<Vec<NotRead>>,
+}
+
+/// A file that the store knows of and has no passages of.
+#[derive(Serialize)]
+struct NotRead {
+    path: PathBuf,
+    why: String,
+    failed: bool,
+}
+
+pub(crate) fn run(args: &IndexArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    let mut roots = Vec::new();
+    for path in &args.paths {
+        roots.push(place::canonical(path)?);
+    }
+    let store = place::locate(&args.paths[0], args.store.as_deref())?.store;
+    update::path_filter(&roots[0], &args.glob, &args.types)?;
+    let encoder = update::encoder(&store, args.model.as_deref(), globals)?;
+    let progress = StderrProgress::new(globals.quiet, NOTES);
+    let summary = index::update(
+        &store,
+        &roots,
+        &*encoder,
+        &options(args, globals),
+        &progress,
+    )?;
+    if progress.hidden_notes() > 0 {
+        progress.say(&format!(
+            "{} more files were not read; --list-skipped names them all",
+            progress.hidden_notes()
+        ));
+    }
+    let snapshot = Snapshot::open(&store)?;
+    let report = report(args, &summary, &snapshot, &*encoder)?;
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write_report(&mut out, &report)?;
+    }
+    if summary.cancelled {
+        progress.say("stopped: what was read until now is kept; the next run goes on from there");
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(Outcome::Done)
+}
+
+fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
+    let mut options = update::options(globals);
+    options.bits = args.bits.as_deref().map(|bits| match bits {
+        "2" => Bits::Two,
+        "8" => Bits::Eight,
+        _ => Bits::Four,
+    });
+    options.memory = usize::try_from(args.memory.as_u64()).unwrap_or(usize::MAX);
+    options.rebuild = args.rebuild;
+    if let Some(size) = args.max_file_size {
+        options.read.max_file_size = size.as_u64();
+    }
+    let says_which = !args.glob.is_empty()
+        || !args.types.is_empty()
+        || args.hidden
+        || args.no_ignore
+        || args.follow
+        || args.max_file_size.is_some();
+    options.walk = says_which.then(|| WalkOptions {
+        globs: args.glob.clone(),
+        types: args.types.clone(),
+        hidden: args.hidden,
+        ignore_files: !args.no_ignore,
+        follow_links: args.follow,
+        max_file_size: options.read.max_file_size,
+    });
+    options.chunk = args.passage_tokens.map(|tokens| {
+        let default = ChunkOptions::default();
+        let target = usize::from(tokens);
+        ChunkOptions {
+            target_tokens: target,
+            max_tokens: target * default.max_tokens / default.target_tokens,
+        }
+    });
+    options
+}
+
+fn report(
+    args: &IndexArgs,
+    summary: &IndexSummary,
+    snapshot: &Snapshot,
+    encoder: &dyn Encoder,
+) -> anyhow::Result<Report> {
+    let tokens = snapshot.token_count();
+    let vectors = bytes_below(&snapshot.store().join("segments"));
+    let not_read = if args.list_skipped {
+        Some(not_read(snapshot)?)
+    } else {
+        None
+    };
+    Ok(Report {
+        store: place::shown(snapshot.store()),
+        model: snapshot.encoder().name.clone(),
+        bits: snapshot.bits().number(),
+        read: summary.files.read,
+        skipped: summary.files.skipped,
+        failed: summary.files.failed,
+        unchanged: summary.unchanged,
+        removed: summary.removed,
+        passages_added: summary.passages,
+        tokens_added: summary.tokens,
+        seconds: summary.time.as_secs_f64(),
+        complete: !summary.cancelled,
+        passages: snapshot.passage_count(),
+        tokens,
+        store_bytes: bytes_below(snapshot.store()),
+        bytes_per_token: (tokens > 0).then(|| vectors as f64 / tokens as f64),
+        loss: if summary.passages > 0 {
+            loss(snapshot, encoder)?
+        } else {
+            None
+        },
+        not_read,
+    })
+}
+
+/// Bytes of the files below a folder.
+fn bytes_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(about) if about.is_dir() => bytes_below(&entry.path()),
+            Ok(about) => about.len(),
+            // Another process may be removing it.
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// What coding loses, on passages spread over the largest segment, which are
+/// encoded once more for that.
+fn loss(snapshot: &Snapshot, encoder: &dyn Encoder) -> anyhow::Result<Option<QuantizationLoss>> {
+    let Some(segment) = snapshot.segments().iter().max_by_key(|s| s.tokens()) else {
+        return Ok(None);
+    };
+    let texts = sample(snapshot, segment)?;
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let mut rows = Vec::new();
+    for vectors in encoder.encode(&texts, Role::Document)? {
+        rows.extend_from_slice(vectors.as_slice());
+    }
+    Ok(segment.codebook().loss(&rows, 1))
+}
+
+/// Passages spread over a segment, as the model sees them.
+fn sample(snapshot: &Snapshot, segment: &Segment) -> anyhow::Result<Vec<String>> {
+    let step = segment.passages().div_ceil(SAMPLE).max(1);
+    let mut texts = Vec::new();
+    for place in (0..segment.passages()).step_by(step) {
+        // A segment has fewer than 2^32 passages; see its format.
+        let id = segment.passage_id(place as u32)?;
+        if let Some(stored) = snapshot.passage(id)? {
+            texts.push(stored.passage.searchable().0);
+        }
+    }
+    Ok(texts)
+}
+
+fn not_read(snapshot: &Snapshot) -> anyhow::Result<Vec<NotRead>> {
+    let mut all = Vec::new();
+    for file in snapshot.files()? {
+        let (why, failed) = match file.state {
+            FileState::Read(_) => continue,
+            FileState::Skipped(why) => (why, false),
+            FileState::Failed(why) => (why, true),
+        };
+        let path = place::shown(&snapshot.path_of(&file.key));
+        all.push(NotRead { path, why, failed });
+    }
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(all)
+}
+
+fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    for file in report.not_read.iter().flatten() {
+        let path = printable(&file.path.to_string_lossy());
+        let state = if file.failed { "failed" } else { "skipped" };
+        writeln!(
+            out,
+            "{PATH}{path}{PATH:#}: {state}: {}",
+            printable(&file.why)
+        )?;
+    }
+    writeln!(
+        out,
+        "read {}, skipped {}, failed {}, unchanged {}, removed {} files in {}",
+        report.read,
+        report.skipped,
+        report.failed,
+        report.unchanged,
+        report.removed,
+        duration(report.seconds)
+    )?;
+    if report.passages_added > 0 {
+        writeln!(
+            out,
+            "added {} passages, {} tokens: {} passages per second",
+            with_separators(report.passages_added),
+            with_separators(report.tokens_added),
+            with_separators((report.passages_added as f64 / report.seconds.max(1e-9)) as u64)
+        )?;
+    }
+    write!(
+        out,
+        "the store {} has {} passages, {}",
+        printable(&report.store.to_string_lossy()),
+        with_separators(report.passages),
+        HumanBytes(report.store_bytes)
+    )?;
+    if let Some(bytes) = report.bytes_per_token {
+        write!(
+            out,
+            "; vectors of model {} in {} bits take {bytes:.1} bytes per token",
+            printable(&report.model),
+            report.bits
+        )?;
+    }
+    writeln!(out)?;
+    if let Some(loss) = &report.loss {
+        writeln!(
+            out,
+            "coding keeps a mean cosine of {:.4}, and {:.1} % of the ten nearest vectors",
+            loss.mean_cosine,
+            100.0 * loss.top10_agreement
+        )?;
+    }
+    Ok(())
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 10.0 {
+        format!("{seconds:.2} seconds")
+    } else {
+        HumanDuration(std::time::Duration::from_secs_f64(seconds)).to_string()
+    }
+}

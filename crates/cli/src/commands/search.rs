@@ -1,0 +1,267 @@
+//! `keyfold search`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use clap::ValueEnum;
+use keyfold_core::Encoder;
+use keyfold_data::WalkOptions;
+use keyfold_search::engine::{self, Mode, SearchOptions};
+use keyfold_search::filter::Filters;
+use keyfold_search::index;
+use keyfold_search::store::Snapshot;
+use serde::Serialize;
+
+use crate::args::Globals;
+use crate::failure::{Outcome, wrong_use};
+use crate::output::hits::{self, ShownHit};
+use crate::output::passage::Layout;
+use crate::output::terminal;
+use crate::place::{self, Place};
+use crate::progress::StderrProgress;
+use crate::{update, when};
+
+/// Rows of a passage that are shown without --full.
+const ROWS: usize = 6;
+
+/// Find passages by what they mean and by their words
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  keyfold search \"how does the store survive a crash\"
+  keyfold search \"contracts that end this year\" ~/papers --type pdf --since 2024-01-01
+  keyfold search \"boat in the wind\" notes -k 3 --explain
+  keyfold search \"open questions\" . -l | xargs $EDITOR")]
+pub(crate) struct SearchArgs {
+    /// What to look for; \"words in double quotes\" must occur
+    query: String,
+    /// Folder or file to search [default: the whole store with --store, else the current folder]
+    path: Option<PathBuf>,
+    /// Hits at most
+    #[arg(short, long = "limit", value_name = "N", default_value = "10",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    k: u32,
+    /// By words, by meaning, or by both
+    #[arg(long, default_value = "both")]
+    mode: ModeArg,
+    /// Say which word of the query met which word of the passage
+    #[arg(long)]
+    explain: bool,
+    /// Print only the names of the files, best first
+    #[arg(short = 'l', long, conflicts_with_all = ["explain", "full"])]
+    files_with_matches: bool,
+    /// Show passages whole
+    #[arg(long)]
+    full: bool,
+    /// Only files that match GLOB, as in .gitignore; `!` in front excludes (repeatable)
+    #[arg(short, long, value_name = "GLOB")]
+    glob: Vec<String>,
+    /// Only files of this type, by ripgrep's names: md, rust, py, pdf, ... (repeatable)
+    #[arg(short = 't', long = "type", value_name = "TYPE")]
+    types: Vec<String>,
+    /// Only files changed since then: 2024-05-01, 7d, '2 weeks'
+    #[arg(long, visible_alias = "newer-than", value_name = "TIME", value_parser = when::parse)]
+    since: Option<SystemTime>,
+    /// Only files changed before then
+    #[arg(long, value_name = "TIME", value_parser = when::parse)]
+    before: Option<SystemTime>,
+    /// Search the store as it is, without reading what changed
+    #[arg(long)]
+    no_update: bool,
+    /// Compare the query with every passage, to check the fast way
+    #[arg(long)]
+    exhaustive: bool,
+    /// Where the store is [default: .keyfold in PATH or above it]
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// The model: builtin, a folder, or a hub name [default: that of the store]
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Also read hidden files and folders
+    #[arg(long, conflicts_with = "no_update")]
+    hidden: bool,
+    /// Also read what .gitignore and the like leave out
+    #[arg(long, conflicts_with = "no_update")]
+    no_ignore: bool,
+}
+
+/// By what to search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ModeArg {
+    /// By words (BM25)
+    Lexical,
+    /// By meaning (late interaction)
+    Meaning,
+    /// Both, fused by rank
+    Both,
+}
+
+/// The document that `--json` prints.
+#[derive(Serialize)]
+struct Found<'a> {
+    query: &'a str,
+    store: &'a Path,
+    milliseconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hits: Option<&'a [ShownHit]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Vec<&'a PathBuf>>,
+}
+
+pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    if args.query.trim().is_empty() {
+        return Err(wrong_use(
+            "the query is empty; say what you look for: keyfold search \"how does it work\" [PATH]",
+        ));
+    }
+    let place = locate(args)?;
+    update::path_filter(&place.path, &args.glob, &args.types)?;
+    let encoder = if args.no_update && args.mode == ModeArg::Lexical {
+        None
+    } else {
+        Some(update::encoder(
+            &place.store,
+            args.model.as_deref(),
+            globals,
+        )?)
+    };
+    if let (Some(encoder), false) = (&encoder, args.no_update) {
+        let interrupted = bring_up_to_date(args, &place, &**encoder, globals)?;
+        if interrupted {
+            return Ok(Outcome::Interrupted);
+        }
+    }
+    let snapshot = Snapshot::open(&place.store)?;
+    let Some(filters) = filters(args, &place, &snapshot)? else {
+        return show(args, globals, &place, Vec::new(), 0.0);
+    };
+    let mut options = SearchOptions {
+        k: args.k as usize,
+        mode: match args.mode {
+            ModeArg::Lexical => Mode::Lexical,
+            ModeArg::Meaning => Mode::Meaning,
+            ModeArg::Both => Mode::Both,
+        },
+        filters,
+        explain: args.explain,
+        ..SearchOptions::default()
+    };
+    options.candidates.exhaustive = args.exhaustive;
+    if let Some(threads) = globals.threads {
+        options.candidates.threads = threads.into();
+    }
+    let found = engine::search(&snapshot, &args.query, encoder.as_deref(), &options)?;
+    let milliseconds = found.timings.total.as_secs_f64() * 1e3;
+    let hits = found.hits.into_iter().map(ShownHit::new).collect();
+    show(args, globals, &place, hits, milliseconds)
+}
+
+/// What to search: a path of its own narrows the search, a store without a path
+/// is searched whole.
+fn locate(args: &SearchArgs) -> anyhow::Result<Place> {
+    let path = args.path.as_deref().unwrap_or(Path::new("."));
+    place::locate(path, args.store.as_deref())
+}
+
+/// Whether PATH counts: without it, `--store` alone says what to search.
+fn whole_store(args: &SearchArgs) -> bool {
+    args.path.is_none() && args.store.is_some()
+}
+
+/// Reads what is new or changed; true if the user stopped it.
+fn bring_up_to_date(
+    args: &SearchArgs,
+    place: &Place,
+    encoder: &dyn Encoder,
+    globals: &Globals,
+) -> anyhow::Result<bool> {
+    let progress = StderrProgress::new(globals.quiet, 0);
+    let mut options = update::options(globals);
+    if args.hidden || args.no_ignore {
+        options.walk = Some(WalkOptions {
+            hidden: args.hidden,
+            ignore_files: !args.no_ignore,
+            ..WalkOptions::default()
+        });
+    }
+    let path = std::slice::from_ref(&place.path);
+    let roots = if whole_store(args) { &[] } else { path };
+    let summary = index::update(&place.store, roots, encoder, &options, &progress)?;
+    let not_read = summary.files.skipped + summary.files.failed;
+    if summary.cancelled {
+        progress.say(&format!(
+            "stopped: {} files were read and are kept; the next run goes on from there",
+            summary.files.read
+        ));
+    } else if not_read > 0 {
+        progress.say(&format!(
+            "{not_read} of {} files were not read; 'keyfold index {} --list-skipped' says why",
+            not_read + summary.files.read,
+            args.path.as_deref().unwrap_or(Path::new(".")).display(),
+        ));
+    }
+    Ok(summary.cancelled)
+}
+
+/// The filters that the user set; none if no file of the store passes them.
+fn filters(
+    args: &SearchArgs,
+    place: &Place,
+    snapshot: &Snapshot,
+) -> anyhow::Result<Option<Filters>> {
+    let mut filters = Filters {
+        below: (!whole_store(args)).then(|| place::key(snapshot.store(), &place.path)),
+        modified_since: args.since,
+        modified_before: args.before,
+        ..Filters::default()
+    };
+    if args.types.is_empty() {
+        filters.globs.clone_from(&args.glob);
+        return Ok(Some(filters));
+    }
+    // The engine knows globs, not ripgrep's types: name the files that pass both.
+    let passes = update::path_filter(Path::new(""), &args.glob, &args.types)?;
+    for file in snapshot.files()? {
+        if passes.passes(Path::new(file.key.trim_start_matches('/'))) {
+            filters
+                .globs
+                .push(format!("/{}", globset::escape(&file.key)));
+        }
+    }
+    Ok((!filters.globs.is_empty()).then_some(filters))
+}
+
+/// Prints what was found.
+fn show(
+    args: &SearchArgs,
+    globals: &Globals,
+    place: &Place,
+    hits: Vec<ShownHit>,
+    milliseconds: f64,
+) -> anyhow::Result<Outcome> {
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        let found = Found {
+            query: &args.query,
+            store: &place::shown(&place.store),
+            milliseconds,
+            hits: (!args.files_with_matches).then_some(&hits[..]),
+            files: args.files_with_matches.then(|| hits::files(&hits)),
+        };
+        writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
+    } else if args.files_with_matches {
+        hits::write_files(&mut out, &hits)?;
+    } else {
+        let layout = Layout {
+            width: terminal::width(),
+            rows: (!args.full).then_some(ROWS),
+        };
+        hits::write(&mut out, &hits, layout)?;
+    }
+    Ok(if hits.is_empty() {
+        Outcome::Negative
+    } else {
+        Outcome::Done
+    })
+}

@@ -1,0 +1,328 @@
+//! The main job: a folder is read, searched, changed, and searched again.
+
+mod common;
+
+use common::{BANK, Notes};
+use serde_json::Value;
+
+#[test]
+fn the_right_file_comes_first_by_meaning_and_by_words() {
+    let notes = Notes::new();
+    for (query, expected) in [
+        ("how do I keep my vegetables healthy", "garden.md"),
+        (
+            "what to do with the boat when it blows hard",
+            "trips/ship.md",
+        ),
+        ("savings account money", "code/bank.py"),
+    ] {
+        assert_eq!(notes.find(query, &["-k", "1"]), [expected], "{query}");
+    }
+    // Words alone find words alone.
+    assert_eq!(notes.find("straw", &["--mode", "lexical"]), ["garden.md"]);
+    let nothing = notes.run(&["search", "zeppelin", "--mode", "lexical"]);
+    assert_eq!((nothing.code, nothing.stdout.as_str()), (1, ""));
+}
+
+#[test]
+fn changes_are_found_by_the_next_search() {
+    let notes = Notes::new();
+    assert_eq!(notes.find("telescope", &["--mode", "lexical"]), [""; 0]);
+
+    notes.write("stars.md", "The telescope shows the moons of Jupiter.\n");
+    assert_eq!(
+        notes.find("telescope", &["--mode", "lexical"]),
+        ["stars.md"]
+    );
+
+    notes.write("stars.md", "The microscope shows the cells of an onion.\n");
+    assert_eq!(notes.find("telescope", &["--mode", "lexical"]), [""; 0]);
+    assert_eq!(
+        notes.find("microscope", &["--mode", "lexical"]),
+        ["stars.md"]
+    );
+    assert_eq!(
+        notes.find("looking at tiny cells", &["-k", "1"]),
+        ["stars.md"]
+    );
+
+    std::fs::remove_file(notes.file("stars.md")).unwrap();
+    assert_eq!(notes.find("microscope", &["--mode", "lexical"]), [""; 0]);
+    assert!(
+        !notes
+            .find("looking at tiny cells", &[])
+            .contains(&"stars.md".to_owned())
+    );
+}
+
+#[test]
+fn without_update_the_store_is_searched_as_it_is() {
+    let notes = Notes::new();
+    notes.run(&["index", "."]).ok();
+    notes.write("stars.md", "The telescope shows the moons of Jupiter.\n");
+    let find = |more: &[&str]| notes.find("telescope", &[&["--mode", "lexical"], more].concat());
+    assert_eq!(find(&["--no-update"]), [""; 0]);
+    assert_eq!(find(&[]), ["stars.md"]);
+}
+
+#[test]
+fn a_second_index_run_reads_only_what_changed() {
+    let notes = Notes::new();
+    let first = notes.run(&["index", ".", "--json"]).json();
+    assert_eq!(first["read"], 3);
+    let second = notes.run(&["index", ".", "--json"]).json();
+    assert_eq!(second["read"], 0);
+    assert_eq!(second["unchanged"], 3);
+    notes.write("code/bank.py", &BANK.replace("interest", "dividend"));
+    let third = notes.run(&["index", ".", "--json"]).json();
+    assert_eq!(
+        (&third["read"], &third["unchanged"]),
+        (&Value::from(1), &Value::from(2))
+    );
+}
+
+#[test]
+fn a_hit_in_json_says_where_it_is_and_why() {
+    let notes = Notes::new();
+    let found = notes
+        .run(&[
+            "search",
+            "water the tomatoes",
+            "--json",
+            "--explain",
+            "-k",
+            "2",
+        ])
+        .json();
+    assert_eq!(found["query"], "water the tomatoes");
+    let hits = found["hits"].as_array().unwrap();
+    assert!(!hits.is_empty() && hits.len() <= 2);
+    let best = &hits[0];
+    assert_eq!(best["path"], "garden.md");
+    assert!(best["score"].as_f64().unwrap() > 0.0);
+    let text = best["text"].as_str().unwrap();
+    assert!(text.contains("Water the tomatoes"), "{text}");
+    assert_eq!(best["headings"][0], "Garden");
+
+    // The lines are those of the file.
+    let source = std::fs::read_to_string(notes.file("garden.md")).unwrap();
+    let line = |i: usize| best["lines"][i].as_u64().unwrap() as usize;
+    let lines: Vec<&str> = source.lines().collect();
+    let shown = lines[line(0) - 1..line(1)].join("\n");
+    assert!(shown.contains("Water the tomatoes"), "{shown}");
+
+    // The matches are bytes of the text, and words of the query are among them.
+    let matched: Vec<&str> = best["matches"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| {
+            let at = |end: &str| m[end].as_u64().unwrap() as usize;
+            &text[at("start")..at("end")]
+        })
+        .collect();
+    assert!(
+        matched.iter().any(|m| m.contains("tomatoes")),
+        "{matched:?}"
+    );
+
+    // The explanation names both retrievers and the pairs of words.
+    let explanation = &best["explanation"];
+    let names: Vec<&str> = explanation["retrievers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["name"].as_str().unwrap())
+        .collect();
+    assert!(
+        names.contains(&"lexical") && names.contains(&"meaning"),
+        "{names:?}"
+    );
+    let pairs = explanation["words"].as_array().unwrap();
+    assert!(
+        pairs.iter().any(|p| {
+            let word = |side: &str| p[side].as_str().unwrap_or("").to_lowercase();
+            word("query").contains("tomatoes") && word("passage").contains("tomatoes")
+        }),
+        "{pairs:?}"
+    );
+}
+
+#[test]
+fn people_see_path_lines_headings_and_text() {
+    let notes = Notes::new();
+    let shown = notes.run(&["search", "water the tomatoes", "-k", "1"]).ok();
+    let mut lines = shown.lines();
+    let first = lines.next().unwrap();
+    assert!(first.starts_with("garden.md:"), "{shown}");
+    assert!(
+        lines.next().unwrap().contains("Garden > Tomatoes"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("Water the tomatoes every morning"),
+        "{shown}"
+    );
+    assert!(!shown.contains('\u{1b}'), "no colour in a pipe");
+
+    let coloured = notes
+        .run(&[
+            "search",
+            "water the tomatoes",
+            "-k",
+            "1",
+            "--color",
+            "always",
+        ])
+        .ok();
+    assert!(
+        coloured.contains("\u{1b}[1m"),
+        "matches are bold: {coloured:?}"
+    );
+}
+
+#[test]
+fn explanations_are_shown() {
+    let notes = Notes::new();
+    let shown = notes
+        .run(&["search", "tomatoes", "-k", "1", "--explain"])
+        .ok();
+    assert!(shown.contains("lexical: rank 1"), "{shown}");
+    assert!(shown.contains("meaning: rank 1"), "{shown}");
+    assert!(shown.contains("tomatoes = "), "{shown}");
+}
+
+#[test]
+fn filters_narrow_the_search() {
+    let notes = Notes::new();
+    notes.run(&["index", "."]).ok();
+    let all = notes.find("the", &["--mode", "meaning"]);
+    assert_eq!(all.len(), 3, "{all:?}");
+    assert_eq!(notes.find("the", &["--glob", "*.py"]), ["code/bank.py"]);
+    assert_eq!(notes.find("the", &["--glob", "!*.md"]), ["code/bank.py"]);
+    assert_eq!(notes.find("the", &["--type", "py"]), ["code/bank.py"]);
+    assert_eq!(
+        notes.find("the", &["--type", "md", "--glob", "trips/**"]),
+        ["trips/ship.md"]
+    );
+
+    // A path below the store's folder is a filter too.
+    assert_eq!(notes.find("the", &["trips"]), ["trips/ship.md"]);
+    assert_eq!(notes.find("the", &["garden.md"]), ["garden.md"]);
+    let deep = common::keyfold(
+        &notes.file("trips"),
+        &["search", "the", "-l", "--mode", "meaning"],
+    );
+    assert_eq!(deep.ok(), "ship.md\n");
+    assert!(
+        !notes.file("trips/.keyfold").exists(),
+        "the store above answers"
+    );
+
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(40 * 86_400);
+    let file = std::fs::File::options()
+        .append(true)
+        .open(notes.file("garden.md"))
+        .unwrap();
+    file.set_modified(old).unwrap();
+    let recent = notes.find("the", &["--since", "7d"]);
+    assert!(
+        !recent.contains(&"garden.md".to_owned()) && recent.len() == 2,
+        "{recent:?}"
+    );
+    assert_eq!(notes.find("the", &["--before", "7d"]), ["garden.md"]);
+}
+
+#[test]
+fn ignored_and_hidden_files_are_left_out_unless_asked_for() {
+    let notes = Notes::new();
+    notes.write(".gitignore", "secret.md\n");
+    notes.write("secret.md", "The treasure is under the oak.\n");
+    notes.write(".hidden.md", "The treasure is in the cellar.\n");
+    let find = |more: &[&str]| {
+        let mut found = notes.find("treasure", &[&["--mode", "lexical"], more].concat());
+        found.sort();
+        found
+    };
+    assert_eq!(find(&[]), [""; 0]);
+    assert_eq!(find(&["--no-ignore"]), ["secret.md"]);
+    assert_eq!(
+        find(&["--no-ignore", "--hidden"]),
+        [".hidden.md", "secret.md"]
+    );
+}
+
+#[test]
+fn exhaustive_search_agrees_on_a_small_store() {
+    let notes = Notes::new();
+    let query = ["search", "boat in the wind", "--mode", "meaning", "--json"];
+    let fast = notes.run(&query).json();
+    let exact = notes.run(&[&query[..], &["--exhaustive"]].concat()).json();
+    assert_eq!(fast["hits"], exact["hits"]);
+}
+
+#[test]
+fn a_store_elsewhere_serves_several_folders() {
+    let notes = Notes::new();
+    let store = tempfile::tempdir().unwrap();
+    let store = store.path().join("store");
+    let store = store.to_str().unwrap();
+    notes
+        .run(&["index", "trips", "code", "--store", store])
+        .ok();
+    assert!(!notes.file(".keyfold").exists());
+    let find = |query: &str| notes.find(query, &["--store", store, "--no-update", "-k", "1"]);
+    assert_eq!(find("sail"), ["trips/ship.md"]);
+    assert_eq!(find("savings"), ["code/bank.py"]);
+    notes.run(&["check", "--store", store]).ok();
+}
+
+#[test]
+fn what_is_skipped_is_said() {
+    let notes = Notes::new();
+    notes.write("empty.md", "");
+    std::fs::write(notes.file("noise.bin"), [0u8, 159, 146, 150, 0, 1, 2, 3]).unwrap();
+    let run = notes.run(&["index", "."]);
+    assert!(run.stderr.contains("empty.md"), "{}", run.stderr);
+    assert!(run.stderr.contains("noise.bin"), "{}", run.stderr);
+    let summary = run.ok();
+    assert!(
+        summary.contains("read 3") && summary.contains("skipped 2"),
+        "{summary}"
+    );
+    assert!(summary.contains("bytes per token"), "{summary}");
+
+    let quiet = notes.run(&["index", ".", "--rebuild", "--quiet"]);
+    assert_eq!(quiet.stderr, "");
+    assert_eq!(quiet.code, 0);
+}
+
+#[test]
+fn options_of_the_index_are_remembered() {
+    let notes = Notes::new();
+    notes.run(&["index", ".", "--glob", "*.md"]).ok();
+    // The search brings the store up to date as it was made.
+    assert_eq!(notes.find("interest", &["--mode", "lexical"]), [""; 0]);
+}
+
+#[test]
+fn every_number_of_bits_serves() {
+    for bits in ["2", "4", "8"] {
+        let notes = Notes::new();
+        let summary = notes.run(&["index", ".", "--bits", bits, "--json"]).json();
+        assert_eq!(summary["bits"], bits.parse::<u64>().unwrap());
+        assert_eq!(
+            notes.find("vegetables", &["-k", "1"]),
+            ["garden.md"],
+            "{bits} bits"
+        );
+    }
+}
+
+#[test]
+fn results_go_to_stdout_and_nothing_else_does() {
+    let notes = Notes::new();
+    let run = notes.run(&["search", "tomatoes", "--json", "--quiet"]);
+    assert_eq!(run.stderr, "");
+    run.json();
+}
