@@ -131,6 +131,9 @@ pub enum SearchError {
     /// The model failed on a text.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// A glob or file type of the walk means nothing.
+    #[error(transparent)]
+    Walk(#[from] keyfold_data::FilterError),
     /// A filter is not a glob.
     #[error("'{glob}' is not a pattern for paths: {source}")]
     Glob {

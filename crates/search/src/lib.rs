@@ -7,6 +7,7 @@ pub mod error;
 pub mod explain;
 pub mod filter;
 pub mod fuse;
+pub mod index;
 mod lexical;
 mod score;
 pub mod store;

@@ -41,12 +41,13 @@ pub use check::{CheckReport, DamagedFile, check};
 pub use files::{FileRecord, FileState};
 pub(crate) use lexical::nanoseconds;
 pub use lexical::{Fields, StoredPassage};
-pub(crate) use paths::is_below;
+pub(crate) use paths::{base, is_below, key, path};
 pub use rows::Rows;
 pub use segment::Segment;
 pub(crate) use segment::section;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::live_records;
+pub(crate) use writer::Known;
 pub use writer::{KnownFile, Writer, WriterOptions};
 
 use crate::error::SearchError;
@@ -62,6 +63,20 @@ pub(crate) const SEGMENTS: &str = "segments";
 pub(crate) const CODEBOOKS: &str = "codebooks";
 const LOCK: &str = "write.lock";
 const IGNORE: &str = ".gitignore";
+
+/// The folder of a store that need not exist yet, absolute and, as far as it
+/// exists, without links.
+pub(crate) fn resolve(store: &Path) -> Result<PathBuf, SearchError> {
+    let failed = |e| SearchError::read(store, e);
+    if store.exists() {
+        return store.canonicalize().map_err(failed);
+    }
+    let whole = std::path::absolute(store).map_err(failed)?;
+    match (whole.parent().map(Path::canonicalize), whole.file_name()) {
+        (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+        _ => Ok(whole),
+    }
+}
 
 /// The folder of an existing store, absolute and without links.
 fn existing(store: &Path) -> Result<PathBuf, SearchError> {

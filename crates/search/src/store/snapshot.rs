@@ -41,26 +41,11 @@ impl Snapshot {
     /// Opens the last commit of the store in the folder `store`. Writes nothing.
     pub fn open(store: &Path) -> Result<Self, SearchError> {
         let store = super::existing(store)?;
-        let mut manifest = Manifest::read(&store)?;
-        for _ in 1..TRIES {
-            let generation = manifest.generation;
-            match Self::open_commit(&store, manifest) {
-                Ok(snapshot) => return Ok(snapshot),
-                Err(e) => {
-                    // A writer removes the files of old commits; that this one
-                    // could not be opened counts only if it still is the last.
-                    manifest = Manifest::read(&store)?;
-                    if manifest.generation == generation {
-                        return Err(e);
-                    }
-                }
-            }
-        }
-        Self::open_commit(&store, manifest)
+        last_commit(&store, Self::open_commit).map(|(_, snapshot)| snapshot)
     }
 
-    fn open_commit(store: &Path, manifest: Manifest) -> Result<Self, SearchError> {
-        let manifest = Arc::new(manifest);
+    fn open_commit(store: &Path, manifest: &Manifest) -> Result<Self, SearchError> {
+        let manifest = Arc::new(manifest.clone());
         let codebooks = open_codebooks(store, &manifest)?;
         let folder = open_folder(&store.join(SEGMENTS))?;
         let mut files = Vec::new();
@@ -210,6 +195,30 @@ impl Snapshot {
     pub(crate) fn segment_files(&self) -> &[Arc<SegmentFile>] {
         &self.files
     }
+}
+
+/// Reads something of the last commit of a store with `f`, and gives its manifest.
+pub(crate) fn last_commit<T>(
+    store: &Path,
+    f: impl Fn(&Path, &Manifest) -> Result<T, SearchError>,
+) -> Result<(Manifest, T), SearchError> {
+    let mut manifest = Manifest::read(store)?;
+    for _ in 1..TRIES {
+        match f(store, &manifest) {
+            Ok(value) => return Ok((manifest, value)),
+            Err(e) => {
+                // A writer removes the files of old commits; that this one could
+                // not be read counts only if it still is the last.
+                let newer = Manifest::read(store)?;
+                if newer.generation == manifest.generation {
+                    return Err(e);
+                }
+                manifest = newer;
+            }
+        }
+    }
+    let value = f(store, &manifest)?;
+    Ok((manifest, value))
 }
 
 /// The records of the files of a segment that are not dead, with their numbers

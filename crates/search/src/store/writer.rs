@@ -67,6 +67,32 @@ pub struct KnownFile {
     pub(super) place: Place,
 }
 
+/// What is known of a store without writing to it.
+pub(crate) struct Known {
+    pub(crate) manifest: Manifest,
+    pub(crate) files: HashMap<String, KnownFile>,
+}
+
+impl Known {
+    /// Reads the last commit of the store in `store`.
+    pub(crate) fn read(store: &Path) -> Result<Self, SearchError> {
+        let store = super::existing(store)?;
+        let (manifest, files) = super::snapshot::last_commit(&store, known_files)?;
+        Ok(Self { manifest, files })
+    }
+
+    /// Refuses another model or other bits than those of the store.
+    pub(crate) fn require(
+        &self,
+        store: &Path,
+        encoder: &EncoderIdentity,
+        bits: Option<Bits>,
+    ) -> Result<(), SearchError> {
+        super::require_encoder(store, &self.manifest, encoder)?;
+        require_bits(store, &self.manifest, bits)
+    }
+}
+
 /// Where the record of a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {

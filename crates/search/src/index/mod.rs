@@ -1,0 +1,170 @@
+//! Bringing a store up to date with folders: what changed is read, encoded and
+//! added, what vanished is removed, and nothing else is touched.
+//!
+//! A file is taken for unchanged if its size and time are; if only its time
+//! changed, its content is compared by hash before anything is encoded. Reading,
+//! encoding and writing run beside each other, in an order that is the same
+//! whatever the number of threads.
+
+mod pipeline;
+mod plan;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use keyfold_core::{Encoder, Progress};
+use keyfold_data::{ChunkOptions, ReadOptions, Summary, WalkOptions};
+
+use crate::codebook::Bits;
+use crate::error::SearchError;
+use crate::store::{Writer, WriterOptions, resolve};
+use pipeline::Pipeline;
+use plan::{Plan, Roots, Stored};
+
+/// How folders are indexed.
+#[derive(Debug, Clone)]
+pub struct IndexOptions {
+    /// Bits kept of every entry of a vector; none takes what the store has, or
+    /// four. Another number than the store's is refused.
+    pub bits: Option<Bits>,
+    /// Which files are walked; none takes what the store was made with, or the
+    /// default. The store remembers it for the next time.
+    pub walk: Option<WalkOptions>,
+    /// The size of passages; none takes what the store was made with, or the
+    /// default. Another one than the store's is refused.
+    pub chunk: Option<ChunkOptions>,
+    /// The limits of reading; its `chunk` is not used.
+    pub read: ReadOptions,
+    /// Memory for what is not written yet, bytes (see [`WriterOptions::memory`]).
+    pub memory: usize,
+    /// What was done is committed about this often.
+    pub commit_every: Duration,
+    /// Seed of the order of a first indexing and of the codebook.
+    pub seed: u64,
+    /// Threads that encode; reading has one of its own.
+    pub threads: usize,
+    /// Make the store anew, whatever is there.
+    pub rebuild: bool,
+}
+
+impl Default for IndexOptions {
+    fn default() -> Self {
+        Self {
+            bits: None,
+            walk: None,
+            chunk: None,
+            read: ReadOptions::default(),
+            memory: WriterOptions::default().memory,
+            commit_every: Duration::from_secs(30),
+            seed: 0,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            rebuild: false,
+        }
+    }
+}
+
+/// What [`update`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IndexSummary {
+    /// Files that were new or changed, by what became of them.
+    pub files: Summary,
+    /// Files that were as the store knows them, by size and time or by content.
+    pub unchanged: u64,
+    /// Files that are gone and were removed.
+    pub removed: u64,
+    /// Passages that were added.
+    pub passages: u64,
+    /// Token vectors that were added.
+    pub tokens: u64,
+    /// The user asked to stop; what was done until then is kept.
+    pub cancelled: bool,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// Brings the store in the folder `store` up to date with `roots`, folders or
+/// files; makes the store if there is none. Without roots, those that the store
+/// remembers are taken.
+///
+/// Files of the store that lie below a root and are gone are removed. A root that
+/// cannot be read is an error, and a folder within that cannot be read keeps
+/// what the store has of it. Files that give no passages are remembered with the
+/// reason and not read again before they change.
+///
+/// When `progress` asks to stop, what is done is committed and given out as usual.
+pub fn update(
+    store: &Path,
+    roots: &[PathBuf],
+    encoder: &dyn Encoder,
+    options: &IndexOptions,
+    progress: &dyn Progress,
+) -> Result<IndexSummary, SearchError> {
+    let begun = Instant::now();
+    let store = resolve(store)?;
+    let stored = Stored::read(&store, options.rebuild)?;
+    stored.require(&store, encoder.identity(), options)?;
+    let settings = stored.settings(options);
+    let roots = Roots::new(&store, roots, &stored, &settings.walk)?;
+    let found = plan::find(&store, &roots, &settings.walk, progress)?;
+
+    let mut summary = IndexSummary::default();
+    found.count_errors(&mut summary.files);
+    if found.cancelled {
+        summary.cancelled = true;
+        summary.time = begun.elapsed();
+        return Ok(summary);
+    }
+    if !options.rebuild && stored.remembers(&roots, &settings) {
+        let plan = Plan::new(&found, &roots, stored.files());
+        if plan.is_empty() {
+            plan.report_closed(&mut summary.files, progress);
+            summary.unchanged = plan.unchanged;
+            summary.time = begun.elapsed();
+            return Ok(summary);
+        }
+    }
+
+    let mut writer = Writer::open(&store, encoder.identity(), &options.writer(&stored))?;
+    // Another process may have written since the store was read.
+    let mut plan = Plan::new(&found, &roots, writer.files());
+    if writer.codebook().is_none() {
+        plan.shuffle(options.seed);
+    }
+    plan.report_closed(&mut summary.files, progress);
+    summary.unchanged = plan.unchanged;
+    for key in &plan.remove {
+        writer.remove_file(key);
+        summary.removed += 1;
+    }
+    writer.set_roots(roots.all().to_vec(), settings.to_json());
+    let read = ReadOptions {
+        chunk: settings.chunk.clone(),
+        ..options.read.clone()
+    };
+    Pipeline {
+        encoder,
+        options,
+        read: &read,
+        progress,
+    }
+    .run(&mut writer, &plan, &mut summary)?;
+    writer.commit()?;
+    if !progress.cancelled() {
+        writer.merge(progress)?;
+    }
+    summary.cancelled = progress.cancelled();
+    summary.time = begun.elapsed();
+    Ok(summary)
+}
+
+impl IndexOptions {
+    fn writer(&self, stored: &Stored) -> WriterOptions {
+        WriterOptions {
+            bits: self.bits.or(stored.bits()),
+            memory: self.memory,
+            seed: self.seed,
+            threads: self.threads,
+            rebuild: self.rebuild,
+        }
+    }
+}
