@@ -18,6 +18,8 @@ use crate::place;
 pub(crate) struct ShownHit {
     /// Where its file is, as short as it can be typed.
     pub(crate) path: PathBuf,
+    /// What its file is: `Markdown`, `PDF`, `Rust`, ...
+    pub(crate) format: String,
     /// First and last line, counted from 1; none where the format has no lines.
     pub(crate) lines: Option<(u32, u32)>,
     /// Page, chapter, row or message, counted from 1.
@@ -45,6 +47,7 @@ impl ShownHit {
         let lines = (!hit.lines.is_empty()).then(|| (hit.lines.start, hit.lines.end - 1));
         Self {
             path: place::shown(&hit.path),
+            format: hit.format,
             lines,
             part: hit.part,
             score: hit.score,
@@ -95,7 +98,7 @@ fn write_hit(out: &mut impl Write, hit: &ShownHit, layout: Layout) -> io::Result
         None => {}
     }
     if let Some(part) = hit.part {
-        write!(out, " {LINE}{} {part}{LINE:#}", part_name(&hit.path))?;
+        write!(out, " {LINE}{} {part}{LINE:#}", part_name(&hit.format))?;
     }
     writeln!(out, "  {DIM}{}{DIM:#}", score(hit.score))?;
     if !hit.headings.is_empty() {
@@ -159,19 +162,14 @@ fn score(score: f32) -> String {
     }
 }
 
-/// What the part of a file is called, by the file's name.
-fn part_name(path: &std::path::Path) -> &'static str {
-    let extension = path
-        .extension()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_lowercase();
-    match extension.as_str() {
-        "pdf" => "page",
-        "epub" => "chapter",
-        "csv" | "tsv" | "json" | "jsonl" | "ndjson" => "row",
-        "ipynb" => "cell",
-        "mbox" | "mbx" | "eml" => "message",
+/// What the parts of a file of this format are called.
+fn part_name(format: &str) -> &'static str {
+    match format {
+        "PDF" => "page",
+        "EPUB" => "chapter",
+        "CSV" | "TSV" | "JSON" | "JSON Lines" => "row",
+        "Jupyter notebook" => "cell",
+        "email" | "mbox" => "message",
         _ => "part",
     }
 }
@@ -183,6 +181,7 @@ pub(crate) mod tests {
     pub(crate) fn hit(path: &str, lines: Option<(u32, u32)>, text: &str) -> ShownHit {
         ShownHit {
             path: path.into(),
+            format: "Markdown".into(),
             lines,
             part: None,
             score: 0.032_5,
@@ -211,6 +210,7 @@ pub(crate) mod tests {
     fn hits_stand_apart_and_say_where_they_are() {
         let mut page = hit("papers/a.pdf", None, "one page");
         page.part = Some(3);
+        page.format = "PDF".into();
         page.headings.clear();
         let hits = [
             hit("notes.md", Some((12, 14)), "the store\nis safe"),
