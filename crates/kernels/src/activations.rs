@@ -1,6 +1,6 @@
 //! Element-wise functions of encoders.
 
-use crate::math;
+use crate::math::{self, Map};
 use crate::vector::{Pair, Vector, simd};
 
 /// `max(x, 0)`; NaN stays NaN.
@@ -17,7 +17,16 @@ simd! {
 
 #[inline(always)]
 fn tanh_body<V: Vector>(x: &mut [f32]) {
-    math::map(x, math::tanh::<Pair<V>>);
+    math::map::<Tanh, Pair<V>>(x);
+}
+
+struct Tanh;
+
+impl Map for Tanh {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        math::tanh(x)
+    }
 }
 
 simd! {
@@ -27,7 +36,16 @@ simd! {
 
 #[inline(always)]
 fn silu_body<V: Vector>(x: &mut [f32]) {
-    math::map(x, |x: Pair<V>| x.mul(math::sigmoid(x)));
+    math::map::<Silu, Pair<V>>(x);
+}
+
+struct Silu;
+
+impl Map for Silu {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        x.mul(math::sigmoid(x))
+    }
 }
 
 simd! {
@@ -38,7 +56,16 @@ simd! {
 
 #[inline(always)]
 fn gelu_body<V: Vector>(x: &mut [f32]) {
-    math::map(x, math::gelu::<Pair<V>>);
+    math::map::<Gelu, Pair<V>>(x);
+}
+
+struct Gelu;
+
+impl Map for Gelu {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        math::gelu(x)
+    }
 }
 
 simd! {
@@ -49,13 +76,20 @@ simd! {
 
 #[inline(always)]
 fn gelu_tanh_body<V: Vector>(x: &mut [f32]) {
-    // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), and 2u = x (c + 0.044715 c x²) with c = 2 √(2/π).
-    math::map(x, |x: Pair<V>| {
+    math::map::<GeluTanh, Pair<V>>(x);
+}
+
+struct GeluTanh;
+
+impl Map for GeluTanh {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), 2u = x (c + 0.044715 c x²), c = 2 √(2/π).
         let inner = x
             .mul(x)
-            .mul_add(Pair::splat(0.071_354_82), Pair::splat(1.595_769_1));
+            .mul_add(V::splat(0.071_354_82), V::splat(1.595_769_1));
         x.mul(math::sigmoid(x.mul(inner)))
-    });
+    }
 }
 
 #[cfg(test)]

@@ -37,20 +37,33 @@ pub(crate) fn dot_body<V: Eight>(a: &[f32], b: &[f32]) -> f32 {
     sum.fold().add(eight).sum() + rest
 }
 
-/// Sum of `f(x)` over `xs`; `f` of the lanes and `g` of the rest do the same.
+/// Sum of `x - shift` over `xs`.
 #[inline(always)]
-pub(crate) fn sum_by<V: Eight>(
-    xs: &[f32],
-    f: impl Fn(Four<V>) -> Four<V>,
-    g: impl Fn(f32) -> f32,
-) -> f32 {
+pub(crate) fn sum_from<V: Eight>(xs: &[f32], shift: f32) -> f32 {
     let blocks = xs.chunks_exact(32);
-    let rest = blocks.remainder();
+    let rest: f32 = blocks.remainder().iter().map(|x| x - shift).sum();
     let mut sum = Four::<V>::splat(0.0);
     for block in blocks {
-        sum = sum.add(f(Four::load(block)));
+        sum = sum.add(Four::<V>::load(block).sub(Four::splat(shift)));
     }
-    sum.sum() + rest.iter().map(|&x| g(x)).sum::<f32>()
+    sum.sum() + rest
+}
+
+/// Sum of `(x - shift)²` over `xs`.
+#[inline(always)]
+pub(crate) fn sum_of_squares_from<V: Eight>(xs: &[f32], shift: f32) -> f32 {
+    let blocks = xs.chunks_exact(32);
+    let rest: f32 = blocks
+        .remainder()
+        .iter()
+        .map(|x| (x - shift) * (x - shift))
+        .sum();
+    let mut sum = Four::<V>::splat(0.0);
+    for block in blocks {
+        let x = Four::<V>::load(block).sub(Four::splat(shift));
+        sum = x.mul_add(x, sum);
+    }
+    sum.sum() + rest
 }
 
 /// Euclidean length.

@@ -3,18 +3,23 @@
 
 use crate::vector::Vector;
 
-/// Applies `f` to every number of `x`.
+/// A function of one number, applied to many.
+pub(crate) trait Map {
+    fn apply<V: Vector>(x: V) -> V;
+}
+
+/// Applies `F` to every number of `x`.
 #[inline(always)]
-pub(crate) fn map<V: Vector>(x: &mut [f32], f: impl Fn(V) -> V) {
+pub(crate) fn map<F: Map, V: Vector>(x: &mut [f32]) {
     let mut blocks = x.chunks_exact_mut(V::LEN);
     for block in &mut blocks {
-        f(V::load(block)).store(block);
+        F::apply(V::load(block)).store(block);
     }
     let rest = blocks.into_remainder();
     if !rest.is_empty() {
         let padded = &mut [0.0; 32][..V::LEN];
         padded[..rest.len()].copy_from_slice(rest);
-        f(V::load(padded)).store(padded);
+        F::apply(V::load(padded)).store(padded);
         rest.copy_from_slice(&padded[..rest.len()]);
     }
 }
@@ -131,9 +136,18 @@ mod tests {
 
     simd! { fn exp_here(x: &mut [f32]) = exp_body; }
 
+    struct Exp;
+
+    impl Map for Exp {
+        #[inline(always)]
+        fn apply<V: Vector>(x: V) -> V {
+            exp(x)
+        }
+    }
+
     #[inline(always)]
     fn exp_body<V: Vector>(x: &mut [f32]) {
-        map(x, exp::<Pair<V>>);
+        map::<Exp, Pair<V>>(x);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Functions of whole rows: layer norm, RMS norm, softmax.
 
-use crate::dot::{assert_rows, dot_body, sum_by};
+use crate::dot::{assert_rows, sum_from, sum_of_squares_from};
 use crate::math::exp;
 use crate::vector::{Eight, Pair, Vector, simd};
 
@@ -25,12 +25,8 @@ simd! {
 fn layer_norm_body<V: Eight>(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
     let dim = weight.len();
     for row in x.chunks_exact_mut(dim.max(1)) {
-        let mean = sum_by::<V>(row, |x| x, |x| x) / dim as f32;
-        let squared = |x: Pair<Pair<V>>| {
-            let centered = x.sub(Pair::splat(mean));
-            centered.mul(centered)
-        };
-        let variance = sum_by(row, squared, |x| (x - mean) * (x - mean)) / dim as f32;
+        let mean = sum_from::<V>(row, 0.0) / dim as f32;
+        let variance = sum_of_squares_from::<V>(row, mean) / dim as f32;
         let scale = 1.0 / (variance + eps).sqrt();
         match bias {
             Some(bias) => {
@@ -65,7 +61,7 @@ simd! {
 fn rms_norm_body<V: Eight>(x: &mut [f32], weight: &[f32], eps: f32) {
     let dim = weight.len();
     for row in x.chunks_exact_mut(dim.max(1)) {
-        let scale = 1.0 / (dot_body::<V>(row, row) / dim as f32 + eps).sqrt();
+        let scale = 1.0 / (sum_of_squares_from::<V>(row, 0.0) / dim as f32 + eps).sqrt();
         for (x, w) in row.iter_mut().zip(weight) {
             *x *= scale * *w;
         }

@@ -3,8 +3,7 @@
 //! A kernel is written once, over [`Vector`]; [`simd!`] compiles it for AVX2 and
 //! FMA and for any machine, and chooses when the program runs.
 
-/// Numbers that are worked on in lockstep. Lanes do not meet, except in
-/// [`Vector::sum`] and [`Eight::mix_halves`] and their like.
+/// Numbers that are worked on in lockstep. Lanes do not meet, except in sums.
 pub(crate) trait Vector: Copy {
     /// How many numbers.
     const LEN: usize;
@@ -12,6 +11,11 @@ pub(crate) trait Vector: Copy {
     fn splat(x: f32) -> Self;
     /// The first [`Vector::LEN`] numbers of a slice.
     fn load(from: &[f32]) -> Self;
+    /// Loads from memory without a check.
+    ///
+    /// # Safety
+    /// [`Vector::LEN`] numbers must be readable at `from`.
+    unsafe fn load_at(from: *const f32) -> Self;
     /// Writes the first [`Vector::LEN`] numbers of a slice.
     fn store(self, to: &mut [f32]);
     fn add(self, other: Self) -> Self;
@@ -35,10 +39,13 @@ pub(crate) trait Vector: Copy {
 
 /// A [`Vector`] of eight numbers.
 pub(crate) trait Eight: Vector {
-    /// Lanes 0 to 3 of `self`, 4 to 7 of `b`.
-    fn mix_halves(self, b: Self) -> Self;
-    /// Lanes 0 and 1 of `self`, 2 and 3 of `b`, 4 and 5 of `c`, 6 and 7 of `d`.
-    fn mix_quarters(self, b: Self, c: Self, d: Self) -> Self;
+    /// `L` numbers (1, 2, 4 or 8) from memory, repeated to fill the lanes.
+    ///
+    /// # Safety
+    /// `L` numbers must be readable at `from`.
+    unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self;
+    /// In every lane the sum of its group of `L` neighbours (1, 2, 4 or 8).
+    fn sum_groups<const L: usize>(self) -> Self;
     fn to_array(self) -> [f32; 8];
 }
 
@@ -74,6 +81,12 @@ impl Vector for Portable {
     fn load(from: &[f32]) -> Self {
         let from = &from[..8];
         Self(std::array::from_fn(|l| from[l]))
+    }
+    #[inline(always)]
+    unsafe fn load_at(from: *const f32) -> Self {
+        // SAFETY: eight numbers are readable by contract, and an array of them
+        // needs no more alignment than one.
+        Self(unsafe { from.cast::<[f32; 8]>().read() })
     }
     #[inline(always)]
     fn store(self, to: &mut [f32]) {
@@ -139,17 +152,20 @@ impl Vector for Portable {
 
 impl Eight for Portable {
     #[inline(always)]
-    fn mix_halves(self, b: Self) -> Self {
-        Self(std::array::from_fn(
-            |l| {
-                if l < 4 { self.0[l] } else { b.0[l] }
-            },
-        ))
+    unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self {
+        // SAFETY: l % L < L numbers are readable by contract.
+        Self(std::array::from_fn(|l| unsafe { *from.add(l % L) }))
     }
     #[inline(always)]
-    fn mix_quarters(self, b: Self, c: Self, d: Self) -> Self {
-        let four = [self, b, c, d];
-        Self(std::array::from_fn(|l| four[l / 2].0[l]))
+    fn sum_groups<const L: usize>(self) -> Self {
+        let mut x = self.0;
+        let mut distance = 1;
+        while distance < L {
+            // The partner's place differs in one bit.
+            x = std::array::from_fn(|l| x[l] + x[l ^ distance]);
+            distance *= 2;
+        }
+        Self(x)
     }
     #[inline(always)]
     fn to_array(self) -> [f32; 8] {
@@ -178,6 +194,11 @@ impl<V: Vector> Vector for Pair<V> {
     #[inline(always)]
     fn load(from: &[f32]) -> Self {
         Self(V::load(from), V::load(&from[V::LEN..]))
+    }
+    #[inline(always)]
+    unsafe fn load_at(from: *const f32) -> Self {
+        // SAFETY: twice V::LEN numbers are readable by contract.
+        unsafe { Self(V::load_at(from), V::load_at(from.add(V::LEN))) }
     }
     #[inline(always)]
     fn store(self, to: &mut [f32]) {
@@ -269,6 +290,11 @@ mod x86 {
             Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
         }
         #[inline(always)]
+        unsafe fn load_at(from: *const f32) -> Self {
+            // SAFETY: see above; the numbers are readable by contract.
+            Self(unsafe { _mm256_loadu_ps(from) })
+        }
+        #[inline(always)]
         fn store(self, to: &mut [f32]) {
             assert!(to.len() >= 8);
             // SAFETY: see above.
@@ -348,18 +374,37 @@ mod x86 {
 
     impl Eight for Avx2 {
         #[inline(always)]
-        fn mix_halves(self, b: Self) -> Self {
-            // SAFETY: see above.
-            Self(unsafe { _mm256_blend_ps::<0b1111_0000>(self.0, b.0) })
+        unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self {
+            // SAFETY: see above; L numbers are readable by contract, and each
+            // of the four reads just L of them, whatever their alignment.
+            Self(unsafe {
+                match L {
+                    1 => _mm256_set1_ps(*from),
+                    2 => _mm256_castpd_ps(_mm256_set1_pd(from.cast::<f64>().read_unaligned())),
+                    4 => {
+                        let four = _mm_loadu_ps(from);
+                        _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four), four)
+                    }
+                    _ => _mm256_loadu_ps(from),
+                }
+            })
         }
         #[inline(always)]
-        fn mix_quarters(self, b: Self, c: Self, d: Self) -> Self {
+        fn sum_groups<const L: usize>(self) -> Self {
+            let mut x = self.0;
             // SAFETY: see above.
-            Self(unsafe {
-                let low = _mm256_blend_ps::<0b0000_1100>(self.0, b.0);
-                let high = _mm256_blend_ps::<0b1100_0000>(c.0, d.0);
-                _mm256_blend_ps::<0b1111_0000>(low, high)
-            })
+            unsafe {
+                if L >= 2 {
+                    x = _mm256_add_ps(x, _mm256_permute_ps::<0b10_11_00_01>(x));
+                }
+                if L >= 4 {
+                    x = _mm256_add_ps(x, _mm256_permute_ps::<0b01_00_11_10>(x));
+                }
+                if L >= 8 {
+                    x = _mm256_add_ps(x, _mm256_permute2f128_ps::<1>(x, x));
+                }
+            }
+            Self(x)
         }
         #[inline(always)]
         fn to_array(self) -> [f32; 8] {
@@ -378,13 +423,23 @@ pub(crate) fn has_avx2() -> bool {
 }
 
 /// Defines a function that runs `body::<Avx2>` compiled for AVX2 and FMA on
-/// machines that have both, and `body::<Portable>` elsewhere. `body` must be
-/// `#[inline(always)]`, to be compiled for the caller's vector unit.
+/// machines that have both, and `body::<Portable>` elsewhere.
+///
+/// `body` and all that it calls must be `#[inline(always)]`, to be compiled for
+/// the vector unit of the caller. Closures are not inlined in time; a trait
+/// with a function is (see `math::Map`).
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
+        #[inline]
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            // Apart, so that the registers it saves are not saved for the fast one.
+            #[cfg_attr(target_arch = "x86_64", cold, inline(never))]
+            #[allow(clippy::too_many_arguments)]
+            fn portable($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::vector::Portable>($($arg),*)
+            }
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
@@ -397,7 +452,7 @@ macro_rules! simd {
                     return unsafe { with_avx2($($arg),*) };
                 }
             }
-            $body::<$crate::vector::Portable>($($arg),*)
+            portable($($arg),*)
         }
     };
 }
@@ -423,8 +478,15 @@ mod tests {
             x.abs(),
             x.if_less(y, z, s),
             x.shift_bits(126, 3),
-            x.mix_halves(y),
-            x.mix_quarters(y, z, s),
+            x.sum_groups::<1>(),
+            x.sum_groups::<2>(),
+            x.sum_groups::<4>(),
+            x.sum_groups::<8>(),
+            // SAFETY: the tests hand over eight numbers.
+            unsafe { V::repeat_at::<1>(a.as_ptr()) },
+            unsafe { V::repeat_at::<2>(a.as_ptr()) },
+            unsafe { V::repeat_at::<4>(a.as_ptr()) },
+            unsafe { V::repeat_at::<8>(a.as_ptr()) },
         ];
         for r in results {
             out.extend(r.to_array());
@@ -466,6 +528,7 @@ mod tests {
             let (sum, fused) = rounded_here(&a, &b);
             let (portable_sum, unfused) = rounded::<Portable>(&a, &b);
             prop_assert_eq!(sum, portable_sum);
+            prop_assert_eq!(Portable::load(&a).sum_groups::<2>().to_array()[6], a[6] + a[7]);
             prop_assert!((f64::from(sum) - a.iter().map(|&x| f64::from(x)).sum::<f64>()).abs() < 2e-6);
             for l in 0..8 {
                 prop_assert!((fused[l] - unfused[l]).abs() < 2e-7);

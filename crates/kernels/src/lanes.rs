@@ -1,0 +1,326 @@
+//! Products of many rows with few: the inner loop of MaxSim, of centroid scores
+//! and of narrow matrix products.
+//!
+//! The few rows (a query) are rearranged once: a register holds `L` dimensions
+//! of `8 / L` of them,
+//!
+//! ```text
+//! L = 2:  [q0d0 q0d1 q1d0 q1d1 q2d0 q2d1 q3d0 q3d1]
+//! ```
+//!
+//! and is multiplied with the same `L` dimensions of one of the many rows,
+//! repeated: `[x0 x1 x0 x1 x0 x1 x0 x1]`. The many rows stay as they are. Several
+//! of them times several registers are worked on at once (a tile), so that the
+//! multiply-add units set the speed and not the loads. The larger `L`, the fewer
+//! lanes stay empty and the more sums across lanes are left for the end.
+
+use crate::vector::Eight;
+
+/// Few rows, rearranged.
+#[derive(Debug, Clone)]
+pub(crate) struct Lanes {
+    /// How many rows.
+    count: usize,
+    /// Length of a row.
+    depth: usize,
+    /// How many dimensions are worked on before the next; the few rows in that
+    /// many stay in the first cache.
+    block: usize,
+    /// `L`: 1, 2, 4 or 8.
+    group: usize,
+    /// By panel of registers, and in it by block: `[block / L, registers, 8]`.
+    data: Vec<f32>,
+}
+
+/// Splits registers into panels of two and three; one alone is bound by its loads.
+fn panels(registers: usize) -> impl Iterator<Item = usize> {
+    let mut rest = registers;
+    std::iter::from_fn(move || {
+        let size = match rest {
+            0 => return None,
+            2 | 4 => 2,
+            _ => rest.min(3),
+        };
+        rest -= size;
+        Some(size)
+    })
+}
+
+/// The `L` that takes least time for `count` rows of `depth`, of those that divide `block`.
+fn best_group(count: usize, depth: usize, block: usize) -> usize {
+    // In multiply-adds per row of the many: products, and sums across lanes
+    // (so many steps for each result).
+    let cost = |&(group, steps): &(usize, usize)| {
+        let registers = (count * group).div_ceil(8);
+        let products = registers * depth / group;
+        let alone = if registers == 1 { products / 6 } else { 0 };
+        products + alone + registers * steps
+    };
+    [(1, 0), (2, 2), (4, 4), (8, 6)]
+        .into_iter()
+        .filter(|(group, _)| block.is_multiple_of(*group) && depth.is_multiple_of(*group))
+        .min_by_key(cost)
+        .map_or(1, |(group, _)| group)
+}
+
+impl Lanes {
+    /// Rearranges `count` rows of `depth` numbers that stand `stride` apart.
+    ///
+    /// With `block` below `depth` the products come in several parts, which the
+    /// sink has to add up.
+    ///
+    /// # Panics
+    /// When `rows` is too short.
+    pub(crate) fn new(
+        rows: &[f32],
+        stride: usize,
+        count: usize,
+        depth: usize,
+        block: usize,
+    ) -> Self {
+        let block = block.clamp(1, depth.max(1));
+        let group = best_group(count, depth, block);
+        let per_register = 8 / group;
+        let registers = count.div_ceil(per_register);
+        let mut data = Vec::with_capacity(registers * 8 * depth.div_ceil(group));
+        let mut start = 0;
+        for size in panels(registers) {
+            for d in (0..depth).step_by(group) {
+                for lane in 0..8 * size {
+                    let row = start + lane / group;
+                    let filled = row < count;
+                    data.push(if filled {
+                        rows[row * stride + d + lane % group]
+                    } else {
+                        0.0
+                    });
+                }
+            }
+            start += size * per_register;
+        }
+        Self {
+            count,
+            depth,
+            block,
+            group,
+            data,
+        }
+    }
+
+    fn registers(&self) -> usize {
+        (self.count * self.group).div_ceil(8)
+    }
+
+    /// How many numbers [`Best`] needs.
+    pub(crate) fn width(&self) -> usize {
+        8 * self.registers()
+    }
+
+    /// The greatest product of every few-row, from what [`Best`] kept.
+    pub(crate) fn results<'a>(&self, best: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+        best.iter().step_by(self.group).take(self.count).copied()
+    }
+}
+
+/// What is done with the products of a tile.
+pub(crate) trait Sink {
+    /// Takes the products of the many-rows `first..first + rows` (`rows <= R`)
+    /// with the registers from `register` on. Every product fills `L` lanes.
+    /// What stands for rows beyond `rows` repeats the last.
+    fn take<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>(
+        &mut self,
+        first: usize,
+        rows: usize,
+        register: usize,
+        products: &[[V; REGISTERS]; R],
+        // Whether they belong to sums that were handed over before.
+        add: bool,
+    );
+}
+
+/// Keeps the greatest product of every few-row, in `8` numbers per register.
+/// NaN is passed over.
+pub(crate) struct Best<'a>(pub(crate) &'a mut [f32]);
+
+impl Sink for Best<'_> {
+    #[inline(always)]
+    fn take<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>(
+        &mut self,
+        _first: usize,
+        _rows: usize,
+        register: usize,
+        products: &[[V; REGISTERS]; R],
+        add: bool,
+    ) {
+        debug_assert!(!add, "a maximum needs whole sums");
+        for v in 0..REGISTERS {
+            let slot = &mut self.0[8 * (register + v)..][..8];
+            let mut best = V::load(slot);
+            for row in products {
+                best = row[v].max(best);
+            }
+            best.store(slot);
+        }
+    }
+}
+
+/// Writes the products to a matrix `[many, few]`.
+pub(crate) struct Matrix<'a> {
+    pub(crate) out: &'a mut [f32],
+    /// Distance of its rows.
+    pub(crate) stride: usize,
+    /// How many few-rows there are.
+    pub(crate) columns: usize,
+}
+
+impl Sink for Matrix<'_> {
+    #[inline(always)]
+    fn take<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>(
+        &mut self,
+        first: usize,
+        rows: usize,
+        register: usize,
+        products: &[[V; REGISTERS]; R],
+        add: bool,
+    ) {
+        for (r, products) in products.iter().enumerate() {
+            if r >= rows {
+                break;
+            }
+            let row = &mut self.out[(first + r) * self.stride..][..self.columns];
+            for (v, &x) in products.iter().enumerate() {
+                let slot = &mut row[(register + v) * (8 / L)..];
+                if L == 1 && slot.len() >= 8 {
+                    let x = if add { x.add(V::load(slot)) } else { x };
+                    x.store(slot);
+                } else {
+                    let lanes = x.to_array();
+                    for (slot, &x) in slot.iter_mut().zip(lanes.iter().step_by(L)) {
+                        *slot = if add { *slot + x } else { x };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Hands the products of `many` rows, `stride` apart, with all of `few` to `sink`.
+///
+/// # Panics
+/// When `rows` does not hold that many rows.
+#[inline(always)]
+pub(crate) fn product<V: Eight, S: Sink>(
+    rows: &[f32],
+    stride: usize,
+    many: usize,
+    few: &Lanes,
+    sink: &mut S,
+) {
+    if many == 0 || few.count == 0 {
+        return;
+    }
+    assert!(
+        stride >= few.depth && rows.len() >= (many - 1) * stride + few.depth,
+        "product: rows too short"
+    );
+    let rows = Rows { rows, stride, many };
+    match few.group {
+        1 => rows.meet::<V, S, 1>(few, sink),
+        2 => rows.meet::<V, S, 2>(few, sink),
+        4 => rows.meet::<V, S, 4>(few, sink),
+        _ => rows.meet::<V, S, 8>(few, sink),
+    }
+}
+
+/// The many rows.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    rows: &'a [f32],
+    stride: usize,
+    many: usize,
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn meet<V: Eight, S: Sink, const L: usize>(self, few: &Lanes, sink: &mut S) {
+        let mut register = 0;
+        let mut data = &few.data[..];
+        for size in panels(few.registers()) {
+            let panel;
+            (panel, data) = data.split_at(8 * size * few.depth / L);
+            // Rows at once: as many as the registers allow.
+            match size {
+                1 => self.panel::<V, S, L, 8, 1>(panel, few, register, sink),
+                2 => self.panel::<V, S, L, 6, 2>(panel, few, register, sink),
+                _ => self.panel::<V, S, L, 3, 3>(panel, few, register, sink),
+            }
+            register += size;
+        }
+    }
+
+    /// All rows with one panel, `R` rows at once.
+    #[inline(always)]
+    fn panel<V: Eight, S: Sink, const L: usize, const R: usize, const REGISTERS: usize>(
+        self,
+        panel: &[f32],
+        few: &Lanes,
+        register: usize,
+        sink: &mut S,
+    ) {
+        for from in (0..few.depth).step_by(few.block) {
+            let depth = few.block.min(few.depth - from);
+            let own = &panel[8 * REGISTERS * (from / L)..][..8 * REGISTERS * (depth / L)];
+            let mut first = 0;
+            while first < self.many {
+                let rows = (self.many - first).min(R);
+                let mut pointers = [self.rows.as_ptr(); R];
+                for (r, pointer) in pointers.iter_mut().enumerate() {
+                    let row = first + r.min(rows - 1);
+                    *pointer = self.rows[row * self.stride + from..][..depth].as_ptr();
+                }
+                // SAFETY: every pointer is to `depth` numbers and `own` has as
+                // many as the tile reads, both by the slicing above.
+                let products =
+                    unsafe { tile::<V, L, R, REGISTERS>(pointers, depth / L, own.as_ptr()) };
+                sink.take::<V, L, R, REGISTERS>(first, rows, register, &products, from > 0);
+                first += R;
+            }
+        }
+    }
+}
+
+/// Products of `R` rows with a panel.
+///
+/// # Safety
+/// `steps * L` numbers must be readable at every pointer of `rows`, and
+/// `steps * 8 * REGISTERS` at `panel`.
+#[inline(always)]
+unsafe fn tile<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>(
+    rows: [*const f32; R],
+    steps: usize,
+    panel: *const f32,
+) -> [[V; REGISTERS]; R] {
+    let zero = V::splat(0.0);
+    let mut sums = [[zero; REGISTERS]; R];
+    for step in 0..steps {
+        // SAFETY: step < steps, so by contract all these numbers are readable.
+        unsafe {
+            let mut few = [zero; REGISTERS];
+            for v in 0..REGISTERS {
+                few[v] = V::load_at(panel.add(8 * (REGISTERS * step + v)));
+            }
+            for r in 0..R {
+                let x = V::repeat_at::<L>(rows[r].add(L * step));
+                for v in 0..REGISTERS {
+                    sums[r][v] = x.mul_add(few[v], sums[r][v]);
+                }
+            }
+        }
+    }
+    for row in &mut sums {
+        for sum in row {
+            *sum = sum.sum_groups::<L>();
+        }
+    }
+    sums
+}
