@@ -45,11 +45,19 @@ impl<'f> Source<'f> {
     /// # Errors
     /// Skip, when the bytes are no text.
     pub(crate) fn decode(bytes: &'f [u8]) -> Result<Self, Problem> {
+        Self::decode_declared(bytes, None)
+    }
+
+    /// The same, where the file may say which older character set it is in.
+    pub(crate) fn decode_declared(
+        bytes: &'f [u8],
+        declared: Option<&'static Encoding>,
+    ) -> Result<Self, Problem> {
         let source = match bytes {
             [0xef, 0xbb, 0xbf, rest @ ..] => utf8(rest, 3),
             [0xff, 0xfe, rest @ ..] => utf16(rest, 2, u16::from_le_bytes),
             [0xfe, 0xff, rest @ ..] => utf16(rest, 2, u16::from_be_bytes),
-            _ if !bytes.contains(&0) => without_mark(bytes),
+            _ if !bytes.contains(&0) => without_mark(bytes, declared),
             _ => match utf16_byte_order(bytes) {
                 Some(ByteOrder::Little) => utf16(bytes, 0, u16::from_le_bytes),
                 Some(ByteOrder::Big) => utf16(bytes, 0, u16::from_be_bytes),
@@ -182,12 +190,15 @@ fn utf8_with_faults(bytes: &[u8], start: u64) -> Source<'_> {
     Source::new(Cow::Owned(text), start, Some(widths))
 }
 
-fn without_mark(bytes: &[u8]) -> Source<'_> {
+fn without_mark<'f>(bytes: &'f [u8], declared: Option<&'static Encoding>) -> Source<'f> {
     if let Ok(text) = std::str::from_utf8(bytes) {
         return Source::new(Cow::Borrowed(text), 0, None);
     }
     if is_mostly_utf8(bytes) {
         return utf8_with_faults(bytes, 0);
+    }
+    if let Some(declared) = declared.filter(|encoding| encoding.is_ascii_compatible()) {
+        return legacy(bytes, declared);
     }
     let mut detector = EncodingDetector::new(Iso2022JpDetection::Deny);
     detector.feed(bytes, true);

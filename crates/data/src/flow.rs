@@ -55,9 +55,17 @@ pub(crate) enum Origin<'m> {
 /// A stretch of a block's text that came from a stretch of the source.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
-    /// Where it starts in the block's text; it ends where the next one starts.
-    pub(crate) text: usize,
+    pub(crate) text: Range<usize>,
     pub(crate) source: Range<usize>,
+}
+
+impl Segment {
+    /// Where a place in the text is in the source: exactly, if the text stands
+    /// there unchanged.
+    fn source_of(&self, at: usize) -> Option<usize> {
+        let unchanged = self.text.len() == self.source.len();
+        (unchanged && self.text.contains(&at)).then(|| self.source.start + (at - self.text.start))
+    }
 }
 
 impl Origin<'_> {
@@ -65,20 +73,86 @@ impl Origin<'_> {
         match self {
             Origin::Verbatim(start) => start + part.start..start + part.end,
             Origin::Within(range) => range.clone(),
-            Origin::Mapped(segments) => {
-                let first = segments
-                    .partition_point(|segment| segment.text <= part.start)
-                    .saturating_sub(1);
-                let past = segments.partition_point(|segment| segment.text < part.end);
-                match (segments.get(first), segments.get(past.max(first + 1) - 1)) {
-                    (Some(first), Some(last)) => {
-                        first.source.start.min(last.source.start)
-                            ..first.source.end.max(last.source.end)
-                    }
-                    _ => 0..0,
-                }
+            Origin::Mapped(segments) => mapped(segments, part),
+        }
+    }
+}
+
+/// The smallest stretch of the source that holds what a part of the text came from.
+fn mapped(segments: &[Segment], part: &Range<usize>) -> Range<usize> {
+    let first = segments.partition_point(|segment| segment.text.end <= part.start);
+    let past = segments.partition_point(|segment| segment.text.start < part.end);
+    let Some(touched) = segments.get(first..past.max(first + 1)) else {
+        // Made-up text behind the last segment.
+        return segments.last().map_or(0..0, |last| last.source.clone());
+    };
+    let (first, last) = (&touched[0], &touched[touched.len() - 1]);
+    let start = first.source_of(part.start).unwrap_or(first.source.start);
+    let end = match last.source_of(part.end - 1) {
+        Some(last_byte) => last_byte + 1,
+        None => last.source.end,
+    };
+    start..end.max(start)
+}
+
+/// Builds the text of a block out of stretches of the source.
+#[derive(Default)]
+pub(crate) struct Builder {
+    pub(crate) text: String,
+    segments: Vec<Segment>,
+}
+
+impl Builder {
+    /// Text that the source holds in this range, in these or other characters.
+    pub(crate) fn push(&mut self, text: &str, source: Range<usize>) {
+        if text.is_empty() {
+            return;
+        }
+        let start = self.text.len();
+        self.text.push_str(text);
+        if let Some(last) = self.segments.last_mut() {
+            let unchanged = last.text.len() == last.source.len() && text.len() == source.len();
+            if unchanged && last.text.end == start && last.source.end == source.start {
+                last.text.end = self.text.len();
+                last.source.end = source.end;
+                return;
             }
         }
+        self.segments.push(Segment {
+            text: start..self.text.len(),
+            source,
+        });
+    }
+
+    /// Text that is not in the source: a separator, a list mark.
+    pub(crate) fn push_mark(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// Nothing of the source is in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    pub(crate) fn range(&self) -> Range<usize> {
+        match (self.segments.first(), self.segments.last()) {
+            (Some(first), Some(last)) => first.source.start..last.source.end,
+            _ => 0..0,
+        }
+    }
+
+    /// Hands the block over and starts anew. Marks alone are no block.
+    pub(crate) fn emit(&mut self, flow: &mut Flow, kind: Kind, tight: bool) -> Result<(), Problem> {
+        let built = std::mem::take(self);
+        if built.is_empty() {
+            return Ok(());
+        }
+        flow.block(&Block {
+            text: &built.text,
+            origin: Origin::Mapped(&built.segments),
+            kind,
+            tight,
+        })
     }
 }
 

@@ -16,6 +16,7 @@ pub mod walk;
 
 mod decode;
 mod flow;
+mod languages;
 
 pub use chunk::{ChunkOptions, estimate_tokens};
 pub use error::{Notice, ReadError, WalkError};

@@ -1,5 +1,10 @@
 //! One file in, its passages out.
 
+pub(crate) mod archive;
+mod code;
+mod html;
+mod markdown;
+mod rst;
 mod text;
 
 use std::fmt;
@@ -12,6 +17,7 @@ use crate::chunk::ChunkOptions;
 use crate::decode::Source;
 use crate::error::Problem;
 use crate::flow::Flow;
+use crate::languages;
 use crate::{FileEntry, Format, Passage, ReadError};
 
 /// The limits of reading. Whatever a file holds, reading it ends, and takes memory
@@ -78,7 +84,7 @@ fn read_path(path: &Path, options: &ReadOptions) -> Result<Document, Problem> {
     if bytes.is_empty() {
         return Err(Problem::skip("is empty", ""));
     }
-    let format = Format::PlainText;
+    let format = Format::detect(path, &bytes)?;
     let passages = read_bytes(&bytes, format, options)?;
     if passages.is_empty() {
         return Err(Problem::skip("holds no text", ""));
@@ -95,14 +101,24 @@ fn read_bytes(
     format: Format,
     options: &ReadOptions,
 ) -> Result<Vec<Passage>, Problem> {
+    let declared = match format {
+        Format::Html => html::declared_encoding(bytes),
+        _ => None,
+    };
+    let source = Source::decode_declared(bytes, declared)?;
+    let mut flow = Flow::new(Some(&source), options);
+    let text: &str = &source.text;
     match format {
-        Format::PlainText => {
-            let source = Source::decode(bytes)?;
-            let mut flow = Flow::new(Some(&source), options);
-            text::read(&source.text, &mut flow)?;
-            flow.finish()
-        }
-    }
+        Format::Markdown => markdown::read(text, &mut flow),
+        Format::Html => html::read(text, 0, &mut flow),
+        Format::ReStructuredText => rst::read(text, &mut flow),
+        Format::Code(language) => match languages::by_name(language) {
+            Some(language) => code::read(text, language, &mut flow),
+            None => text::read(text, &mut flow),
+        },
+        _ => text::read(text, &mut flow),
+    }?;
+    flow.finish()
 }
 
 /// BLAKE3 of a file's bytes as 64 hexadecimal digits, in constant memory. Says

@@ -1,0 +1,144 @@
+use crate::read::tests::*;
+
+const PAGE: &str = "\
+---
+title: \"The Guide\"
+date: 2024-01-01
+---
+
+# Install
+
+Use the [package](https://example.org/a/b) *manager*,
+or `cargo install`.
+
+## From source
+
+1. Clone it.
+2. Build it:
+
+   ```sh
+   cargo build
+   ```
+
+| name | size |
+|------|------|
+| a    | 1 MB |
+
+<h2>Notes</h2>
+
+<p align=\"center\">Read <b>this</b>.</p>
+
+Fish &amp; chips[^1]
+
+[^1]: A dish.
+";
+
+#[test]
+fn text_is_what_the_rendered_page_shows() {
+    let passages = passages("a.md", PAGE.as_bytes());
+    let found: Vec<_> = passages
+        .iter()
+        .map(|p| (p.headings.join(" > "), p.text.as_str()))
+        .collect();
+    let expected = [
+        ("The Guide", "title: \"The Guide\"\ndate: 2024-01-01"),
+        (
+            "The Guide > Install",
+            "Use the package manager,\nor cargo install.",
+        ),
+        (
+            "The Guide > Install > From source",
+            "1. Clone it.\n2. Build it:\ncargo build\nname | size\na | 1 MB",
+        ),
+        (
+            "The Guide > Install > Notes",
+            "Read this.\n\nFish & chips[1]\n\n[1]: A dish.",
+        ),
+    ]
+    .map(|(trail, text)| (trail.to_string(), text));
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn bytes_and_lines_hold_the_words() {
+    let page = PAGE.repeat(20).replace('\n', "\r\n");
+    let passages = passages("a.md", page.as_bytes());
+    assert!(passages.len() > 40);
+    for passage in &passages {
+        let slice = slice(page.as_bytes(), passage).replace("&amp;", "&");
+        let lines = lines(page.as_bytes(), passage).replace("&amp;", "&");
+        let mut rest = slice.as_str();
+        for word in passage.text.split(|c: char| !c.is_alphabetic()) {
+            let at = rest
+                .find(word)
+                .unwrap_or_else(|| panic!("{word:?} of {passage:?} in {slice}"));
+            rest = &rest[at + word.len()..];
+            assert!(lines.contains(word));
+        }
+        // And not much else.
+        assert!(slice.len() < 3 * passage.text.len() + 200);
+    }
+}
+
+#[test]
+fn headings_without_text_are_not_lost() {
+    let passages = passages(
+        "a.md",
+        b"# Title\n\n## One\n\n## Two\n\n## Three\n\nText.\n",
+    );
+    let found: Vec<_> = passages
+        .iter()
+        .map(|p| (p.headings.join(" > "), p.text.as_str()))
+        .collect();
+    let expected = [("Title", "One\nTwo"), ("Title > Three", "Text.")]
+        .map(|(trail, text)| (trail.to_string(), text));
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_huge_heading_is_cut_in_the_trail_and_kept_as_text() {
+    let page = format!("# {}\n\nText.\n", "word ".repeat(100_000));
+    let passages = passages("a.md", page.as_bytes());
+    assert!(passages.len() > 400);
+    assert!(passages.iter().all(|p| p.headings[0].len() < 200));
+}
+
+#[test]
+fn nested_lists_are_indented_and_joined() {
+    let list = "- one\n  - two\n    continued\n  - three\n- [x] four\n";
+    let passages = passages("a.md", list.as_bytes());
+    assert_eq!(passages.len(), 1);
+    let expected = "- one\n  - two\ncontinued\n  - three\n- [x] four";
+    assert_eq!(passages[0].text, expected);
+}
+
+#[test]
+fn hostile_markdown_ends() {
+    let n = 200_000;
+    let pages = [
+        ">".repeat(n) + "deep",
+        "> ".repeat(n) + "deep\n" + &"a\n".repeat(n),
+        "- ".repeat(n) + "deep",
+        "[".repeat(n),
+        "![".repeat(n),
+        "*a_ ".repeat(n),
+        "`".repeat(n) + "a",
+        "<a ".repeat(n),
+        "<!--".repeat(n),
+        "a\n\n".repeat(n),
+        "|a".repeat(n) + "\n" + &"|-".repeat(n) + "\n" + &"|b\n".repeat(1000),
+        "# x\n".repeat(n),
+        "[^a]: ".repeat(n),
+        "[a](".repeat(n),
+        (0..60)
+            .map(|i| " ".repeat(2 * i) + "- a\n")
+            .collect::<String>()
+            + &"b\n\n".repeat(n / 4),
+    ];
+    for page in pages {
+        let start = std::time::Instant::now();
+        let result = read_file("a.md", page.as_bytes());
+        println!("{:?} {:?}", page.get(..20), start.elapsed());
+        assert!(result.is_ok() || matches!(result, Err(crate::ReadError::Skipped(_))));
+    }
+}
