@@ -69,14 +69,23 @@ pub(crate) fn key(store: &Path, path: &Path) -> String {
 
 /// A path as short as it can be typed here: without the working folder in front.
 pub(crate) fn shown(path: &Path) -> PathBuf {
-    let here = std::env::current_dir().and_then(|here| here.canonicalize());
-    match here
-        .ok()
-        .and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned))
-    {
+    match here().and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned)) {
         Some(relative) if relative != Path::new("") => relative,
         _ => path.to_owned(),
     }
+}
+
+/// A line that begins with a path, with that path as in [`shown`].
+pub(crate) fn without_here(line: &str) -> String {
+    let here = here().map(|here| format!("{}{}", here.display(), std::path::MAIN_SEPARATOR));
+    let short = here.and_then(|here| line.strip_prefix(&here).map(str::to_owned));
+    short.unwrap_or_else(|| line.to_owned())
+}
+
+fn here() -> Option<PathBuf> {
+    std::env::current_dir()
+        .and_then(|here| here.canonicalize())
+        .ok()
 }
 
 #[cfg(test)]
@@ -104,6 +113,17 @@ mod tests {
 
         let other = Path::new("elsewhere");
         assert_eq!(locate(&deep, Some(other)).unwrap().store, other);
+    }
+
+    #[test]
+    fn paths_are_shown_as_short_as_they_can_be_typed() {
+        let here = here().unwrap();
+        assert_eq!(shown(&here.join("a/b.md")), Path::new("a/b.md"));
+        assert_eq!(shown(&here), here);
+        assert_eq!(shown(Path::new("/else/where")), Path::new("/else/where"));
+        let line = format!("{}: is empty", here.join("b.md").display());
+        assert_eq!(without_here(&line), "b.md: is empty");
+        assert_eq!(without_here("c.md: is empty"), "c.md: is empty");
     }
 
     #[test]

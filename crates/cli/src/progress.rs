@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use keyfold_core::Progress;
 
-use crate::interrupt;
 use crate::output::terminal::printable;
+use crate::{interrupt, place};
 
 /// How often a plain line is written where no bar can be drawn.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -141,7 +141,7 @@ impl Progress for StderrProgress {
         if self.mode == Mode::Quiet || state.notes > self.note_limit {
             return;
         }
-        let line = printable(line);
+        let line = printable(&place::without_here(line));
         match &state.stage {
             Some(stage) if self.mode == Mode::Bar => stage.bar.suspend(|| write_line(&line)),
             _ => write_line(&line),

@@ -49,7 +49,7 @@ fn options_that_mean_nothing() {
     let notes = indexed();
     let before = contents(notes.path());
     for (args, parts) in [
-        (&["search", "x", "-k", "0"][..], &["-k"][..]),
+        (&["search", "x", "-k", "0"][..], &["--limit", "0"][..]),
         (&["search", "x", "--mode", "magic"], &["magic", "lexical"]),
         (
             &["search", "x", "--since", "someday"],

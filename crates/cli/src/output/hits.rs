@@ -140,6 +140,14 @@ fn write_explanation(out: &mut impl Write, hit: &ShownHit, words: &[WordMatch]) 
             .max()
             .unwrap_or(0);
         for word in words {
+            if word.query.is_none() && word.passage.is_none() {
+                writeln!(
+                    out,
+                    "    {DIM}{:>7}  whole query = whole passage{DIM:#}",
+                    score(word.score)
+                )?;
+                continue;
+            }
             let query = shown(&word.query);
             let gap = " ".repeat(width - query.width());
             writeln!(
