@@ -254,3 +254,113 @@ fn persist(file: NamedTempFile, folder: &Path, name: &Path) -> io::Result<()> {
     file.persist(folder.join(name)).map_err(|e| e.error)?;
     atomic::sync_folder(folder)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::directory::open_folder;
+    use super::super::files::FileState;
+    use super::super::segment::SegmentFile;
+    use super::super::{SEGMENTS, files::FileRecord};
+    use super::*;
+
+    const BYTES: usize = 5;
+
+    /// Codes of the passages of each file, as they were given.
+    type Given = Vec<Vec<Vec<u16>>>;
+
+    fn write(store: &Path, given: &Given, memory: usize) -> SegmentEntry {
+        let folder = store.join(SEGMENTS);
+        std::fs::create_dir_all(&folder).unwrap();
+        let shape = Shape {
+            dim: 9,
+            bits: 4,
+            bytes_per_row: BYTES as u32,
+            centroids: 7,
+        };
+        let mut w = SegmentWriter::create(&folder, shape).unwrap();
+        let mut id = 100;
+        for (n, file) in given.iter().enumerate() {
+            for codes in file {
+                w.passage(id, codes, &packed(id, codes)).unwrap();
+                id += 3;
+            }
+            w.end_file(&record(n));
+        }
+        w.finish(&folder, 1, Some(1), memory).unwrap()
+    }
+
+    fn packed(id: u64, codes: &[u16]) -> Vec<u8> {
+        let byte = |i: usize| (id as usize * 31 + i * 7) as u8;
+        (0..codes.len() * BYTES).map(byte).collect()
+    }
+
+    fn record(n: usize) -> FileRecord {
+        FileRecord {
+            key: format!("file {n}"),
+            size: n as u64,
+            modified: -1,
+            hash: None,
+            state: FileState::Read("text".into()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(30))]
+        #[test]
+        fn a_segment_holds_what_was_written_however_little_memory_its_lists_get(
+            given in prop::collection::vec(
+                prop::collection::vec(prop::collection::vec(0u16..7, 0..20), 0..5), 0..5),
+            memory in prop::sample::select(vec![0usize, 8, 40, 1 << 20]),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let entry = write(dir.path(), &given, memory);
+            let folder = dir.path().join(SEGMENTS);
+            prop_assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+            let map = open_folder(&folder).unwrap();
+            let file = SegmentFile::open(dir.path(), &map, &entry).unwrap();
+            file.verify().unwrap();
+
+            let records: Vec<FileRecord> = (0..given.len()).map(record).collect();
+            prop_assert_eq!(file.records().unwrap(), records);
+            let mut local = 0;
+            let mut lists = vec![Vec::new(); 7];
+            for (n, passages) in given.iter().enumerate() {
+                let range = local..local + passages.len() as u32;
+                prop_assert_eq!(file.passages_of(n as u32).unwrap(), range);
+                for codes in passages {
+                    let id = 100 + 3 * u64::from(local);
+                    let rows = file.rows_of(local).unwrap();
+                    prop_assert_eq!(file.id_of(local).unwrap(), id);
+                    prop_assert_eq!(file.codes(rows.clone()).unwrap(), &codes[..]);
+                    prop_assert_eq!(file.packed(rows).unwrap(), &packed(id, codes)[..]);
+                    for &code in codes {
+                        let list: &mut Vec<u32> = &mut lists[code as usize];
+                        if list.last() != Some(&local) {
+                            list.push(local);
+                        }
+                    }
+                    local += 1;
+                }
+            }
+            prop_assert!(file.rows_of(local).is_err() && file.id_of(local).is_err());
+            let starts = file.all::<u64>(section::POSTING_STARTS).unwrap();
+            for (list, range) in lists.iter().zip(starts.windows(2)) {
+                let range = range[0] as usize..range[1] as usize;
+                let stored = file.part::<u32>(section::POSTINGS, range).unwrap();
+                prop_assert_eq!(stored, &list[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_not_finished_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape::of(None);
+        let mut w = SegmentWriter::create(dir.path(), shape).unwrap();
+        w.passage(1, &[], &[]).unwrap();
+        drop(w);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
