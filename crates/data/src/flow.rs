@@ -249,8 +249,8 @@ impl<'s> Flow<'s> {
             return Ok(());
         }
         self.heading_ids += 1;
-        let short = shorten(&title);
-        let cut = short.len() < title.len();
+        let short = clip(&title, MAX_TITLE);
+        let cut = short != title;
         self.headings.push(Heading {
             level,
             title: short,
@@ -421,12 +421,13 @@ pub(crate) fn collapse(text: &str) -> String {
     line
 }
 
-fn shorten(title: &str) -> String {
-    if title.len() <= MAX_TITLE {
-        return title.to_string();
+/// The text, or its beginning with an ellipsis.
+pub(crate) fn clip(text: &str, max_bytes: usize) -> String {
+    if text.len() <= max_bytes {
+        return text.to_string();
     }
-    let cut = crate::chunk::floor_char_boundary(title, MAX_TITLE);
-    format!("{}…", title[..cut].trim_end())
+    let cut = crate::chunk::floor_char_boundary(text, max_bytes);
+    format!("{}…", text[..cut].trim_end())
 }
 
 /// Line ends become `\n`; control characters, which would act on a terminal, blanks.

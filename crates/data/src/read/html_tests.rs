@@ -108,10 +108,10 @@ fn an_unclosed_script_hides_only_itself() {
 
 #[test]
 fn hostile_pages_are_read_in_linear_time() {
-    let n = 1_000_000;
+    let n = 200_000;
     let attributes: String = (0..n).map(|i| format!(" a{i}")).collect();
     let pages = [
-        "<div>".repeat(10 * n) + "deep",
+        "<div>".repeat(50 * n) + "deep",
         "<".repeat(n) + "a",
         "<a ".repeat(n),
         "</".repeat(n),

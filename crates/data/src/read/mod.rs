@@ -3,8 +3,11 @@
 pub(crate) mod archive;
 mod code;
 mod html;
+mod json;
 mod markdown;
+mod notebook;
 mod rst;
+mod table;
 mod text;
 
 use std::fmt;
@@ -112,6 +115,11 @@ fn read_bytes(
         Format::Markdown => markdown::read(text, &mut flow),
         Format::Html => html::read(text, 0, &mut flow),
         Format::ReStructuredText => rst::read(text, &mut flow),
+        Format::Csv => table::read(text, table::delimiter(text), &mut flow),
+        Format::Tsv => table::read(text, b'\t', &mut flow),
+        Format::Json => json::read(text, &mut flow),
+        Format::JsonLines => json::read_lines(text, &mut flow),
+        Format::Notebook => notebook::read(text, &mut flow),
         Format::Code(language) => match languages::by_name(language) {
             Some(language) => code::read(text, language, &mut flow),
             None => text::read(text, &mut flow),
