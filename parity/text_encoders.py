@@ -61,6 +61,8 @@ DOCUMENTS = [
     "Unknown characters: \u4f60\u597d \u2603 \U0001f600 and caf\u00e9 (na\u00efve).",
     "Mixed CASE, hyphen-ated words, don't_split_this, 12345 and \"quotes\".",
     "\n Blanks \u00a0 around\tand inside \r\n",
+    # Special tokens as words, at the ends too.
+    "[SEP] </s> <pad> the [MASK] <mask> [CLS] <s> store [PAD] </s> [SEP]",
     # Longer than every document_length here.
     " ".join(f"word{i % 7} of passage {i % 13}," for i in range(220)),
 ]
@@ -172,6 +174,8 @@ def randomise(model, seed, dtype):
     """Random weights large enough that every part of the model shows in the
     result, rounded to the type they are saved in."""
     generator = torch.Generator().manual_seed(seed)
+    # For layers that the libraries add on loading (a pooler that nobody reads).
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             norm = "norm" in name.lower() and name.endswith("weight")

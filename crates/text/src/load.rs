@@ -7,6 +7,7 @@ use keyfold_core::{Encoder, EncoderIdentity, ModelFolder};
 use serde::Deserialize;
 
 use crate::backbone::Backbone;
+use crate::builtin::{self, BUILTIN, TokenMixerEncoder};
 use crate::error::{LoadError, invalid, io};
 use crate::late::{LateInteractionEncoder, Layout};
 use crate::sentence::SentenceEncoder;
@@ -20,7 +21,7 @@ pub struct LoadOptions {
     pub threads: usize,
 }
 
-/// Loads the encoder that `name` stands for: a folder, or a hub name
+/// Loads the encoder that `name` stands for: `builtin`, a folder, or a hub name
 /// (`org/model`) in the local hub cache. What the folder holds decides what
 /// kind of encoder it is.
 ///
@@ -28,13 +29,28 @@ pub struct LoadOptions {
 /// When there is no such model, or a file of it is missing, damaged, or of a
 /// kind that is not known; the error names the file.
 pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadError> {
+    if name == BUILTIN {
+        return Ok(Box::new(builtin::load(options.threads)?));
+    }
     let folder = ModelFolder::find(name)?;
+    let config: Option<ModelType> = folder.json_optional("config.json")?;
+    if config.is_some_and(|c| c.model_type == builtin::MODEL_TYPE) {
+        let encoder = TokenMixerEncoder::load(&folder, options.threads)?;
+        return Ok(Box::new(encoder));
+    }
     Ok(match Layout::of(&folder)? {
         Some(layout) => Box::new(LateInteractionEncoder::load_layout(
             &folder, layout, options,
         )?),
         None => Box::new(SentenceEncoder::load(&folder, options)?),
     })
+}
+
+/// The field of `config.json` that says what kind of model a folder holds.
+#[derive(Debug, Deserialize)]
+struct ModelType {
+    #[serde(default)]
+    model_type: String,
 }
 
 /// A backbone with its tokenizer.
@@ -97,6 +113,17 @@ impl Transformer {
             ));
         }
         let asked = config.max_seq_length.or(tokenizer.longest());
+        // A word between two special tokens.
+        if let Some(asked) = asked
+            && asked < 3
+        {
+            return Err(invalid(
+                &folder.file(&join(subfolder, TRANSFORMER_CONFIGS[0])),
+                format!(
+                    "the longest text (max_seq_length) is {asked} tokens; it must be at least 3"
+                ),
+            ));
+        }
         let longest = asked.map_or(backbone.longest(), |n| n.min(backbone.longest()));
         names.push(join(subfolder, "config.json"));
         names.extend_from_slice(tokenizer.names());

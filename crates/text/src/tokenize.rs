@@ -117,6 +117,15 @@ impl TextTokenizer {
         largest.map_or(0, |id| id as usize + 1)
     }
 
+    /// The text of every token, by id; empty where an id is not used.
+    pub(crate) fn vocabulary(&self) -> Vec<String> {
+        let mut all = vec![String::new(); self.ids_end()];
+        for (text, id) in self.inner.get_vocab(true) {
+            all[id as usize] = text;
+        }
+        all
+    }
+
     /// Id of a token by its exact text.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -268,7 +277,10 @@ fn original_span(
         return None;
     }
     let (from, to) = (from.saturating_sub(prompt_len), to - prompt_len);
-    text.get(from..to).map(|_| from..to)
+    // Some vocabularies count the blank before a word as part of its token.
+    let word = text.get(from..to)?;
+    let from = from + (word.len() - word.trim_start().len());
+    Some(from..from + word.trim().len())
 }
 
 /// Runs code of the tokenizers crate; a panic in it becomes an error.

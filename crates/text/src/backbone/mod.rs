@@ -152,11 +152,11 @@ impl Backbone {
 }
 
 fn unknown(path: &Path, model_type: String, architectures: Vec<String>) -> LoadError {
-    let found = if model_type.is_empty() {
-        architectures.into_iter().next().unwrap_or_default()
-    } else {
-        model_type
-    };
+    let named = [model_type].into_iter().chain(architectures);
+    let found = named
+        .into_iter()
+        .find(|name| !name.is_empty())
+        .unwrap_or_else(|| "none".to_owned());
     LoadError::UnknownArchitecture {
         path: path.to_owned(),
         found,

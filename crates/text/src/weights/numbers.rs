@@ -1,5 +1,7 @@
 //! Little-endian bytes to `f32`.
 
+use std::io::{self, Read};
+
 use half::{bf16, f16};
 
 /// How the numbers of a tensor are stored.
@@ -20,6 +22,19 @@ impl Kind {
             Kind::F16 | Kind::Bf16 => 2,
         }
     }
+}
+
+/// Reads `count` numbers.
+pub(super) fn read(kind: Kind, input: &mut impl Read, count: usize) -> io::Result<Vec<f32>> {
+    if kind == Kind::F32 && cfg!(target_endian = "little") {
+        // Most of all weights: straight to where they are used.
+        let mut numbers = vec![0.0f32; count];
+        input.read_exact(bytemuck::cast_slice_mut(&mut numbers))?;
+        return Ok(numbers);
+    }
+    let mut bytes = vec![0; count * kind.size()];
+    input.read_exact(&mut bytes)?;
+    Ok(to_f32(kind, &bytes))
 }
 
 /// Whole numbers from `bytes`; a rest that is no whole number is left out.

@@ -97,12 +97,10 @@ impl SafetensorsFile {
             }
         };
         let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
         // A poisoned lock only means that another read failed; the file is whole.
         let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
         file.seek(SeekFrom::Start(self.start + from as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| io(&self.path, e))?;
-        Ok(numbers::to_f32(kind, &bytes))
+            .and_then(|_| numbers::read(kind, &mut *file, (to - from) / kind.size()))
+            .map_err(|e| io(&self.path, e))
     }
 }

@@ -197,10 +197,13 @@ impl TorchFile {
                 if entry.compression() != CompressionMethod::Stored {
                     return Err("is compressed, which torch.save never does".to_owned());
                 }
+                // One byte more, so that the end of the entry is met and its
+                // checksum compared.
                 entry
-                    .take(len as u64)
+                    .take(len as u64 + 1)
                     .read_to_end(&mut bytes)
                     .map_err(|e| e.to_string())?;
+                bytes.truncate(len);
             }
             Storages::Plain { file, starts } => {
                 let start = *starts.get(key).ok_or_else(cut_off)?;
