@@ -4,6 +4,8 @@
 //!
 //! `KEYFOLD_CRASH_RUNS` sets the number of kills (24 by default).
 
+#![allow(clippy::unwrap_used)] // also in the helpers of tests
+
 mod common;
 
 use std::collections::BTreeMap;

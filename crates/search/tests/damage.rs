@@ -2,6 +2,8 @@
 //! file, and searching a damaged store gives an error or the right answer: no
 //! panic, no wrong passage.
 
+#![allow(clippy::unwrap_used)] // also in the helpers of tests
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! What a user relies on when folders are indexed again and again.
 
+#![allow(clippy::unwrap_used)] // also in the helpers of tests
+
 mod common;
 
 use std::path::{Path, PathBuf};

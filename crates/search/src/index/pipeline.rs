@@ -420,10 +420,9 @@ struct OpenFile {
 impl Sink<'_> {
     fn take(&mut self, encoded: Encoded) -> Result<(), SearchError> {
         let mut counts = encoded.counts;
-        if counts.len() >= HOPELESS && counts.iter().all(Result::is_err) {
-            if let Some(Err(e)) = counts.pop() {
-                return Err(e.into());
-            }
+        let hopeless = counts.len() >= HOPELESS && counts.iter().all(Result::is_err);
+        if hopeless && let Some(Err(e)) = counts.pop() {
+            return Err(e.into());
         }
         let mut counts = counts.into_iter();
         let mut row = 0;

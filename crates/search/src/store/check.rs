@@ -72,16 +72,15 @@ fn check_commit(store: &Path, progress: &dyn Progress) -> Result<CheckReport, Se
     };
     run.report.generation = manifest.generation;
     progress.start("checking", "files", None);
-    let mut vectors = run.vectors(store, &manifest)?;
-    if let Some(words) = run.lexical(store, &manifest)? {
-        if let Some(vectors) = vectors.take() {
-            if vectors != words && run.report.is_sound() {
-                run.note(
-                    path,
-                    "its text and its vectors are not of the same passages",
-                );
-            }
-        }
+    let vectors = run.vectors(store, &manifest)?;
+    let words = run.lexical(store, &manifest)?;
+    if let (Some(vectors), Some(words)) = (vectors, words)
+        && vectors != words
+    {
+        run.note(
+            path,
+            "its text and its vectors are not of the same passages",
+        );
     }
     progress.finish();
     Ok(run.report)
@@ -117,11 +116,18 @@ impl Run<'_> {
     ) -> Result<Option<T>, SearchError> {
         self.report.files += 1;
         self.report.bytes += std::fs::metadata(path).map_or(0, |m| m.len());
+        let done = self.step(f);
+        self.progress.advance(1);
+        done
+    }
+
+    /// What `f` gives, or none if that is noted as damage.
+    fn step<T>(
+        &mut self,
+        f: impl FnOnce() -> Result<T, SearchError>,
+    ) -> Result<Option<T>, SearchError> {
         match f() {
-            Ok(value) => {
-                self.progress.advance(1);
-                Ok(Some(value))
-            }
+            Ok(value) => Ok(Some(value)),
             Err(SearchError::Damaged { path, what }) => {
                 self.note(path, what);
                 Ok(None)
@@ -179,7 +185,7 @@ impl Run<'_> {
     fn lexical(&mut self, store: &Path, manifest: &Manifest) -> Result<Option<Ids>, SearchError> {
         let folder = store.join(LEXICAL);
         let directory = StoreDirectory::reader(store, manifest.clone().into());
-        let opened = self.file(&folder, || open_index(store, directory?))?;
+        let opened = self.step(|| open_index(store, directory?))?;
         let Some((index, fields)) = opened else {
             return Ok(None);
         };
@@ -217,9 +223,7 @@ impl Run<'_> {
         if all.is_none() {
             return Ok(None);
         }
-        self.file(&folder, || {
-            document_ids(&index, &fields).map_err(|e| SearchError::lexical(store, e))
-        })
+        self.step(|| document_ids(&index, &fields).map_err(|e| SearchError::lexical(store, e)))
     }
 }
 

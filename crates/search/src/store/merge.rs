@@ -23,7 +23,7 @@ use super::rows::{CODED_AT_ONCE, NewRows, Rows, write_codebook};
 use super::segment::SegmentFile;
 use super::snapshot::{live_records, open_codebooks};
 use super::writer::{Place, Writer, set_codebooks};
-use crate::codebook::Codebook;
+use crate::codebook::{Codebook, centroids_for};
 use crate::error::SearchError;
 
 /// Segments of one size that are merged into one.
@@ -123,11 +123,13 @@ impl Writer {
         )
     }
 
-    /// The number of tokens, if it is far above what the codebook was made for.
+    /// The number of tokens, if it is far above what the codebook was made for and
+    /// a new one would have more centroids.
     fn outgrown(&self) -> Option<u64> {
         let tokens = self.committed_tokens();
         let made_for = self.rows.codebook_entry()?.tokens;
-        (tokens > made_for.saturating_mul(GROWTH)).then_some(tokens)
+        let wants_more = centroids_for(tokens) > self.rows.codebook()?.count();
+        (wants_more && tokens > made_for.saturating_mul(GROWTH)).then_some(tokens)
     }
 
     /// Makes a codebook from a sample of all rows and merges all segments with it.

@@ -24,7 +24,7 @@ pub(crate) const CODED_AT_ONCE: usize = 1 << 14;
 pub(crate) struct RowOptions {
     pub(crate) dim: usize,
     pub(crate) bits: Bits,
-    /// Bytes for rows that wait for a codebook, and for lists of passages.
+    /// Bytes for the rows that wait for a codebook, and for the lists of a segment.
     pub(crate) memory: usize,
     pub(crate) seed: u64,
     pub(crate) threads: usize,
@@ -104,6 +104,7 @@ impl NewRows {
         rows: Rows<'_>,
     ) -> Result<(), SearchError> {
         let Some((_, ours)) = &self.codebook else {
+            self.make_room(counts.iter().sum());
             match rows {
                 Rows::Raw(rows) => self.rows.extend_from_slice(rows),
                 Rows::Coded(theirs, codes, packed) => {
@@ -142,6 +143,16 @@ impl NewRows {
         Ok(())
     }
 
+    /// Makes room for more rows that wait, in steps that keep to the memory;
+    /// growing by itself, the list would take up to twice of it.
+    fn make_room(&mut self, rows: usize) {
+        let step = self.options.memory / 8 / size_of::<f32>();
+        let more = rows * self.options.dim;
+        if self.rows.capacity() - self.rows.len() < more {
+            self.rows.reserve_exact(more.max(step));
+        }
+    }
+
     /// Ends a file and gives its number among the new files.
     pub(crate) fn end_file(&mut self, record: &FileRecord) -> Result<u32, SearchError> {
         if self.codebook.is_some() {
@@ -168,7 +179,11 @@ impl NewRows {
                 store: self.store.clone(),
                 source,
             })?;
-        let entry = write_codebook(&self.store, &codebook, number, tokens)?;
+        // A small sample makes a codebook for a small store only: 4 rows are the
+        // least for a centroid, and 16 sqrt(n) centroids are wanted for n rows.
+        let sample = (self.rows.len() / o.dim) as u64;
+        let made_for = tokens.min(sample.max((sample / 64).saturating_pow(2)));
+        let entry = write_codebook(&self.store, &codebook, number, made_for)?;
         self.codebook = Some((entry, Arc::new(codebook)));
         self.code_waiting()
     }

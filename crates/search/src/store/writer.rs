@@ -30,9 +30,10 @@ pub struct WriterOptions {
     /// Bits kept of every entry of a vector: of a new store, or as a demand on an
     /// existing one. None takes what the store has, or four.
     pub bits: Option<Bits>,
-    /// Memory for vectors and words that are not written yet, bytes. About half
-    /// of it goes to vectors, a quarter to words; at least 15 MB go to words.
-    /// What the writer knows of every file (some 200 bytes) comes on top.
+    /// Memory for what is not written yet, bytes. A quarter goes to vectors that
+    /// wait for the first codebook, as much is needed to make it, and an eighth
+    /// goes to words, but at least 15 MB. What the writer knows of every file
+    /// (some 200 bytes) and passage (16 bytes until it is committed) comes on top.
     pub memory: usize,
     /// Seed of the codebook.
     pub seed: u64,
@@ -47,7 +48,7 @@ impl Default for WriterOptions {
     fn default() -> Self {
         Self {
             bits: None,
-            memory: 256 << 20,
+            memory: 512 << 20,
             seed: 0,
             threads: 1,
             rebuild: false,
@@ -171,11 +172,11 @@ impl Writer {
             open_index(&store, directory.clone())?
         };
         sweep::sweep(&store, &next, &index);
-        let lexical = lexical_writer(&store, &index, options.memory / 4)?;
+        let lexical = lexical_writer(&store, &index, options.memory / 8)?;
         let row_options = RowOptions {
             dim: encoder.dim,
             bits: next.bits,
-            memory: options.memory / 2,
+            memory: options.memory / 4,
             seed: options.seed,
             threads: options.threads.max(1),
         };

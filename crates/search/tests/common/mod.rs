@@ -1,5 +1,6 @@
 //! A tiny encoder and folders for the tests of the store.
-#![allow(dead_code)]
+// Every test uses a part of it, and unwraps as tests do.
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
