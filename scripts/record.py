@@ -4,11 +4,7 @@ printed, with its colours, as an SVG file. Python's standard library is enough.
 
     scripts/record.py OUT.svg [--columns 96] [--rows 40] [--shown 'keyfold ...'] -- COMMAND ARGS...
 
-The picture in the README is made by:
-
-    cargo build --release
-    scripts/record.py docs/search.svg --shown 'keyfold search "how does the store survive a crash" .' \\
-        -- target/release/keyfold search "how does the store survive a crash" . -k 3
+CONTRIBUTING.md has the command that made the picture in the README.
 """
 
 import argparse

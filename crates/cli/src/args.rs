@@ -7,16 +7,11 @@ use crate::commands::Command;
 
 /// Everything is a lookup: index a folder, search it by meaning.
 #[derive(Debug, Parser)]
-#[command(
-    name = "keyfold",
-    version,
-    propagate_version = true,
-    max_term_width = 100
-)]
+#[command(name = "keyfold", version, max_term_width = 100)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
 Examples:
-  keyfold search \"how does the store survive a crash\" .
+  keyfold search \"plants before the frost\" ~/notes
   keyfold index ~/notes ~/papers --store ~/my-store
   keyfold search \"contracts that end this year\" --store ~/my-store --json
 

@@ -38,7 +38,7 @@ Examples:
   keyfold index . --glob '*.md' --glob '!drafts'")]
 pub(crate) struct IndexArgs {
     /// Folders and files to read
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Where the store is [default: .keyfold in the first PATH or above it]
     #[arg(long, value_name = "DIR")]

@@ -29,12 +29,12 @@ const ROWS: usize = 6;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  keyfold search \"how does the store survive a crash\"
+  keyfold search \"plants before the frost\"
   keyfold search \"contracts that end this year\" ~/papers --type pdf --since 2024-01-01
   keyfold search \"boat in the wind\" notes -k 3 --explain
   keyfold search \"open questions\" . -l | xargs $EDITOR")]
 pub(crate) struct SearchArgs {
-    /// What to look for; \"words in double quotes\" must occur
+    /// What to look for; words "in double quotes" must occur
     query: String,
     /// Folder or file to search [default: the whole store with --store, else the current folder]
     path: Option<PathBuf>,
