@@ -39,17 +39,13 @@ impl<'f> Source<'f> {
     /// Finds out the character set and decodes.
     ///
     /// A byte order mark decides; else valid UTF-8 is UTF-8; else UTF-16 shows by its
-    /// zero bytes; else the frequency of letters decides among the older sets.
-    /// Mostly valid UTF-8 stays UTF-8, with U+FFFD for what is wrong.
+    /// zero bytes; else mostly valid UTF-8 stays UTF-8, with U+FFFD for what is wrong;
+    /// else it is the older set that the file declares, or the one that the frequency
+    /// of letters speaks for.
     ///
     /// # Errors
     /// Skip, when the bytes are no text.
-    pub(crate) fn decode(bytes: &'f [u8]) -> Result<Self, Problem> {
-        Self::decode_declared(bytes, None)
-    }
-
-    /// The same, where the file may say which older character set it is in.
-    pub(crate) fn decode_declared(
+    pub(crate) fn decode(
         bytes: &'f [u8],
         declared: Option<&'static Encoding>,
     ) -> Result<Self, Problem> {
@@ -83,9 +79,17 @@ impl<'f> Source<'f> {
         }
     }
 
-    /// Text that a container holds, which has lines but no bytes of its own.
-    pub(crate) fn of_text(text: &'f str) -> Self {
-        Self::new(Cow::Borrowed(text), 0, None)
+    /// A file whose readers decode it themselves and tell places by its own bytes. The
+    /// text serves to count lines only.
+    pub(crate) fn of_bytes(bytes: &'f [u8]) -> Self {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => {
+                let ascii = |b: &u8| if b.is_ascii() { char::from(*b) } else { '?' };
+                Cow::Owned(bytes.iter().map(ascii).collect())
+            }
+        };
+        Self::new(text, 0, None)
     }
 
     /// The first line and one past the last, counted from 1, of a range of the text.

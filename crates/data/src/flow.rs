@@ -188,6 +188,7 @@ pub(crate) struct Flow<'s> {
     open: Option<Open>,
     passages: Vec<Passage>,
     text_bytes: u64,
+    warnings: Vec<String>,
 }
 
 impl<'s> Flow<'s> {
@@ -202,6 +203,7 @@ impl<'s> Flow<'s> {
             open: None,
             passages: Vec::new(),
             text_bytes: 0,
+            warnings: Vec::new(),
         }
     }
 
@@ -394,11 +396,16 @@ impl<'s> Flow<'s> {
         Ok(())
     }
 
-    /// All passages, in the order of the document.
-    pub(crate) fn finish(mut self) -> Result<Vec<Passage>, Problem> {
+    /// Notes a part of the file that could not be read.
+    pub(crate) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// All passages in the order of the document, and the warnings.
+    pub(crate) fn finish(mut self) -> Result<(Vec<Passage>, Vec<String>), Problem> {
         self.close_headings(0)?;
         self.flush()?;
-        Ok(self.passages)
+        Ok((self.passages, self.warnings))
     }
 }
 

@@ -192,7 +192,8 @@ fn begins_like_mail(start: &str) -> bool {
 /// Files that begin like this hold no text, or none that is read here.
 fn signature(head: &[u8]) -> Option<(&'static str, &'static str)> {
     const UNPACK: &str = "unpack it to have its files read";
-    let known: [(&[u8], &str, &str); 25] = [
+    let known: [(&[u8], &str, &str); 26] = [
+        (b"PK\x05\x06", "an empty zip archive", ""),
         (b"\x89PNG", "a picture", ""),
         (b"\xff\xd8\xff", "a picture", ""),
         (b"GIF8", "a picture", ""),

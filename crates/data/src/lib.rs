@@ -22,5 +22,5 @@ pub use chunk::{ChunkOptions, estimate_tokens};
 pub use error::{Notice, ReadError, WalkError};
 pub use format::Format;
 pub use passage::{FileEntry, Passage};
-pub use read::{Document, ReadOptions, Summary, content_hash, read};
+pub use read::{Document, ReadOptions, Summary, content_hash, pdf_worker_main, read};
 pub use walk::{FilterError, PathFilter, Walk, WalkOptions, walk};

@@ -115,7 +115,7 @@ impl Code<'_> {
         };
         let begins =
             |word: &&str| first == *word || (word.ends_with('<') && first.starts_with(*word));
-        let known = self.language.definitions.iter().any(|word| begins(&word));
+        let known = self.language.definitions.iter().any(begins);
         (known || self.is_c_function(header, line)).then(|| title(header))
     }
 

@@ -43,10 +43,17 @@ pub(super) fn declared_encoding(bytes: &[u8]) -> Option<&'static Encoding> {
     Encoding::for_label(&label[..end])
 }
 
-/// Reads a page or a piece of one that starts at `base` of the flow's source.
-pub(super) fn read(text: &str, base: usize, flow: &mut Flow) -> Result<(), Problem> {
+/// Reads a page or a piece of one that starts at `base` of the flow's source. Its title
+/// becomes a heading of the given level, its other headings lower ones.
+pub(super) fn read(
+    text: &str,
+    base: usize,
+    title_level: u32,
+    flow: &mut Flow,
+) -> Result<(), Problem> {
     let sink = Sink(RefCell::new(Page {
         flow,
+        title_level,
         feeding: 0..0,
         block: Builder::default(),
         space: false,
@@ -187,6 +194,7 @@ impl TokenSink for Sink<'_, '_> {
 
 struct Page<'f, 's> {
     flow: &'f mut Flow<'s>,
+    title_level: u32,
     /// Where in the source lies what the tokenizer is being fed.
     feeding: Range<usize>,
     block: Builder,
@@ -338,7 +346,8 @@ impl Page<'_, '_> {
         let title = std::mem::take(&mut self.block);
         self.space = false;
         self.mark = "";
-        self.flow.heading(level, &title.text, title.range())
+        self.flow
+            .heading(self.title_level + level, &title.text, title.range())
     }
 
     fn emit(&mut self) -> Result<(), Problem> {

@@ -154,7 +154,7 @@ impl Reader<'_, '_, '_> {
             TagEnd::HtmlBlock => {
                 self.block = Builder::default();
                 self.place = Place::Text;
-                super::html::read(&self.source[range.clone()], range.start, self.flow)
+                super::html::read(&self.source[range.clone()], range.start, 0, self.flow)
             }
             TagEnd::MetadataBlock(_) => {
                 if let Some(title) = front_matter_title(&self.block.text) {

@@ -4,8 +4,11 @@ pub(crate) mod archive;
 mod code;
 mod html;
 mod json;
+mod mail;
 mod markdown;
 mod notebook;
+mod office;
+mod pdf;
 mod rst;
 mod table;
 mod text;
@@ -13,15 +16,20 @@ mod text;
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use pdf::pdf_worker_main;
+
+use archive::Archive;
 
 use crate::chunk::ChunkOptions;
 use crate::decode::Source;
 use crate::error::Problem;
 use crate::flow::Flow;
 use crate::languages;
-use crate::{FileEntry, Format, Passage, ReadError};
+use crate::{FileEntry, Format, Notice, Passage, ReadError};
 
 /// The limits of reading. Whatever a file holds, reading it ends, and takes memory
 /// in the order of the larger of `max_file_size` and `max_unpacked_size`.
@@ -38,7 +46,7 @@ pub struct ReadOptions {
     pub max_passages_per_file: usize,
     /// A program that reads PDF files in a process of its own, where a hang, a crash
     /// or a memory bomb harms nobody: it is started as `WORKER __read-pdf FILE` and
-    /// must then run the worker. None (default): PDF files are read in this
+    /// must then run [`pdf_worker_main`]. None (default): PDF files are read in this
     /// process, without `pdf_timeout` and `pdf_max_memory`.
     pub pdf_worker: Option<PathBuf>,
     /// After this time the PDF worker is ended and the file fails. Default 30 s.
@@ -71,6 +79,8 @@ pub struct Document {
     /// BLAKE3 of the file's bytes, 64 hexadecimal digits; the same as
     /// [`content_hash`] gives.
     pub content_hash: String,
+    /// Parts that could not be read (pages of a PDF), one line each.
+    pub warnings: Vec<Notice>,
 }
 
 /// Reads a file.
@@ -79,7 +89,16 @@ pub struct Document {
 /// Skipped: no regular file, empty, over `max_file_size`, no text, no supported
 /// format. Failed: cannot be read, damaged, or over a limit of the options.
 pub fn read(entry: &FileEntry, options: &ReadOptions) -> Result<Document, ReadError> {
-    read_path(&entry.path, options).map_err(|problem| problem.at(&entry.path))
+    let read = || read_path(&entry.path, options);
+    // The parsers are other people's work and meet anything; a panic of theirs must not
+    // end a run over many files.
+    let result = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Problem::fail(
+            "broke its reader",
+            "report it with the file, if you can",
+        ))
+    });
+    result.map_err(|problem| problem.at(&entry.path))
 }
 
 fn read_path(path: &Path, options: &ReadOptions) -> Result<Document, Problem> {
@@ -88,45 +107,81 @@ fn read_path(path: &Path, options: &ReadOptions) -> Result<Document, Problem> {
         return Err(Problem::skip("is empty", ""));
     }
     let format = Format::detect(path, &bytes)?;
-    let passages = read_bytes(&bytes, format, options)?;
+    let (passages, warnings) = match format {
+        Format::Pdf | Format::Docx | Format::Odt | Format::Epub => {
+            let mut flow = Flow::new(None, options);
+            read_packed(path, &bytes, format, &mut flow)?;
+            flow.finish()
+        }
+        Format::Email | Format::Mbox => {
+            let source = Source::of_bytes(&bytes);
+            let mut flow = Flow::new(Some(&source), options);
+            match format {
+                Format::Mbox => mail::read_mbox(&bytes, &mut flow),
+                _ => mail::read_mail(&bytes, &mut flow),
+            }?;
+            flow.finish()
+        }
+        _ => {
+            let declared = match format {
+                Format::Html => html::declared_encoding(&bytes),
+                _ => None,
+            };
+            let source = Source::decode(&bytes, declared)?;
+            let mut flow = Flow::new(Some(&source), options);
+            read_text(&source.text, format, &mut flow)?;
+            flow.finish()
+        }
+    }?;
     if passages.is_empty() {
-        return Err(Problem::skip("holds no text", ""));
+        return Err(match format {
+            Format::Pdf => {
+                Problem::skip("holds no text, perhaps pictures of it", "run OCR over it")
+            }
+            _ => Problem::skip("holds no text", ""),
+        });
     }
+    let notice = |why| Notice {
+        path: path.to_path_buf(),
+        why,
+        what_to_do: String::new(),
+    };
     Ok(Document {
         passages,
         format,
         content_hash: blake3::hash(&bytes).to_hex().to_string(),
+        warnings: warnings.into_iter().map(notice).collect(),
     })
 }
 
-fn read_bytes(
-    bytes: &[u8],
-    format: Format,
-    options: &ReadOptions,
-) -> Result<Vec<Passage>, Problem> {
-    let declared = match format {
-        Format::Html => html::declared_encoding(bytes),
-        _ => None,
-    };
-    let source = Source::decode_declared(bytes, declared)?;
-    let mut flow = Flow::new(Some(&source), options);
-    let text: &str = &source.text;
+fn read_packed(path: &Path, bytes: &[u8], format: Format, flow: &mut Flow) -> Result<(), Problem> {
+    if format == Format::Pdf {
+        return pdf::read(path, bytes, flow);
+    }
+    let mut archive = Archive::open(bytes, flow.options())?;
     match format {
-        Format::Markdown => markdown::read(text, &mut flow),
-        Format::Html => html::read(text, 0, &mut flow),
-        Format::ReStructuredText => rst::read(text, &mut flow),
-        Format::Csv => table::read(text, table::delimiter(text), &mut flow),
-        Format::Tsv => table::read(text, b'\t', &mut flow),
-        Format::Json => json::read(text, &mut flow),
-        Format::JsonLines => json::read_lines(text, &mut flow),
-        Format::Notebook => notebook::read(text, &mut flow),
+        Format::Odt => office::odt::read(&mut archive, flow),
+        Format::Epub => office::epub::read(&mut archive, flow),
+        _ => office::docx::read(&mut archive, flow),
+    }
+}
+
+fn read_text(text: &str, format: Format, flow: &mut Flow) -> Result<(), Problem> {
+    match format {
+        Format::Markdown => markdown::read(text, flow),
+        Format::Html => html::read(text, 0, 0, flow),
+        Format::ReStructuredText => rst::read(text, flow),
+        Format::Csv => table::read(text, table::delimiter(text), flow),
+        Format::Tsv => table::read(text, b'\t', flow),
+        Format::Json => json::read(text, flow),
+        Format::JsonLines => json::read_lines(text, flow),
+        Format::Notebook => notebook::read(text, flow),
         Format::Code(language) => match languages::by_name(language) {
-            Some(language) => code::read(text, language, &mut flow),
-            None => text::read(text, &mut flow),
+            Some(language) => code::read(text, language, flow),
+            None => text::read(text, flow),
         },
-        _ => text::read(text, &mut flow),
-    }?;
-    flow.finish()
+        _ => text::read(text, flow),
+    }
 }
 
 /// BLAKE3 of a file's bytes as 64 hexadecimal digits, in constant memory. Says

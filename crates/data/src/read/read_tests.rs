@@ -195,7 +195,7 @@ fn pipes_are_not_opened_and_locked_files_fail() {
     assert!(line.ends_with("is a pipe"));
     assert!(content_hash(&pipe).is_err());
 
-    std::fs::set_permissions(&fixture.path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&fixture.path, std::fs::Permissions::from_mode(0o000)).unwrap();
     if File::open(&fixture.path).is_err() {
         let line = failed(fixture.read_with(&ReadOptions::default()));
         assert!(line.contains("give yourself the right"), "{line}");
