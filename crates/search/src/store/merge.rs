@@ -33,7 +33,9 @@ const DEAD_SHARE: f64 = 0.3;
 /// A new codebook is made when there are this many times the tokens that the old
 /// one was made for.
 const GROWTH: u64 = 8;
-/// Vector segments of fewer passages than this count as equally small.
+/// Sample rows that a centroid needs.
+const POINTS_PER_CENTROID: usize = 4;
+/// Segments of fewer passages than this count as equally small.
 const SMALL: u64 = 256;
 
 /// Size of a segment, in passages.
@@ -124,12 +126,17 @@ impl Writer {
     }
 
     /// The number of tokens, if it is far above what the codebook was made for and
-    /// a new one would have more centroids.
+    /// a new one would have at least twice the centroids.
     fn outgrown(&self) -> Option<u64> {
         let tokens = self.committed_tokens();
-        let made_for = self.rows.codebook_entry()?.tokens;
-        let wants_more = centroids_for(tokens) > self.rows.codebook()?.count();
-        (wants_more && tokens > made_for.saturating_mul(GROWTH)).then_some(tokens)
+        if tokens <= self.rows.codebook_entry()?.tokens.saturating_mul(GROWTH) {
+            return None;
+        }
+        // The memory bounds the sample, and the sample the centroids.
+        let o = self.row_options;
+        let sample = o.memory / size_of::<f32>() / o.dim;
+        let possible = centroids_for(tokens).min(sample / POINTS_PER_CENTROID);
+        (possible >= 2 * self.rows.codebook()?.count()).then_some(tokens)
     }
 
     /// Makes a codebook from a sample of all rows and merges all segments with it.
