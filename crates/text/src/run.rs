@@ -70,8 +70,7 @@ pub(crate) fn run<T: Send>(
             let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
             handles
                 .into_iter()
-                .map(|h| h.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
-                .collect::<Result<(), _>>()
+                .try_for_each(|h| h.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
         })?;
     }
     let results = results.into_inner().unwrap_or_else(|e| e.into_inner());

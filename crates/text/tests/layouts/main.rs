@@ -1,5 +1,6 @@
 //! What the loader makes of a folder: kinds, identity, spans, any text, and (in
 //! `errors`) what it says of folders that are not as they should be.
+#![allow(clippy::unwrap_used)]
 
 mod errors;
 mod support;
@@ -124,7 +125,7 @@ fn token_states_have_a_row_per_token() {
     // Their normalised mean is the vector of the text.
     let encoded = encoder.encode(&texts, Role::Document).unwrap();
     for ((_, rows), vector) in states.iter().zip(&encoded) {
-        let mut mean = vec![0.0; 32];
+        let mut mean = [0.0; 32];
         for row in rows.iter() {
             mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
         }
