@@ -87,13 +87,9 @@ impl Lanes {
         for size in panels(registers) {
             for d in (0..depth).step_by(group) {
                 for lane in 0..8 * size {
-                    let row = start + lane / group;
-                    let filled = row < count;
-                    data.push(if filled {
-                        rows[row * stride + d + lane % group]
-                    } else {
-                        0.0
-                    });
+                    // Lanes beyond the last row repeat it, so that they never win.
+                    let row = (start + lane / group).min(count - 1);
+                    data.push(rows[row * stride + d + lane % group]);
                 }
             }
             start += size * per_register;
@@ -164,6 +160,62 @@ impl Sink for Best<'_> {
     }
 }
 
+/// Keeps, for every many-row, the greatest product and with which few-row, in 8
+/// lanes each. NaN is passed over.
+pub(crate) struct Nearest<'a> {
+    /// `[many, 8]`, at first `-inf`.
+    pub(crate) best: &'a mut [f32],
+    /// `[many, 8]`: the register, as a number.
+    pub(crate) register: &'a mut [f32],
+}
+
+impl Sink for Nearest<'_> {
+    #[inline(always)]
+    fn take<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>(
+        &mut self,
+        first: usize,
+        rows: usize,
+        register: usize,
+        products: &[[V; REGISTERS]; R],
+        add: bool,
+    ) {
+        debug_assert!(!add, "a maximum needs whole sums");
+        for (r, products) in products.iter().enumerate() {
+            if r >= rows {
+                break;
+            }
+            let best_slot = &mut self.best[8 * (first + r)..][..8];
+            let register_slot = &mut self.register[8 * (first + r)..][..8];
+            let mut best = V::load(best_slot);
+            let mut place = V::load(register_slot);
+            for (v, &x) in products.iter().enumerate() {
+                // Exact: there are fewer than 2^24 registers.
+                let here = V::splat((register + v) as f32);
+                place = best.if_less(x, here, place);
+                best = x.max(best);
+            }
+            best.store(best_slot);
+            place.store(register_slot);
+        }
+    }
+}
+
+impl Lanes {
+    /// The few-row that [`Nearest`] found for one of the many rows, the first of
+    /// equals, and the product; `None` where no product was above `-inf`.
+    pub(crate) fn nearest(&self, best: &[f32], register: &[f32]) -> Option<(usize, f32)> {
+        let lanes = || (0..8).step_by(self.group);
+        let highest = lanes().fold(f32::NEG_INFINITY, |a, l| a.max(best[l]));
+        // Without branches, which nobody could predict.
+        let row = |l: usize| {
+            let row = (register[l] as usize * 8 + l) / self.group;
+            if best[l] == highest { row } else { usize::MAX }
+        };
+        let first = lanes().map(row).min()?.min(self.count - 1);
+        (highest > f32::NEG_INFINITY).then_some((first, highest))
+    }
+}
+
 /// Writes the products to a matrix `[many, few]`.
 pub(crate) struct Matrix<'a> {
     pub(crate) out: &'a mut [f32],
@@ -204,40 +256,30 @@ impl Sink for Matrix<'_> {
     }
 }
 
-/// Hands the products of `many` rows, `stride` apart, with all of `few` to `sink`.
-///
-/// # Panics
-/// When `rows` does not hold that many rows.
-#[inline(always)]
-pub(crate) fn product<V: Eight, S: Sink>(
-    rows: &[f32],
-    stride: usize,
-    many: usize,
-    few: &Lanes,
-    sink: &mut S,
-) {
-    if many == 0 || few.count == 0 {
-        return;
-    }
-    assert!(
-        stride >= few.depth && rows.len() >= (many - 1) * stride + few.depth,
-        "product: rows too short"
-    );
-    let rows = Rows { rows, stride, many };
-    match few.group {
-        1 => rows.meet::<V, S, 1>(few, sink),
-        2 => rows.meet::<V, S, 2>(few, sink),
-        4 => rows.meet::<V, S, 4>(few, sink),
-        _ => rows.meet::<V, S, 8>(few, sink),
-    }
+/// The many rows: `count` of them, `stride` apart, or those at `places` among them.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) rows: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) count: usize,
+    pub(crate) places: Option<&'a [u32]>,
 }
 
-/// The many rows.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    rows: &'a [f32],
-    stride: usize,
-    many: usize,
+/// Hands the products of all of `many` with all of `few` to `sink`.
+///
+/// # Panics
+/// When `many` are not as long as `few`.
+#[inline(always)]
+pub(crate) fn product<V: Eight, S: Sink>(many: Rows, few: &Lanes, sink: &mut S) {
+    if few.count == 0 {
+        return;
+    }
+    match few.group {
+        1 => many.meet::<V, S, 1>(few, sink),
+        2 => many.meet::<V, S, 2>(few, sink),
+        4 => many.meet::<V, S, 4>(few, sink),
+        _ => many.meet::<V, S, 8>(few, sink),
+    }
 }
 
 impl Rows<'_> {
@@ -271,11 +313,12 @@ impl Rows<'_> {
             let depth = few.block.min(few.depth - from);
             let own = &panel[8 * REGISTERS * (from / L)..][..8 * REGISTERS * (depth / L)];
             let mut first = 0;
-            while first < self.many {
-                let rows = (self.many - first).min(R);
+            while first < self.count {
+                let rows = (self.count - first).min(R);
                 let mut pointers = [self.rows.as_ptr(); R];
                 for (r, pointer) in pointers.iter_mut().enumerate() {
                     let row = first + r.min(rows - 1);
+                    let row = self.places.map_or(row, |places| places[row] as usize);
                     *pointer = self.rows[row * self.stride + from..][..depth].as_ptr();
                 }
                 // SAFETY: every pointer is to `depth` numbers and `own` has as

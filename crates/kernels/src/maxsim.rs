@@ -1,7 +1,7 @@
 //! Late interaction: `maxsim(Q, D) = Σ_i max_j <q_i, d_j>`.
 
 use crate::dot::{assert_rows, dot};
-use crate::lanes::{self, Best, Lanes};
+use crate::lanes::{self, Best, Lanes, Rows};
 use crate::vector::{Eight, simd};
 
 /// A query, prepared to be compared with many documents.
@@ -78,7 +78,13 @@ fn keep_best_body<V: Eight>(
     count: usize,
     best: &mut [f32],
 ) {
-    lanes::product::<V, _>(rows, dim, count, query, &mut Best(best));
+    let rows = Rows {
+        rows,
+        stride: dim,
+        count,
+        places: None,
+    };
+    lanes::product::<V, _>(rows, query, &mut Best(best));
 }
 
 /// [`MaxSim::score`] of one query (`[nq, dim]`) and one document (`[nd, dim]`).

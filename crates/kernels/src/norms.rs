@@ -119,7 +119,7 @@ fn exp_and_sum<V: Vector>(row: &mut [f32], shift: f32) -> f32 {
 
 /// Greatest number, passing over NaN; `-inf` of none.
 #[inline(always)]
-fn maximum<V: Eight>(row: &[f32]) -> f32 {
+pub(crate) fn maximum<V: Eight>(row: &[f32]) -> f32 {
     let mut best = V::splat(f32::NEG_INFINITY);
     let blocks = row.chunks_exact(8);
     let rest = blocks.remainder();

@@ -46,6 +46,8 @@ pub(crate) trait Eight: Vector {
     unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self;
     /// In every lane the sum of its group of `L` neighbours (1, 2, 4 or 8).
     fn sum_groups<const L: usize>(self) -> Self;
+    /// Bit `l` says whether lane `l` is less than that of `bound`.
+    fn less_mask(self, bound: Self) -> u32;
     fn to_array(self) -> [f32; 8];
 }
 
@@ -166,6 +168,11 @@ impl Eight for Portable {
             distance *= 2;
         }
         Self(x)
+    }
+    #[inline(always)]
+    fn less_mask(self, bound: Self) -> u32 {
+        let bit = |l: usize| u32::from(self.0[l] < bound.0[l]) << l;
+        (0..8).map(bit).sum()
     }
     #[inline(always)]
     fn to_array(self) -> [f32; 8] {
@@ -407,6 +414,12 @@ mod x86 {
             Self(x)
         }
         #[inline(always)]
+        fn less_mask(self, bound: Self) -> u32 {
+            // SAFETY: see above.
+            let mask = unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) };
+            mask.cast_unsigned()
+        }
+        #[inline(always)]
         fn to_array(self) -> [f32; 8] {
             let mut array = [0.0; 8];
             self.store(&mut array);
@@ -494,6 +507,7 @@ mod tests {
         let mut stored = [0.0; 8];
         x.store(&mut stored);
         out.extend(stored);
+        out.push(x.less_mask(y) as f32);
     }
 
     simd! { fn all_here(a: &[f32], b: &[f32], out: &mut Vec<f32>) = all; }
