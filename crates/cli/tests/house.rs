@@ -134,3 +134,37 @@ fn a_reader_that_stops_early_is_no_error() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[test]
+fn an_experiment_prints_a_table_and_writes_a_report() {
+    let list = run(&["bench", "--json"]).json();
+    let names: Vec<&str> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["name"].as_str().unwrap())
+        .collect();
+    for expected in ["machine", "search", "scale"] {
+        assert!(names.contains(&expected), "{names:?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("reports");
+    let table = run(&[
+        "bench",
+        "search",
+        "--scale",
+        "smoke",
+        "--out",
+        out.to_str().unwrap(),
+    ])
+    .ok();
+    assert!(table.contains("|---"), "{table}");
+    let report = std::fs::read_to_string(out.join("search.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["name"], "search");
+    assert!(
+        std::fs::read_to_string(out.join("search.svg"))
+            .unwrap()
+            .contains("<svg")
+    );
+}
