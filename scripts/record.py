@@ -2,7 +2,7 @@
 """Takes a picture of a command: runs it in a pseudo-terminal and draws what it
 printed, with its colours, as an SVG file. Python's standard library is enough.
 
-    scripts/record.py OUT.svg [--columns 96] [--rows 40] [--shown 'keyfold ...'] -- COMMAND ARGS...
+    scripts/record.py OUT.svg [--columns 104] [--rows 40] [--shown 'keyfold ...'] -- COMMAND ARGS...
 
 CONTRIBUTING.md has the command that made the picture in the README.
 """
@@ -128,26 +128,28 @@ def draw(rows, columns, title):
         out.append(f'<circle cx="{PAD + 6 + i * 20}" cy="17" r="6" fill="{colour}"/>')
     out.append(
         "<g font-family=\"ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace\" "
-        f'font-size="{FONT_SIZE}" xml:space="preserve">'
+        f'font-size="{FONT_SIZE}">'
     )
     for i, row in enumerate(rows):
         column, y = 0, BAR + i * LINE + FONT_SIZE
         for style, text in row:
-            cells = columns_of(text)
-            if text.strip():
+            inner = text.strip(" ")
+            if inner:
                 # Every run is fitted into its cells, so that columns stay
                 # straight whatever font the viewer has.
-                attributes = f'x="{PAD + column * CELL:.1f}" y="{y}" textLength="{cells * CELL:.1f}"'
-                attributes += ' lengthAdjust="spacingAndGlyphs"'
-                attributes += f' fill="{style.colour}"'
+                x = PAD + (column + len(text) - len(text.lstrip(" "))) * CELL
+                attributes = f'x="{x:.1f}" y="{y}" textLength="{columns_of(inner) * CELL:.1f}"'
+                attributes += f' lengthAdjust="spacingAndGlyphs" fill="{style.colour}"'
                 if style.bold:
                     attributes += ' font-weight="bold"'
                 if style.dim:
                     attributes += ' opacity="0.6"'
                 if style.underline:
                     attributes += ' text-decoration="underline"'
-                out.append(f"<text {attributes}>{escape(text)}</text>")
-            column += cells
+                # Viewers join spaces, but not these.
+                inner = escape(inner).replace("  ", "\u00a0\u00a0")
+                out.append(f"<text {attributes}>{inner}</text>")
+            column += columns_of(text)
     return "\n".join([*out, "</g>", "</svg>", ""])
 
 
@@ -157,7 +159,7 @@ def main():
     split = sys.argv.index("--")
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
-    parser.add_argument("--columns", type=int, default=96)
+    parser.add_argument("--columns", type=int, default=104)
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--shown", help="the command line to show, if another than the one that is run")
     options = parser.parse_args(sys.argv[1:split])

@@ -9,15 +9,18 @@ use serde_json::Value;
 fn the_right_file_comes_first_by_meaning_and_by_words() {
     let notes = Notes::new();
     for (query, expected) in [
-        ("how do I keep my vegetables healthy", "garden.md"),
-        (
-            "what to do with the boat when it blows hard",
-            "trips/ship.md",
-        ),
-        ("savings account money", "code/bank.py"),
+        ("growing vegetables", "garden.md"),
+        ("flowers in cold weather", "garden.md"),
+        ("ocean vessel in bad weather", "trips/ship.md"),
+        ("bank deposit profit", "code/bank.py"),
     ] {
-        assert_eq!(notes.find(query, &["-k", "1"]), [expected], "{query}");
+        let found = notes.find(query, &["-k", "1", "--mode", "meaning"]);
+        assert_eq!(found, [expected], "{query}");
     }
+    assert_eq!(
+        notes.find("savings account", &["-k", "1"]),
+        ["code/bank.py"]
+    );
     // Words alone find words alone.
     assert_eq!(notes.find("straw", &["--mode", "lexical"]), ["garden.md"]);
     let nothing = notes.run(&["search", "zeppelin", "--mode", "lexical"]);
@@ -316,4 +319,49 @@ fn results_go_to_stdout_and_nothing_else_does() {
     let run = notes.run(&["search", "tomatoes", "--json", "--quiet"]);
     assert_eq!(run.stderr, "");
     run.json();
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let notes = Notes::new();
+    let text = common::SHIP.repeat(40);
+    for i in 0..400 {
+        notes.write(&format!("many/{i}.txt"), &format!("Note {i}.\n\n{text}"));
+    }
+    let child = Command::new(env!("CARGO_BIN_EXE_keyfold"))
+        .args(["index", ".", "--threads", "1"])
+        .current_dir(notes.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !notes.file(".keyfold/write.lock").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never began");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let sent = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopping at the next safe point"), "{said}");
+    assert!(said.contains("kept"), "{said}");
+
+    notes.run(&["check"]).ok();
+    let rest = notes.run(&["index", ".", "--json"]).json();
+    let (read, unchanged) = (
+        rest["read"].as_u64().unwrap(),
+        rest["unchanged"].as_u64().unwrap(),
+    );
+    assert_eq!(read + unchanged, 403, "{rest}");
+    assert!(read > 0, "it was stopped before the end");
+    assert_eq!(notes.find("tomatoes", &["-k", "1"]), ["garden.md"]);
 }

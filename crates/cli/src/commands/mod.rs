@@ -13,6 +13,7 @@ mod man;
 mod model;
 mod search;
 mod systems;
+mod train;
 
 /// What Keyfold can do.
 #[derive(Debug, Subcommand)]
@@ -23,6 +24,7 @@ pub(crate) enum Command {
     Systems(systems::SystemsArgs),
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
+    Train(train::TrainArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -35,6 +37,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Check(check) => check::run(check, &args.globals),
         Command::Bench(bench) => bench::run(bench, &args.globals),
         Command::Systems(systems) => systems::run(systems, &args.globals),
+        Command::Train(train) => train::run(train, &args.globals),
         Command::Model(model) => model::run(model, &args.globals),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),
