@@ -311,7 +311,13 @@ fn another_model_or_number_of_bits_is_refused_and_changes_nothing() {
     f.update(&Words::named("one"));
     let before = f.open().generation();
     let try_with = |encoder: &Words, options: &IndexOptions| {
-        update(&f.store, &[f.root.clone()], encoder, options, &NoProgress)
+        update(
+            &f.store,
+            std::slice::from_ref(&f.root),
+            encoder,
+            options,
+            &NoProgress,
+        )
     };
     let e = try_with(&Words::named("two"), &IndexOptions::default())
         .unwrap_err()
@@ -440,7 +446,7 @@ fn a_part_of_a_root_can_be_brought_up_to_date_alone() {
     let snapshot = f.open();
     assert_eq!(passages_of(&snapshot, "a/one.txt"), ["uno"]);
     assert_eq!(passages_of(&snapshot, "b/two.txt"), ["two"]);
-    assert_eq!(snapshot.roots(), [f.root.clone()]);
+    assert_eq!(snapshot.roots(), std::slice::from_ref(&f.root));
 }
 
 #[test]

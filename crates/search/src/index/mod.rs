@@ -8,6 +8,7 @@
 
 mod pipeline;
 mod plan;
+mod sink;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -10,26 +10,25 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use keyfold_core::{EncodeError, Encoder, Progress, Role, Vectors, VectorsError};
 use keyfold_data::{Document, Passage, ReadError, ReadOptions, content_hash, read};
 
 use super::plan::{Plan, Task};
+use super::sink::{Encoded, EncodedRows, Sink, Step};
 use super::{IndexOptions, IndexSummary};
-use crate::codebook::{Codebook, Quantized};
+use crate::codebook::Codebook;
 use crate::error::SearchError;
-use crate::store::{FileRecord, FileState, Rows, Writer, nanoseconds};
+use crate::store::{FileRecord, FileState, Writer, nanoseconds};
 
 /// Passages that are encoded in one go.
 const BATCH: usize = 64;
 /// Files that are read ahead.
 const READ_AHEAD: usize = 8;
-/// If the model fails on all of so many texts, the model is the cause.
-const HOPELESS: usize = 8;
 /// A file that changed so shortly before it was read may change again within the
 /// same tick of the clock that file systems keep, nanoseconds.
-const UNSETTLED: i64 = 2_000_000_000;
+const UNSETTLED: u64 = 2_000_000_000;
 
 pub(super) struct Pipeline<'a> {
     pub(super) encoder: &'a dyn Encoder,
@@ -46,57 +45,11 @@ enum Outcome {
     Unread(ReadError),
 }
 
-/// A step in the stream of work; batches hold several.
-enum Step {
-    Begin {
-        key: String,
-        format: String,
-        modified: i64,
-    },
-    Passages(Vec<Passage>),
-    End(FileRecord),
-    Touch {
-        key: String,
-        modified: i64,
-    },
-    /// So many bytes of files are done.
-    Done(u64),
-}
-
 /// Steps that are encoded together.
 #[derive(Default)]
 struct Batch {
     steps: Vec<Step>,
     passages: usize,
-}
-
-/// A batch and its rows.
-struct Encoded {
-    steps: Vec<Step>,
-    /// Rows of each passage, in order; or why the model failed on it.
-    counts: Vec<Result<usize, EncodeError>>,
-    rows: EncodedRows,
-}
-
-enum EncodedRows {
-    Raw(Vec<f32>),
-    Coded(Arc<Codebook>, Quantized),
-}
-
-impl EncodedRows {
-    fn part(&self, rows: std::ops::Range<usize>, dim: usize) -> Rows<'_> {
-        match self {
-            Self::Raw(all) => Rows::Raw(&all[rows.start * dim..rows.end * dim]),
-            Self::Coded(codebook, all) => {
-                let size = codebook.bytes_per_row();
-                Rows::Coded(
-                    codebook,
-                    &all.codes[rows.clone()],
-                    &all.packed[rows.start * size..rows.end * size],
-                )
-            }
-        }
-    }
 }
 
 /// A batch on its way to a worker, and where its result goes.
@@ -135,18 +88,13 @@ impl Pipeline<'_> {
                 most: 2 * workers,
                 under_way: VecDeque::new(),
                 batch: Batch::default(),
-                sink: Sink {
+                sink: Sink::new(
                     writer,
                     summary,
-                    progress: self.progress,
-                    commit_every: self.options.commit_every,
-                    committed: Instant::now(),
-                    file: None,
-                    dim: self.encoder.identity().dim,
-                    total,
-                    done: 0,
-                    tokens: 0,
-                },
+                    self.progress,
+                    self.options.commit_every,
+                    (self.encoder.identity().dim, total),
+                ),
             };
             let result = feed.all(plan, &read_receiver);
             // The threads end when nobody listens or gives any more.
@@ -394,155 +342,9 @@ impl Feed<'_> {
     }
 }
 
-/// Writes what was encoded.
-struct Sink<'a> {
-    writer: &'a mut Writer,
-    summary: &'a mut IndexSummary,
-    progress: &'a dyn Progress,
-    commit_every: std::time::Duration,
-    committed: Instant,
-    file: Option<OpenFile>,
-    dim: usize,
-    total: u64,
-    done: u64,
-    tokens: u64,
-}
-
-/// The file that is being added.
-struct OpenFile {
-    format: String,
-    modified: i64,
-    passages: u64,
-    tokens: u64,
-    failed: Option<String>,
-}
-
-impl Sink<'_> {
-    fn take(&mut self, encoded: Encoded) -> Result<(), SearchError> {
-        let mut counts = encoded.counts;
-        let hopeless = counts.len() >= HOPELESS && counts.iter().all(Result::is_err);
-        if hopeless && let Some(Err(e)) = counts.pop() {
-            return Err(e.into());
-        }
-        let mut counts = counts.into_iter();
-        let mut row = 0;
-        for step in encoded.steps {
-            match step {
-                Step::Begin {
-                    key,
-                    format,
-                    modified,
-                } => {
-                    self.writer.begin_file(&key);
-                    self.file = Some(OpenFile {
-                        format,
-                        modified,
-                        passages: 0,
-                        tokens: 0,
-                        failed: None,
-                    });
-                }
-                Step::Passages(passages) => {
-                    let counts: Vec<_> = counts.by_ref().take(passages.len()).collect();
-                    self.passages(&passages, counts, &encoded.rows, &mut row)?;
-                }
-                Step::End(record) => self.end(record)?,
-                Step::Touch { key, modified } => self.writer.touch_file(&key, modified),
-                Step::Done(bytes) => {
-                    self.done += bytes;
-                    self.progress.advance(bytes);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds passages with the rows from `row` on, and moves it past them.
-    fn passages(
-        &mut self,
-        passages: &[Passage],
-        counts: Vec<Result<usize, EncodeError>>,
-        rows: &EncodedRows,
-        row: &mut usize,
-    ) -> Result<(), SearchError> {
-        let first = *row;
-        let mut sizes = Vec::with_capacity(counts.len());
-        let mut failure = None;
-        for count in counts {
-            sizes.push(count.unwrap_or_else(|e| {
-                failure = Some(e.to_string());
-                0
-            }));
-        }
-        *row += sizes.iter().sum::<usize>();
-        let Some(file) = &mut self.file else {
-            return Ok(());
-        };
-        if file.failed.is_none() {
-            file.failed = failure;
-        }
-        if file.failed.is_some() {
-            return Ok(());
-        }
-        file.passages += passages.len() as u64;
-        file.tokens += (*row - first) as u64;
-        self.tokens += (*row - first) as u64;
-        let to_come = (self.total.saturating_sub(self.done)) as f64 / self.done.max(1) as f64;
-        self.writer
-            .expect_tokens((self.tokens as f64 * to_come) as u64);
-        let (format, modified) = (&file.format, file.modified);
-        self.writer.add_passages(
-            format,
-            modified,
-            passages,
-            &sizes,
-            rows.part(first..*row, self.dim),
-        )
-    }
-
-    fn end(&mut self, record: FileRecord) -> Result<(), SearchError> {
-        let Some(file) = self.file.take() else {
-            return Ok(());
-        };
-        match (file.failed, &record.state) {
-            (Some(why), _) => {
-                self.writer.abandon_file()?;
-                self.progress.note(&format!("{}: {why}", record.key));
-                self.summary.files.failed += 1;
-                self.writer.begin_file(&record.key);
-                self.writer.end_file(FileRecord {
-                    state: FileState::Failed(why),
-                    ..record
-                })?;
-            }
-            (None, state) => {
-                let counts = &mut self.summary.files;
-                match state {
-                    FileState::Read(_) => counts.read += 1,
-                    FileState::Skipped(_) => counts.skipped += 1,
-                    FileState::Failed(_) => counts.failed += 1,
-                }
-                self.summary.passages += file.passages;
-                self.summary.tokens += file.tokens;
-                self.writer.end_file(record)?;
-            }
-        }
-        if self.committed.elapsed() >= self.commit_every {
-            self.writer.commit()?;
-            self.committed = Instant::now();
-        }
-        Ok(())
-    }
-
-    fn abandon(&mut self) -> Result<(), SearchError> {
-        self.file = None;
-        self.writer.abandon_file()
-    }
-}
-
 /// Whether a file that was last changed then is sure to show its next change.
 fn is_settled(modified: i64) -> bool {
-    nanoseconds(SystemTime::now()).saturating_sub(modified) > UNSETTLED
+    nanoseconds(SystemTime::now()).abs_diff(modified) > UNSETTLED
 }
 
 /// 64 hexadecimal digits as bytes.

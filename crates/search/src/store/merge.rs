@@ -18,11 +18,12 @@ use rand::seq::SliceRandom;
 use super::SEGMENTS;
 use super::directory::open_folder;
 use super::files::FileRecord;
+use super::known::Place;
 use super::manifest::{CodebookEntry, SegmentEntry};
 use super::rows::{CODED_AT_ONCE, NewRows, Rows, write_codebook};
 use super::segment::SegmentFile;
 use super::snapshot::{live_records, open_codebooks};
-use super::writer::{Place, Writer, set_codebooks};
+use super::writer::{Writer, set_codebooks};
 use crate::codebook::{Codebook, centroids_for};
 use crate::error::SearchError;
 

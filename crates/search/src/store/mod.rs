@@ -19,6 +19,7 @@
 mod check;
 mod directory;
 mod files;
+mod known;
 mod lexical;
 mod lock;
 mod manifest;
@@ -39,6 +40,8 @@ use keyfold_core::EncoderIdentity;
 
 pub use check::{CheckReport, DamagedFile, check};
 pub use files::{FileRecord, FileState};
+pub(crate) use known::Known;
+pub use known::KnownFile;
 pub(crate) use lexical::nanoseconds;
 pub use lexical::{Fields, StoredPassage};
 pub(crate) use paths::{base, is_below, key, path};
@@ -47,8 +50,7 @@ pub use segment::Segment;
 pub(crate) use segment::section;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::live_records;
-pub(crate) use writer::Known;
-pub use writer::{KnownFile, Writer, WriterOptions};
+pub use writer::{Writer, WriterOptions};
 
 use crate::error::SearchError;
 use manifest::Manifest;

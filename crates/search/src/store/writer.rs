@@ -4,19 +4,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
-use keyfold_core::EncoderIdentity;
+use keyfold_core::{EncoderIdentity, atomic};
 use keyfold_data::Passage;
 use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
 use tantivy::{Index, IndexSettings, IndexWriter, TantivyDocument, Term};
 
 use super::directory::{Pending, SharedPending, StoreDirectory, open_folder};
 use super::files::{FileRecord, FileState};
+use super::known::{KnownFile, Place, known_files, require_bits};
 use super::lexical::{self, Fields};
 use super::lock::WriteLock;
 use super::manifest::{self, CodebookEntry, Manifest};
 use super::rows::{NewRows, RowOptions, Rows, runs};
 use super::segment::SegmentFile;
-use super::snapshot::{live_records, open_codebooks, open_index};
+use super::snapshot::{open_codebooks, open_index};
 use super::{CODEBOOKS, LEXICAL, MANIFEST, SEGMENTS, sweep};
 use crate::codebook::{Bits, Codebook};
 use crate::error::SearchError;
@@ -54,53 +55,6 @@ impl Default for WriterOptions {
             rebuild: false,
         }
     }
-}
-
-/// What the writer knows of a file in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownFile {
-    /// Bytes.
-    pub size: u64,
-    /// Last change before it was read, nanoseconds since 1970.
-    pub modified: i64,
-    /// BLAKE3 of its content; none where the content was not read.
-    pub hash: Option<[u8; 32]>,
-    pub(super) place: Place,
-}
-
-/// What is known of a store without writing to it.
-pub(crate) struct Known {
-    pub(crate) manifest: Manifest,
-    pub(crate) files: HashMap<String, KnownFile>,
-}
-
-impl Known {
-    /// Reads the last commit of the store in `store`.
-    pub(crate) fn read(store: &Path) -> Result<Self, SearchError> {
-        let store = super::existing(store)?;
-        let (manifest, files) = super::snapshot::last_commit(&store, known_files)?;
-        Ok(Self { manifest, files })
-    }
-
-    /// Refuses another model or other bits than those of the store.
-    pub(crate) fn require(
-        &self,
-        store: &Path,
-        encoder: &EncoderIdentity,
-        bits: Option<Bits>,
-    ) -> Result<(), SearchError> {
-        super::require_encoder(store, &self.manifest, encoder)?;
-        require_bits(store, &self.manifest, bits)
-    }
-}
-
-/// Where the record of a file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Number of the segment; none for those that are not committed.
-    pub(super) segment: Option<u64>,
-    /// Number of the file in its table.
-    pub(super) file: u32,
 }
 
 /// Writes to a store; there is one at a time.
@@ -238,6 +192,9 @@ impl Writer {
     /// Adds passages to the file that was begun: `counts[i]` of the rows belong to
     /// `passages[i]`. `format` and `modified` (nanoseconds since 1970) are those
     /// of the file.
+    ///
+    /// # Panics
+    /// When there are fewer rows than the counts add up to.
     pub fn add_passages(
         &mut self,
         format: &str,
@@ -520,21 +477,9 @@ fn prepare(store: &Path) -> Result<PathBuf, SearchError> {
     super::refuse_other_folder(&store)?;
     let ignore = store.join(super::IGNORE);
     if !ignore.exists() {
-        std::fs::write(&ignore, "*\n").map_err(|e| SearchError::write(&ignore, e))?;
+        atomic::write(&ignore, b"*\n").map_err(|e| SearchError::write(&ignore, e))?;
     }
     Ok(store)
-}
-
-fn require_bits(store: &Path, manifest: &Manifest, bits: Option<Bits>) -> Result<(), SearchError> {
-    match bits {
-        Some(given) if given != manifest.bits => Err(SearchError::OtherOption {
-            store: store.to_owned(),
-            option: "--bits",
-            stored: manifest.bits.to_string(),
-            given: given.to_string(),
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// The first commit of a store: an empty lexical index and the next manifest.
@@ -569,28 +514,4 @@ fn newest_codebook(
     };
     let mut codebooks = open_codebooks(store, manifest)?;
     Ok(codebooks.remove(&entry.number).map(|c| (entry.clone(), c)))
-}
-
-fn known_files(
-    store: &Path,
-    manifest: &Manifest,
-) -> Result<HashMap<String, KnownFile>, SearchError> {
-    let folder = open_folder(&store.join(SEGMENTS))?;
-    let mut files = HashMap::new();
-    for entry in &manifest.segments {
-        let table = SegmentFile::open(store, &folder, entry)?;
-        for (file, record) in live_records(&table, entry)? {
-            let known = KnownFile {
-                size: record.size,
-                modified: record.modified,
-                hash: record.hash,
-                place: Place {
-                    segment: Some(entry.number),
-                    file,
-                },
-            };
-            files.insert(record.key, known);
-        }
-    }
-    Ok(files)
 }

@@ -10,19 +10,19 @@ use keyfold_core::{EncodeError, Encoder, EncoderIdentity, Role, Vectors};
 use keyfold_search::store::Snapshot;
 
 /// Length of the vectors of [`Words`].
-pub const DIM: usize = 16;
+pub(crate) const DIM: usize = 16;
 
 /// Gives every word a vector that depends on nothing but the word.
-pub struct Words {
+pub(crate) struct Words {
     identity: EncoderIdentity,
     /// Texts that were encoded.
-    pub encoded: AtomicUsize,
+    pub(crate) encoded: AtomicUsize,
     /// Texts with this word cannot be encoded.
-    pub poison: Option<&'static str>,
+    pub(crate) poison: Option<&'static str>,
 }
 
 impl Words {
-    pub fn named(name: &str) -> Self {
+    pub(crate) fn named(name: &str) -> Self {
         Self {
             identity: EncoderIdentity {
                 name: name.to_owned(),
@@ -34,17 +34,17 @@ impl Words {
         }
     }
 
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::named("words")
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.encoded.load(Ordering::Relaxed)
     }
 }
 
 /// The vector of a word, of length one.
-pub fn vector(word: &str) -> Vec<f32> {
+pub(crate) fn vector(word: &str) -> Vec<f32> {
     let mut state = word.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
     });
@@ -87,7 +87,7 @@ impl Encoder for Words {
 }
 
 /// Words for texts, drawn by a simple generator.
-pub fn text(seed: usize, words: usize) -> String {
+pub(crate) fn text(seed: usize, words: usize) -> String {
     let mut state = seed as u64 * 2 + 1;
     let mut out = String::new();
     for i in 0..words {
@@ -101,21 +101,21 @@ pub fn text(seed: usize, words: usize) -> String {
 }
 
 /// Writes a file that lies in the past, so that its time is taken at its word.
-pub fn write_old(path: &Path, text: &str, seconds: u64) {
+pub(crate) fn write_old(path: &Path, text: &str, seconds: u64) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
     set_time(path, seconds);
 }
 
 /// Gives a file a time, seconds since 2001.
-pub fn set_time(path: &Path, seconds: u64) {
+pub(crate) fn set_time(path: &Path, seconds: u64) {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(978_307_200 + seconds);
     let file = std::fs::File::options().write(true).open(path).unwrap();
     file.set_modified(time).unwrap();
 }
 
 /// The texts of all passages of a file, in order.
-pub fn passages_of(snapshot: &Snapshot, key: &str) -> Vec<String> {
+pub(crate) fn passages_of(snapshot: &Snapshot, key: &str) -> Vec<String> {
     all_passages(snapshot)
         .into_iter()
         .filter(|p| p.1 == key)
@@ -124,7 +124,7 @@ pub fn passages_of(snapshot: &Snapshot, key: &str) -> Vec<String> {
 }
 
 /// Id, key and text of every passage of the vector segments that is live, by id.
-pub fn all_passages(snapshot: &Snapshot) -> Vec<(u64, String, String)> {
+pub(crate) fn all_passages(snapshot: &Snapshot) -> Vec<(u64, String, String)> {
     let mut all = Vec::new();
     for segment in snapshot.segments() {
         for local in 0..segment.passages() as u32 {
@@ -146,7 +146,7 @@ pub fn all_passages(snapshot: &Snapshot) -> Vec<(u64, String, String)> {
 /// the vector segments has its text and the other way round, its vectors are
 /// those of its text, it is in the lists of its centroids, and the passages of a
 /// file are consecutive. Gives the keys of the files with passages.
-pub fn assert_whole(snapshot: &Snapshot) -> Vec<String> {
+pub(crate) fn assert_whole(snapshot: &Snapshot) -> Vec<String> {
     let mut files: Vec<(String, Vec<u64>)> = Vec::new();
     let mut live = 0;
     for segment in snapshot.segments() {
@@ -214,7 +214,7 @@ pub fn assert_whole(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// All files of a folder and below, by path.
-pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
