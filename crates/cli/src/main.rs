@@ -17,7 +17,17 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// The first argument of the process that reads PDF files for this program; see
+/// [`keyfold_data::ReadOptions::pdf_worker`].
+const PDF_WORKER: &str = "__read-pdf";
+
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == PDF_WORKER) {
+        let rest: Vec<_> = arguments.collect();
+        let code = keyfold_data::pdf_worker_main(&rest);
+        return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
     let args = args::Args::parse();
     args.globals.apply();
     match commands::run(&args) {

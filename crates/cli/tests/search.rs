@@ -149,10 +149,7 @@ fn people_see_path_lines_headings_and_text() {
     let mut lines = shown.lines();
     let first = lines.next().unwrap();
     assert!(first.starts_with("garden.md:"), "{shown}");
-    assert!(
-        lines.next().unwrap().contains("Garden"),
-        "{shown}"
-    );
+    assert!(lines.next().unwrap().contains("Garden"), "{shown}");
     assert!(
         shown.contains("Water the tomatoes every morning"),
         "{shown}"
@@ -364,4 +361,83 @@ fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {
     assert_eq!(read + unchanged, 403, "{rest}");
     assert!(read > 0, "it was stopped before the end");
     assert_eq!(notes.find("tomatoes", &["-k", "1"]), ["garden.md"]);
+}
+
+/// A PDF file with one page per text.
+fn pdf(pages: &[&str]) -> Vec<u8> {
+    let kids: Vec<String> = (0..pages.len())
+        .map(|i| format!("{} 0 R", 4 + 2 * i))
+        .collect();
+    let mut objects = vec![
+        "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
+        format!(
+            "<< /Type /Pages /Kids [{}] /Count {} >>",
+            kids.join(" "),
+            pages.len()
+        ),
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>"
+            .to_owned(),
+    ];
+    for (i, text) in pages.iter().enumerate() {
+        objects.push(format!(
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents {} 0 R \
+             /Resources << /Font << /F1 3 0 R >> >> >>",
+            5 + 2 * i
+        ));
+        let content = format!("BT /F1 12 Tf 50 700 Td ({text}) Tj ET");
+        objects.push(format!(
+            "<< /Length {} >>\nstream\n{content}\nendstream",
+            content.len()
+        ));
+    }
+    let mut bytes = b"%PDF-1.4\n".to_vec();
+    let mut places = Vec::new();
+    for (i, object) in objects.iter().enumerate() {
+        places.push(bytes.len());
+        bytes.extend(format!("{} 0 obj\n{object}\nendobj\n", i + 1).bytes());
+    }
+    let table = bytes.len();
+    bytes.extend(format!("xref\n0 {}\n0000000000 65535 f \n", objects.len() + 1).bytes());
+    for place in places {
+        bytes.extend(format!("{place:010} 00000 n \n").bytes());
+    }
+    let size = objects.len() + 1;
+    bytes.extend(
+        format!("trailer\n<< /Size {size} /Root 1 0 R >>\nstartxref\n{table}\n%%EOF\n").bytes(),
+    );
+    bytes
+}
+
+#[test]
+fn pdf_files_are_found_by_page_and_damaged_ones_are_named() {
+    let notes = Notes::new();
+    let bytes = pdf(&[
+        "The first page is about the harvest of apples.",
+        "The second page is about the migration of storks.",
+    ]);
+    std::fs::write(notes.file("nature.pdf"), &bytes).unwrap();
+    std::fs::write(notes.file("torn.pdf"), &bytes[..bytes.len() / 2]).unwrap();
+    let run = notes.run(&["index", "."]);
+    assert!(run.stderr.contains("torn.pdf"), "{}", run.stderr);
+    assert!(run.ok().contains("failed 1"));
+    let query = [
+        "search",
+        "birds that travel",
+        "-k",
+        "1",
+        "--mode",
+        "meaning",
+    ];
+    let found = notes.run(&[&query[..], &["--json"]].concat()).json();
+    let best = &found["hits"][0];
+    assert_eq!(
+        (&best["path"], &best["part"]),
+        (&"nature.pdf".into(), &2.into()),
+        "{found}"
+    );
+    assert_eq!(best["lines"], Value::Null);
+    let shown = notes
+        .run(&["search", "migration of storks", "-k", "1"])
+        .ok();
+    assert!(shown.starts_with("nature.pdf page 2"), "{shown}");
 }

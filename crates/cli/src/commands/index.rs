@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::PossibleValuesParser;
@@ -30,7 +31,8 @@ const SAMPLE: usize = 64;
 #[command(after_help = "\
 The store remembers PATHs, --glob, --type, --hidden, --no-ignore, --max-file-size and
 --passage-tokens; later runs and searches use them again. Any of the options about files
-replaces all of those that the store remembers.
+replaces all of those that the store remembers. A file that was not read is read again when it
+changes, or with --rebuild.
 
 Examples:
   keyfold index ~/notes
@@ -75,6 +77,18 @@ pub(crate) struct IndexArgs {
     /// Skip larger files [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Which files")]
     max_file_size: Option<ByteSize>,
+    /// What a packed file may unpack to, and how much text one file may give [default: 256MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    max_unpacked_size: Option<ByteSize>,
+    /// Passages that one file may give [default: 1000000]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    max_passages_per_file: Option<usize>,
+    /// Time for reading one PDF file [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = "Limits", value_parser = humantime::parse_duration)]
+    pdf_timeout: Option<Duration>,
+    /// Memory for reading one PDF file [default: 1GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pdf_max_memory: Option<ByteSize>,
     /// Size of a passage, in tokens [default: 180]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(16..=4096))]
     passage_tokens: Option<u16>,
@@ -168,9 +182,15 @@ fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
     });
     options.memory = usize::try_from(args.memory.as_u64()).unwrap_or(usize::MAX);
     options.rebuild = args.rebuild;
-    if let Some(size) = args.max_file_size {
-        options.read.max_file_size = size.as_u64();
-    }
+    let read = &mut options.read;
+    let bytes = |size: Option<ByteSize>, default| size.map_or(default, |size| size.as_u64());
+    read.max_file_size = bytes(args.max_file_size, read.max_file_size);
+    read.max_unpacked_size = bytes(args.max_unpacked_size, read.max_unpacked_size);
+    read.pdf_max_memory = bytes(args.pdf_max_memory, read.pdf_max_memory);
+    read.max_passages_per_file = args
+        .max_passages_per_file
+        .unwrap_or(read.max_passages_per_file);
+    read.pdf_timeout = args.pdf_timeout.unwrap_or(read.pdf_timeout);
     let says_which = !args.glob.is_empty()
         || !args.types.is_empty()
         || args.hidden
@@ -352,6 +372,6 @@ fn duration(seconds: f64) -> String {
     if seconds < 10.0 {
         format!("{seconds:.2} seconds")
     } else {
-        HumanDuration(std::time::Duration::from_secs_f64(seconds)).to_string()
+        HumanDuration(Duration::from_secs_f64(seconds)).to_string()
     }
 }
