@@ -1,5 +1,7 @@
 //! Runs this very program as a PDF worker, so that it tests the real process.
 
+#![allow(clippy::unwrap_used, reason = "a test, though with a main of its own")]
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;

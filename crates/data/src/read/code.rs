@@ -12,6 +12,8 @@ use crate::languages::Language;
 /// Files of more lines are read as plain text, and deeper definitions not cut.
 const MAX_LINES: usize = 1 << 20;
 const MAX_DEPTH: u32 = 6;
+/// The header of a container of at most this size (20 tokens) is no passage.
+const SCRAP: Cost = 200;
 /// How far below a C function's name its `{` may stand.
 const MAX_HEADER: usize = 8;
 
@@ -61,20 +63,36 @@ impl Code<'_> {
                 line += 1;
                 continue;
             };
-            let first = self.first_line(loose, line);
-            let past = self.end(line).min(end);
+            let mut first = self.first_line(loose, line);
+            let mut past = self.end(line).min(end);
+            let is_large = cost(self.slice(first, past)) > self.max && depth <= MAX_DEPTH;
+            if is_large {
+                // `impl Store {` or `}` is no passage; it goes with what it opens or closes.
+                if loose < body && cost(self.slice(loose, first)) <= SCRAP {
+                    first = loose;
+                }
+                if self.only_closes(past, end) {
+                    past = end;
+                }
+            }
             self.block(loose, first, flow)?;
-            if cost(self.slice(first, past)) <= self.max || depth > MAX_DEPTH {
-                self.block(first, past, flow)?;
-            } else {
+            if is_large {
                 flow.heading(depth, title, self.lines[line]..self.lines[line])?;
                 self.region(first, line + 1, past, depth + 1, flow)?;
                 flow.close_headings(depth)?;
+            } else {
+                self.block(first, past, flow)?;
             }
             loose = past;
             line = past;
         }
         self.block(loose, end, flow)
+    }
+
+    /// No words but "end" are in these lines.
+    fn only_closes(&self, start: usize, end: usize) -> bool {
+        let mut words = self.slice(start, end).split(|c: char| !c.is_alphanumeric());
+        words.all(|word| word.is_empty() || word == "end")
     }
 
     fn block(&self, start: usize, end: usize, flow: &mut Flow) -> Result<(), Problem> {

@@ -9,6 +9,7 @@ const PAGE: &str = r#"<!DOCTYPE html>
 <p>The   moon
 pulls <b>wat</b>er.<br>Twice a day.</p>
 <ul><li>spring</li><li><p>neap</p><ul><li>weak</li></ul></ul>
+FILL
 <h2>Numbers</h2>
 <table><tr><th>Place<th>Metres<tr><td>Fundy<td>16</table>
 <pre>
@@ -22,28 +23,23 @@ Caf&eacute; &lt;end&gt;
 
 #[test]
 fn text_is_what_the_page_shows() {
-    let passages = passages("a.html", PAGE.as_bytes());
-    let found: Vec<_> = passages
-        .iter()
-        .map(|p| (p.headings.join(" > "), p.text.as_str()))
-        .collect();
-    let expected = [
+    let found = trails(&passages("a.html", filled(PAGE).as_bytes()));
+    let expected = expected([
         (
             "A & B > Tides",
-            "The moon pulls water.\nTwice a day.\n- spring\n- neap\n  - weak",
+            "The moon pulls water.\nTwice a day.\n- spring\n- neap\n  - weak\n\nFILL",
         ),
         (
             "A & B > Tides > Numbers",
             "Place | Metres\nFundy | 16\n\n  high  low\n\na map of tides Café <end>",
         ),
-    ]
-    .map(|(trail, text)| (trail.to_string(), text));
+    ]);
     assert_eq!(found, expected);
 }
 
 #[test]
 fn bytes_and_lines_hold_the_words() {
-    let page = PAGE.repeat(30);
+    let page = filled(PAGE).repeat(30);
     for passage in passages("a.html", page.as_bytes()) {
         let slice = slice(page.as_bytes(), &passage).replace("&eacute;", "é");
         let lines = lines(page.as_bytes(), &passage).replace("&eacute;", "é");

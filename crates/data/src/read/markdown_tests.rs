@@ -3,7 +3,7 @@ use crate::read::tests::*;
 const PAGE: &str = "\
 ---
 title: \"The Guide\"
-date: 2024-01-01
+about: FILL
 ---
 
 # Install
@@ -11,7 +11,11 @@ date: 2024-01-01
 Use the [package](https://example.org/a/b) *manager*,
 or `cargo install`.
 
+FILL
+
 ## From source
+
+FILL
 
 1. Clone it.
 2. Build it:
@@ -35,35 +39,30 @@ Fish &amp; chips[^1]
 
 #[test]
 fn text_is_what_the_rendered_page_shows() {
-    let passages = passages("a.md", PAGE.as_bytes());
-    let found: Vec<_> = passages
-        .iter()
-        .map(|p| (p.headings.join(" > "), p.text.as_str()))
-        .collect();
-    let expected = [
-        ("The Guide", "title: \"The Guide\"\ndate: 2024-01-01"),
+    let found = trails(&passages("a.md", filled(PAGE).as_bytes()));
+    let expected = expected([
+        ("The Guide", "title: \"The Guide\"\nabout: FILL"),
         (
             "The Guide > Install",
-            "Use the package manager,\nor cargo install.",
+            "Use the package manager,\nor cargo install.\n\nFILL",
         ),
         (
             "The Guide > Install > From source",
-            "1. Clone it.\n2. Build it:\ncargo build\nname | size\na | 1 MB",
+            "FILL\n1. Clone it.\n2. Build it:\ncargo build\nname | size\na | 1 MB",
         ),
         (
             "The Guide > Install > Notes",
             "Read this.\n\nFish & chips[1]\n\n[1]: A dish.",
         ),
-    ]
-    .map(|(trail, text)| (trail.to_string(), text));
+    ]);
     assert_eq!(found, expected);
 }
 
 #[test]
 fn bytes_and_lines_hold_the_words() {
-    let page = PAGE.repeat(20).replace('\n', "\r\n");
+    let page = filled(PAGE).repeat(20).replace('\n', "\r\n");
     let passages = passages("a.md", page.as_bytes());
-    assert!(passages.len() > 40);
+    assert!(passages.len() > 60);
     for passage in &passages {
         let slice = slice(page.as_bytes(), passage).replace("&amp;", "&");
         let lines = lines(page.as_bytes(), passage).replace("&amp;", "&");
@@ -82,17 +81,25 @@ fn bytes_and_lines_hold_the_words() {
 
 #[test]
 fn headings_without_text_are_not_lost() {
-    let passages = passages(
-        "a.md",
-        b"# Title\n\n## One\n\n## Two\n\n## Three\n\nText.\n",
-    );
-    let found: Vec<_> = passages
-        .iter()
-        .map(|p| (p.headings.join(" > "), p.text.as_str()))
-        .collect();
-    let expected = [("Title", "One\nTwo"), ("Title > Three", "Text.")]
-        .map(|(trail, text)| (trail.to_string(), text));
+    let page = filled("# Title\n\n## One\n\n## Two\n\nFILL\n\n## Three\n\n## Four\n");
+    let found = trails(&passages("a.md", page.as_bytes()));
+    let expected = expected([("Title", "One\n\nTwo\nFILL"), ("Title", "Three\nFour")]);
     assert_eq!(found, expected);
+}
+
+#[test]
+fn sections_of_a_few_words_are_joined_under_what_they_share() {
+    let page =
+        filled("# Title\n\n## One\n\na\n\n## Two\n\nb\n\nc\n\n### Deep\n\nFILL\n\n# Other\n\nd\n");
+    let passages = passages("a.md", page.as_bytes());
+    let expected = expected([
+        ("Title", "One\na\n\nTwo\nb\n\nc"),
+        ("Title > Two > Deep", "FILL"),
+        ("Other", "d"),
+    ]);
+    assert_eq!(trails(&passages), expected);
+    assert!(slice(page.as_bytes(), &passages[0]).starts_with("## One"));
+    assert_eq!(passages[0].lines, 3..12);
 }
 
 #[test]

@@ -2,7 +2,7 @@ use crate::read::tests::*;
 
 const NOTEBOOK: &str = r###"{
  "cells": [
-  {"cell_type": "markdown", "metadata": {}, "source": ["# Tides\n", "\n", "How *water* moves."]},
+  {"cell_type": "markdown", "metadata": {}, "source": ["# Tides\n", "\n", "How *water* moves. FILL"]},
   {"cell_type": "code", "execution_count": 1, "metadata": {},
    "source": "def height(t):\n    return t",
    "outputs": [
@@ -17,17 +17,20 @@ const NOTEBOOK: &str = r###"{
 
 #[test]
 fn cells_and_their_text_outputs_are_read() {
-    let passages = passages("a.ipynb", NOTEBOOK.as_bytes());
+    let notebook = filled(NOTEBOOK);
+    let passages = passages("a.ipynb", notebook.as_bytes());
     assert_eq!(passages.len(), 2);
     assert_eq!(passages[0].headings, ["Tides"]);
     assert_eq!(
         passages[0].text,
-        "How water moves.\n\ndef height(t):\n    return t\n\nhigh\nlow\n\n42\n\nValueError: no moon"
+        filled(
+            "How water moves. FILL\n\ndef height(t):\n    return t\n\nhigh\nlow\n\n42\n\nValueError: no moon"
+        )
     );
     assert_eq!(passages[0].lines, 3..11);
     assert_eq!(passages[1].headings, ["Tides", "More"]);
     assert_eq!(passages[1].text, "The end.");
-    assert!(slice(NOTEBOOK.as_bytes(), &passages[1]).starts_with("{\"cell_type\": \"markdown\""));
+    assert!(slice(notebook.as_bytes(), &passages[1]).starts_with("{\"cell_type\": \"markdown\""));
 }
 
 #[test]

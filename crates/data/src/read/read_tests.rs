@@ -33,6 +33,26 @@ pub(crate) fn read_file(name: &str, bytes: &[u8]) -> Result<Document, ReadError>
     Fixture::new(name, bytes).read_with(&ReadOptions::default())
 }
 
+/// Put into small sections in place of "FILL", so that they stay apart.
+const FILL: &str = "Enough words stand here that this section makes a passage of its own, rather \
+    than being joined with the one that comes after it, beside it, above it or even far below it \
+    in the same page, as is done with small ones.";
+
+pub(crate) fn filled(text: &str) -> String {
+    text.replace("FILL", FILL)
+}
+
+/// Trails and texts of passages.
+pub(crate) fn trails(passages: &[Passage]) -> Vec<(String, String)> {
+    let pair = |p: &Passage| (p.headings.join(" > "), p.text.clone());
+    passages.iter().map(pair).collect()
+}
+
+/// The same of what is expected, with "FILL" filled.
+pub(crate) fn expected<const N: usize>(pairs: [(&str, &str); N]) -> Vec<(String, String)> {
+    pairs.map(|(a, b)| (a.to_string(), filled(b))).to_vec()
+}
+
 /// The passages of a file that must be readable, after the checks that hold for all
 /// formats.
 pub(crate) fn passages(name: &str, bytes: &[u8]) -> Vec<Passage> {

@@ -5,10 +5,12 @@ const PAGE: &str = "\
 The Guide
 =========
 
-Intro.
+FILL
 
 Install
 =======
+
+FILL
 
 Run it:
 
@@ -19,6 +21,8 @@ Run it:
 
 More
 ----
+
+FILL
 
 Last words
 go here.
@@ -35,28 +39,24 @@ Use it.
 
 #[test]
 fn headings_show_by_their_lines() {
-    let passages = passages("a.rst", PAGE.as_bytes());
-    let found: Vec<_> = passages
-        .iter()
-        .map(|p| (p.headings.join(" > "), p.text.as_str()))
-        .collect();
-    let expected = [
-        ("The Guide", "Intro."),
+    let page = filled(PAGE);
+    let passages = passages("a.rst", page.as_bytes());
+    let expected = expected([
+        ("The Guide", "FILL"),
         (
             "The Guide > Install",
-            "Run it:\n\n.. code-block:: sh\n\n    make\n    make install",
+            "FILL\n\nRun it:\n\n.. code-block:: sh\n\n    make\n    make install",
         ),
         (
             "The Guide > Install > More",
-            "Last words\ngo here.\n\n====  ====\na     b\n====  ====",
+            "FILL\n\nLast words\ngo here.\n\n====  ====\na     b\n====  ====",
         ),
         ("The Guide > Usage", "Use it."),
-    ]
-    .map(|(trail, text)| (trail.to_string(), text));
-    assert_eq!(found, expected);
+    ]);
+    assert_eq!(trails(&passages), expected);
     for passage in &passages {
-        assert_eq!(slice(PAGE.as_bytes(), passage), passage.text);
-        assert_eq!(lines(PAGE.as_bytes(), passage).trim_end(), passage.text);
+        assert_eq!(slice(page.as_bytes(), passage), passage.text);
+        assert_eq!(lines(page.as_bytes(), passage).trim_end(), passage.text);
     }
 }
 

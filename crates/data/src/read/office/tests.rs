@@ -34,17 +34,9 @@ fn docx(body: &str) -> Vec<u8> {
 }
 
 fn found(name: &str, bytes: &[u8]) -> Vec<(String, String)> {
-    passages(name, bytes)
-        .into_iter()
-        .map(|p| {
-            assert!(p.lines.is_empty());
-            (p.headings.join(" > "), p.text)
-        })
-        .collect()
-}
-
-fn owned<const N: usize>(pairs: [(&str, &str); N]) -> Vec<(String, String)> {
-    pairs.map(|(a, b)| (a.to_string(), b.to_string())).to_vec()
+    let passages = passages(name, bytes);
+    assert!(passages.iter().all(|p| p.lines.is_empty()));
+    trails(&passages)
 }
 
 const BODY: &str = r#"
@@ -53,7 +45,7 @@ const BODY: &str = r#"
 <w:p><w:r><w:t xml:space="preserve">Fish &amp; </w:t></w:r><w:r><w:t>chips&#33;</w:t><w:br/><w:t>&bogus;Next</w:t></w:r>
  <w:del><w:r><w:delText>gone</w:delText></w:r></w:del></w:p>
 <w:p><w:pPr><w:numPr/></w:pPr><w:r><w:t>one</w:t></w:r></w:p>
-<w:p><w:pPr><w:numPr/></w:pPr><w:r><w:t>two</w:t></w:r></w:p>
+<w:p><w:pPr><w:numPr/></w:pPr><w:r><w:t>two FILL</w:t></w:r></w:p>
 <w:p><w:pPr><w:pStyle w:val="Eigen"/></w:pPr><w:r><w:t>Sizes</w:t></w:r></w:p>
 <w:tbl><w:tr><w:tc><w:p><w:r><w:t>place</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>metres</w:t></w:r></w:p></w:tc></w:tr>
 <w:tr><w:tc><w:p><w:r><w:t>Fundy</w:t></w:r></w:p><w:p><w:r><w:t>Bay</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>16</w:t></w:r></w:p></w:tc></w:tr></w:tbl>
@@ -62,17 +54,17 @@ const BODY: &str = r#"
 
 #[test]
 fn word_documents_have_headings_lists_and_tables() {
-    let expected = owned([
-        ("The Book > Tides", "Fish & chips!\nNext\n- one\n- two"),
+    let expected = expected([
+        ("The Book > Tides", "Fish & chips!\nNext\n- one\n- two FILL"),
         (
             "The Book > Tides > Sizes",
             "place | metres\nFundy Bay | 16\n\nbox",
         ),
         ("", "A note."),
     ]);
-    assert_eq!(found("a.docx", &docx(BODY)), expected);
+    assert_eq!(found("a.docx", &docx(&filled(BODY))), expected);
     // Whatever it is called.
-    let document = read_file("a.txt", &docx(BODY)).unwrap();
+    let document = read_file("a.txt", &docx(&filled(BODY))).unwrap();
     assert_eq!(document.format.to_string(), "DOCX");
 }
 
@@ -115,7 +107,7 @@ fn books_are_read_chapter_by_chapter() {
         ),
         ("OEBPS/two.xhtml", b"<html><body><p>No heading here.</p></body></html>"),
     ]);
-    let expected = owned([
+    let expected = expected([
         ("Moby & Dick > Loomings", "Call me."),
         ("Moby & Dick", "No heading here."),
     ]);
@@ -167,7 +159,7 @@ fn zip_bombs_are_refused() {
         max_unpacked_size: 1000,
         ..ReadOptions::default()
     };
-    let line = failed(Fixture::new("a.docx", &docx(BODY)).read_with(&options));
+    let line = failed(Fixture::new("a.docx", &docx(&filled(BODY))).read_with(&options));
     assert!(line.contains("--max-unpacked-size"), "{line}");
 
     let names: Vec<String> = (0..10_001).map(|i| format!("{i}")).collect();
