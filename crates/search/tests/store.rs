@@ -596,3 +596,44 @@ fn a_place_where_nothing_can_be_written_is_named() {
     assert!(matches!(e, SearchError::Write { .. }), "{e}");
     assert!(e.to_string().contains("/proc/keyfold-test/store"), "{e}");
 }
+
+#[test]
+fn reading_writes_nothing() {
+    let f = Folder::with_files(3);
+    let encoder = Words::new();
+    f.update(&encoder);
+    let look = || {
+        let files = common::files_below(&f.store).into_iter();
+        let about = files.map(|path| {
+            let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+            (std::fs::read(&path).unwrap(), path, modified)
+        });
+        about.collect::<Vec<_>>()
+    };
+    let before = look();
+    assert_whole(&f.open());
+    f.assert_sound();
+    assert_eq!(f.update(&encoder).unchanged, 3);
+    assert!(look() == before);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn names_that_are_not_text_are_left_out_and_said() {
+    use std::os::unix::ffi::OsStrExt;
+    let f = Folder::with_files(1);
+    let odd = f.root.join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt"));
+    std::fs::write(odd, "au lait").unwrap();
+    let progress = StopAfter {
+        bytes: u64::MAX,
+        done: AtomicU64::new(0),
+        notes: Mutex::default(),
+    };
+    let roots = [f.root.clone()];
+    let encoder = Words::new();
+    let options = IndexOptions::default();
+    update(&f.store, &roots, &encoder, &options, &progress).unwrap();
+    assert_eq!(assert_whole(&f.open()), ["0.txt"]);
+    let notes = progress.notes.into_inner().unwrap();
+    assert!(notes.iter().any(|n| n.contains("not UTF-8")), "{notes:?}");
+}

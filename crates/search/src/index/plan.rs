@@ -413,4 +413,47 @@ mod tests {
         assert_eq!(roots(&["a/b", "."]), ["."]);
         assert_eq!(roots(&["ab", "a"]), ["ab", "a"]);
     }
+
+    #[test]
+    fn what_cannot_be_seen_is_not_taken_for_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        std::fs::write(base.join("new"), "x").unwrap();
+        let entry = |name: &str| {
+            let entry = FileEntry {
+                path: base.join(name),
+                size: 1,
+                modified: std::time::UNIX_EPOCH,
+            };
+            (name.to_owned(), entry)
+        };
+        let known = |modified| KnownFile::for_tests(1, modified);
+        let store = HashMap::from([
+            ("same".to_owned(), known(0)),
+            ("closed/file".to_owned(), known(0)),
+            ("closedness".to_owned(), known(0)),
+            ("gone".to_owned(), known(0)),
+            ("changed but locked".to_owned(), known(1)),
+            ("/elsewhere".to_owned(), known(0)),
+        ]);
+        let found = Found {
+            files: vec![entry("same"), entry("new"), entry("changed but locked")],
+            errors: Vec::new(),
+            unknown: vec!["closed".to_owned()],
+            cancelled: false,
+        };
+        let roots = Roots {
+            walked: vec![".".to_owned()],
+            paths: vec![base.to_owned()],
+            all: vec![".".to_owned()],
+        };
+        let plan = Plan::new(&found, &roots, &store);
+        let tasks: Vec<&str> = plan.tasks.iter().map(|t| &*t.key).collect();
+        assert_eq!(tasks, ["new"]);
+        assert_eq!(plan.remove, ["closedness", "gone"]);
+        assert_eq!(plan.unchanged, 1);
+        // There is no such file, which stands for one that cannot be opened.
+        assert_eq!(plan.closed.len(), 1);
+        assert!(plan.closed[0].0.ends_with("changed but locked"));
+    }
 }

@@ -25,6 +25,23 @@ pub struct KnownFile {
     pub(super) place: Place,
 }
 
+#[cfg(test)]
+impl KnownFile {
+    /// A file of a committed segment.
+    pub(crate) fn for_tests(size: u64, modified: i64) -> Self {
+        let place = Place {
+            segment: Some(1),
+            file: 0,
+        };
+        Self {
+            size,
+            modified,
+            hash: None,
+            place,
+        }
+    }
+}
+
 /// Where the record of a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
