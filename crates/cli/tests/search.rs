@@ -420,14 +420,7 @@ fn pdf_files_are_found_by_page_and_damaged_ones_are_named() {
     let run = notes.run(&["index", "."]);
     assert!(run.stderr.contains("torn.pdf"), "{}", run.stderr);
     assert!(run.ok().contains("failed 1"));
-    let query = [
-        "search",
-        "birds that travel",
-        "-k",
-        "1",
-        "--mode",
-        "meaning",
-    ];
+    let query = ["search", "stork migrations", "-k", "1", "--mode", "meaning"];
     let found = notes.run(&[&query[..], &["--json"]].concat()).json();
     let best = &found["hits"][0];
     assert_eq!(

@@ -195,7 +195,7 @@ pub(crate) mod tests {
             score: 0.032_5,
             headings: vec!["Store".into(), "Commit".into()],
             text: text.into(),
-            matches: vec![4..9],
+            matches: std::iter::once(4..9).collect(),
             lexical: None,
             meaning: None,
             explanation: None,

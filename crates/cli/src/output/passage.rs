@@ -198,7 +198,7 @@ mod tests {
         };
         let text = "abcdefghijklm";
         assert_eq!(
-            render(text, &[8..12], layout, ""),
+            render(text, &[find(text, "ijkl")], layout, ""),
             format!("abcdefgh{MATCH}ij{MATCH:#}\n{MATCH}kl{MATCH:#}m\n")
         );
     }
@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn what_files_hold_cannot_control_the_terminal() {
-        let shown = render("a\u{1b}[31mb", &[1..2], ALL, "");
+        let text = "a\u{1b}[31mb";
+        let shown = render(text, &[find(text, "\u{1b}")], ALL, "");
         assert_eq!(shown, format!("a{MATCH}\u{fffd}{MATCH:#}[31mb\n"));
     }
 }
