@@ -19,13 +19,14 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use half::f16;
 use keyfold_kernels::kmeans::{CoarseCentroids, KMeansConfig, kmeans, nearest};
 use keyfold_kernels::residual::{CodecError, Int8Codec, ResidualCodec, reconstruct};
 use keyfold_kernels::{MaxSim, TopK, dot, maxsim_packed, norm};
 use rand::rngs::SmallRng;
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::{SeedableRng, seq::index};
 
 /// How many bits are kept of every entry of a token vector.
 #[derive(
@@ -104,7 +105,7 @@ pub struct Quantized {
 }
 
 /// Centroids and codec, shared by the segments that were coded with it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Codebook {
     dim: usize,
     /// `dim`, raised until a packed row ends at a byte; the rest of a row is 0.
@@ -112,6 +113,14 @@ pub struct Codebook {
     /// `[count, width]`, values of half precision.
     centroids: Vec<f32>,
     codec: Codec,
+    /// The centroids in groups, made when they are first needed.
+    coarse: OnceLock<CoarseCentroids>,
+}
+
+impl PartialEq for Codebook {
+    fn eq(&self, other: &Self) -> bool {
+        self.dim == other.dim && self.centroids == other.centroids && self.codec == other.codec
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -164,7 +173,7 @@ pub fn sample_size(tokens: u64) -> usize {
 
 impl Codebook {
     /// Learns a codebook from sample rows `[n, dim]` (L2-normalised, in any
-    /// order) for a store that will hold about `expected_tokens` rows. The same
+    /// order; of more than [`sample_size`] a random part is used) for a store that will hold about `expected_tokens` rows. The same
     /// sample and seed give the same codebook, whatever `threads` is.
     ///
     /// Refuses an empty sample and one that is not whole rows.
@@ -183,8 +192,9 @@ impl Codebook {
             });
         }
         let width = width(dim, bits);
-        let rows = shuffled(sample_rows, dim, width, seed);
-        let n = rows.len() / width;
+        let given = sample_rows.len() / dim;
+        let n = given.min(sample_size(expected_tokens.max(given as u64)));
+        let rows = some_rows(sample_rows, dim, width, n, seed);
         // PLAID holds out 5 %; of a small sample that would be nothing.
         let held_out = (n / 20).max(n.min(SMALL_SAMPLE) / 4).min(50_000);
         let (held_out, points) = rows.split_at(held_out * width);
@@ -215,6 +225,7 @@ impl Codebook {
             width,
             centroids,
             codec,
+            coarse: OnceLock::new(),
         })
     }
 
@@ -256,22 +267,36 @@ impl Codebook {
         }
     }
 
-    /// Codes rows `[n, dim]`; a ragged end is ignored. Of many calls, see
-    /// [`Codebook::quantizer`].
+    /// Codes rows `[n, dim]`; a ragged end is ignored. The codes of a row do not
+    /// depend on the rows around it.
     pub fn quantize(&self, rows: &[f32], threads: usize) -> Quantized {
-        self.quantizer(threads).quantize(rows)
+        let mut wide = self.widen(rows);
+        let codes = self.nearest(&wide, threads);
+        let mut packed = Vec::with_capacity(codes.len() * self.bytes_per_row());
+        match &self.codec {
+            Codec::Residual(codec) => {
+                subtract(&mut wide, &self.centroids, &codes, self.width);
+                codec.encode(&wide, &mut packed);
+            }
+            Codec::Int8(codec) => codec.encode(&wide, &mut packed),
+        }
+        Quantized {
+            // There are at most 65536 centroids.
+            codes: codes.into_iter().map(|c| c as u16).collect(),
+            packed,
+        }
     }
 
-    /// Prepares to code rows with up to `threads` threads. With thousands of
-    /// centroids this takes tens of milliseconds, so do it once for many calls.
-    pub fn quantizer(&self, threads: usize) -> Quantizer<'_> {
-        let coarse = (self.count() > ONE_LEVEL)
-            .then(|| CoarseCentroids::new(&self.centroids, self.width, GROUPING_SEED, threads));
-        Quantizer {
-            book: self,
-            coarse,
-            threads,
+    /// The nearest centroid of each row (`[n, width]`); of many centroids nearly
+    /// the nearest.
+    fn nearest(&self, rows: &[f32], threads: usize) -> Vec<u32> {
+        if self.count() <= ONE_LEVEL {
+            return nearest(rows, &self.centroids, self.width, threads);
         }
+        // On this thread alone: while it waited for others, it could be given
+        // work that waits for the groups.
+        let group = || CoarseCentroids::new(&self.centroids, self.width, GROUPING_SEED, 1);
+        self.coarse.get_or_init(group).nearest(rows, threads)
     }
 
     /// Appends the rows that `codes` and `packed` stand for to `out`, `[n, dim]`,
@@ -302,6 +327,28 @@ impl Codebook {
         match &self.codec {
             Codec::Residual(codec) => maxsim_packed(query, &self.centroids, codes, packed, codec),
             Codec::Int8(codec) => codec.maxsim(query, packed),
+        }
+    }
+
+    /// The product of a widened query row with a coded row that is not scaled to
+    /// length 1, given its product with the centroid of the row.
+    pub(crate) fn product(
+        &self,
+        query: &[f32],
+        centroid: f32,
+        packed: &[u8],
+        scratch: &mut Vec<f32>,
+    ) -> f32 {
+        scratch.resize(self.width, 0.0);
+        match &self.codec {
+            Codec::Residual(codec) => {
+                codec.decode_into(packed, scratch);
+                centroid + dot(query, scratch)
+            }
+            Codec::Int8(codec) => {
+                codec.decode_into(packed, scratch);
+                dot(query, scratch)
+            }
         }
     }
 
@@ -408,41 +455,8 @@ impl Codebook {
             width,
             centroids,
             codec,
+            coarse: OnceLock::new(),
         })
-    }
-}
-
-/// Codes rows with a codebook; see [`Codebook::quantizer`].
-#[derive(Debug, Clone)]
-pub struct Quantizer<'a> {
-    book: &'a Codebook,
-    coarse: Option<CoarseCentroids<'a>>,
-    threads: usize,
-}
-
-impl Quantizer<'_> {
-    /// Codes rows `[n, dim]`; a ragged end is ignored. The codes of a row do not
-    /// depend on the rows around it.
-    pub fn quantize(&self, rows: &[f32]) -> Quantized {
-        let book = self.book;
-        let mut wide = book.widen(rows);
-        let codes = match &self.coarse {
-            Some(coarse) => coarse.nearest(&wide, self.threads),
-            None => nearest(&wide, &book.centroids, book.width, self.threads),
-        };
-        let mut packed = Vec::with_capacity(codes.len() * book.bytes_per_row());
-        match &book.codec {
-            Codec::Residual(codec) => {
-                subtract(&mut wide, &book.centroids, &codes, book.width);
-                codec.encode(&wide, &mut packed);
-            }
-            Codec::Int8(codec) => codec.encode(&wide, &mut packed),
-        }
-        Quantized {
-            // There are at most 65536 centroids.
-            codes: codes.into_iter().map(|c| c as u16).collect(),
-            packed,
-        }
     }
 }
 
@@ -470,12 +484,11 @@ fn without_padding(rows: &[f32], dim: usize, width: usize) -> Cow<'_, [f32]> {
     Cow::Owned(rows.copied().collect())
 }
 
-/// The rows in random order, widened.
-fn shuffled(rows: &[f32], dim: usize, width: usize, seed: u64) -> Vec<f32> {
-    let mut order: Vec<usize> = (0..rows.len() / dim).collect();
-    order.shuffle(&mut SmallRng::seed_from_u64(seed));
-    let mut out = Vec::with_capacity(order.len() * width);
-    for i in order {
+/// `n` random rows in random order, widened.
+fn some_rows(rows: &[f32], dim: usize, width: usize, n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut out = Vec::with_capacity(n * width);
+    for i in index::sample(&mut rng, rows.len() / dim, n) {
         out.extend_from_slice(&rows[i * dim..(i + 1) * dim]);
         out.resize(out.len() + width - dim, 0.0);
     }

@@ -28,7 +28,7 @@ impl Default for FusionOptions {
     fn default() -> Self {
         Self {
             constant: 60.0,
-            depth: 200,
+            depth: 100,
         }
     }
 }

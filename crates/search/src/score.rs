@@ -50,8 +50,13 @@ impl Query {
     }
 
     /// The place of a segment's codebook in [`Query::by_codebook`].
-    pub(crate) fn codebook_of(&self, segment: u32) -> usize {
-        self.of_segment[segment as usize]
+    pub(crate) fn codebook_of(&self, segment: usize) -> usize {
+        self.of_segment[segment]
+    }
+
+    /// The codebook at a place and the query rows for it, `[rows, width]`.
+    pub(crate) fn of_codebook(&self, place: usize) -> (&Codebook, &[f32]) {
+        (&self.codebooks[place], &self.rows[place])
     }
 
     /// What a thread needs for exact scores, by codebook.
@@ -80,7 +85,7 @@ pub(crate) fn exact(
             c.score = if rows.is_empty() {
                 f32::NEG_INFINITY
             } else {
-                let scorer = &mut scorers[query.codebook_of(c.segment)];
+                let scorer = &mut scorers[query.codebook_of(c.segment as usize)];
                 let codes = segment.codes(rows.clone())?;
                 segment
                     .codebook()

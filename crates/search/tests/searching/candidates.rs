@@ -1,4 +1,4 @@
-//! The sieves let the right passages through.
+//! The right passages are found without scoring all.
 
 use keyfold_core::{Role, Vectors};
 use keyfold_kernels::maxsim;
@@ -54,31 +54,31 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn wide_sieves_give_the_exhaustive_list(
+    fn full_probing_gives_the_exhaustive_list(
         seed in 0u64..1000, n in 4usize..200, k in 1usize..30, which in 0usize..3, threads in 1usize..3,
     ) {
         let (world, texts) = world(n, seed, [Bits::Two, Bits::Four, Bits::Eight][which]);
         let snapshot = world.snapshot();
         let query = world.model.one(&format!("the {}", &texts[0][..20]), Role::Query);
-        let wide = CandidateOptions {
+        let thorough = CandidateOptions {
             probes: 1 << 16,
-            approximate: n.saturating_sub(1),
-            // Fewer than there are, so that nothing is left out of the sieves.
+            // Fewer than there are, so that probing must choose.
             exact: n.saturating_sub(1).max(2 * k),
+            estimated: n - 1,
             threads,
             ..CandidateOptions::default()
         };
-        let found = find(&snapshot, &query, k, &wide);
+        let found = find(&snapshot, &query, k, &thorough);
         let all = find(&snapshot, &query, k, &exhaustive());
         prop_assert_eq!(found.len(), k.min(n));
         prop_assert!(all.windows(2).all(|w| w[0].score >= w[1].score));
-        // The very last one may be sieved out, at the end of the list.
+        // The very last one may be left out, at the end of the list.
         let sure = k.min(n - 1);
         prop_assert_eq!(&found[..sure], &all[..sure]);
     }
 
     #[test]
-    fn filters_hold_in_every_sieve(seed in 0u64..1000, n in 50usize..300, allowed in 0usize..50) {
+    fn filters_hold_whether_passages_are_many_or_few(seed in 0u64..1000, n in 50usize..300, allowed in 0usize..50) {
         let (world, texts) = world(n, seed, Bits::Four);
         let some: Vec<&str> = texts[..allowed].iter().map(String::as_str).collect();
         world.change(&[file("allowed.txt", &some)], &[]);
@@ -87,8 +87,8 @@ proptest! {
         let filter = Allowed::new(&snapshot, &filters).unwrap().unwrap();
         prop_assert_eq!(filter.count(), allowed);
         let query = world.model.one(&texts[0], Role::Query);
-        for (approximate, exact) in [(4096, 256), (20, 8), (8, 8)] {
-            let options = CandidateOptions { approximate, exact, ..CandidateOptions::default() };
+        for exact in [256, 20, 8] {
+            let options = CandidateOptions { exact, estimated: exact, ..CandidateOptions::default() };
             let found = nearest(snapshot.segments(), &query, 4, Some(&filter), &options).unwrap().0;
             prop_assert_eq!(found.len(), allowed.min(4));
             for ranked in found {
@@ -121,12 +121,12 @@ fn scores_are_maxsim_up_to_what_coding_loses() {
 }
 
 #[test]
-fn the_usual_sieves_find_nearly_all_of_the_best_ten() {
+fn the_usual_choice_finds_nearly_all_of_the_best_ten() {
     let (world, texts) = world(3000, 2, Bits::Four);
     let snapshot = world.snapshot();
-    let narrow = CandidateOptions {
-        approximate: 300,
-        exact: 60,
+    let usual = CandidateOptions {
+        estimated: 300,
+        exact: 30,
         ..CandidateOptions::default()
     };
     let mut same = 0;
@@ -134,7 +134,7 @@ fn the_usual_sieves_find_nearly_all_of_the_best_ten() {
         let words: Vec<&str> = text.split(' ').skip(3).take(6).collect();
         let query = world.model.one(&words.join(" "), Role::Query);
         let all = find(&snapshot, &query, 10, &exhaustive());
-        let found = find(&snapshot, &query, 10, &narrow);
+        let found = find(&snapshot, &query, 10, &usual);
         same += all
             .iter()
             .filter(|a| found.iter().any(|f| f.passage == a.passage))
@@ -152,7 +152,6 @@ fn passages_without_rows_and_queries_without_rows_are_no_candidates() {
         exhaustive(),
         CandidateOptions {
             exact: 1,
-            approximate: 1,
             ..exhaustive()
         },
     ] {

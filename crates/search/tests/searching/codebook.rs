@@ -94,7 +94,10 @@ fn small_and_uniform_samples_work() {
                 // Rows that come later are still told apart.
                 let later = rows(50, dim, 6);
                 let loss = book.loss(&later, 1).unwrap();
-                assert!(dim == 1 || loss.mean_cosine > 0.5, "{bits} {dim} {n}: {loss:?}");
+                assert!(
+                    dim == 1 || loss.mean_cosine > 0.5,
+                    "{bits} {dim} {n}: {loss:?}"
+                );
             }
             let equal = rows(1, dim, 7).repeat(300);
             let book = Codebook::train(&equal, dim, bits, 300, 0, 1).unwrap();

@@ -25,7 +25,7 @@ fn hits(world: &World, query: &str, options: &SearchOptions) -> Vec<Hit> {
         .hits
 }
 
-fn texts<'a>(hits: &'a [Hit]) -> Vec<&'a str> {
+fn texts(hits: &[Hit]) -> Vec<&str> {
     hits.iter().map(|h| &*h.text).collect()
 }
 
@@ -346,7 +346,6 @@ fn a_filter_finds_the_few_among_many() {
     let rare = file("rare.txt", &["bread", "soup", "a wooden car"]);
     let world = World::new(&[file("many.md", &many), rare]);
     let mut options = options(Mode::Meaning);
-    options.candidates.approximate = 20;
     options.candidates.exact = 20;
     options.filters.globs = vec!["rare.*".into()];
     let found = hits(&world, "car number", &options);
