@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use keyfold_core::Progress;
 
 use crate::output::terminal::printable;
@@ -156,25 +156,35 @@ impl Progress for StderrProgress {
 impl Stage {
     /// `reading: 1,200 of 5,000 files, 240/s, 16 seconds left`
     fn line(&self, elapsed: Duration) -> String {
-        let done = with_separators(self.done);
         let rate = self.done as f64 / elapsed.as_secs_f64().max(1e-9);
+        let amount = |n: u64| match self.unit.as_str() {
+            "bytes" => HumanBytes(n).to_string(),
+            _ => with_separators(n),
+        };
         let (of, left) = match self.total {
             Some(total) => {
                 let seconds = total.saturating_sub(self.done) as f64 / rate.max(1e-9);
                 let left = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
                 (
-                    format!(" of {}", with_separators(total)),
+                    format!(" of {}", amount(total)),
                     format!(", {} left", HumanDuration(left)),
                 )
             }
             None => (String::new(), String::new()),
         };
-        let rate = if rate < 10.0 {
-            format!("{rate:.1}")
-        } else {
-            with_separators(rate as u64)
+        let unit = match self.unit.as_str() {
+            "bytes" => String::new(),
+            unit => format!(" {unit}"),
         };
-        format!("{}: {done}{of} {}, {rate}/s{left}", self.name, self.unit)
+        let rate = match rate < 10.0 {
+            true => format!("{rate:.1}"),
+            false => amount(rate as u64),
+        };
+        format!(
+            "{}: {}{of}{unit}, {rate}/s{left}",
+            self.name,
+            amount(self.done)
+        )
     }
 }
 
@@ -201,11 +211,11 @@ fn template(unit: &str, known_total: bool) -> String {
         ("bytes", true) => {
             "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left".to_owned()
         }
-        ("bytes", false) => "{spinner} {msg} {bytes}, {bytes_per_sec}".to_owned(),
+        ("bytes", false) => "{spinner} {msg}: {bytes}, {bytes_per_sec}".to_owned(),
         (_, true) => format!(
             "{{msg}} [{{bar:30}}] {{human_pos}} of {{human_len}} {unit}, {{per_sec}}, {{eta}} left"
         ),
-        (_, false) => format!("{{spinner}} {{msg}} {{human_pos}} {unit}, {{per_sec}}"),
+        (_, false) => format!("{{spinner}} {{msg}}: {{human_pos}} {unit}"),
     }
 }
 
@@ -244,6 +254,13 @@ mod tests {
         assert_eq!(
             stage.line(Duration::from_secs(10)),
             "reading: 15 files, 1.5/s"
+        );
+        stage.unit = "bytes".into();
+        stage.total = Some(4 << 20);
+        stage.done = 1 << 20;
+        assert_eq!(
+            stage.line(Duration::from_secs(1)),
+            "reading: 1.00 MiB of 4.00 MiB, 1.00 MiB/s, 3 seconds left"
         );
     }
 

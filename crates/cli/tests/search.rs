@@ -318,6 +318,28 @@ fn results_go_to_stdout_and_nothing_else_does() {
     run.json();
 }
 
+#[test]
+fn a_store_that_another_process_writes_can_be_searched() {
+    let notes = Notes::new();
+    notes.run(&["index", "."]).ok();
+    notes.write("stars.md", "The telescope shows the moons of Jupiter.\n");
+    let lock = std::fs::File::open(notes.file(".keyfold/write.lock")).unwrap();
+    lock.lock().unwrap();
+    let run = notes.run(&["search", "tomatoes", "-k", "1", "-l"]);
+    assert!(
+        run.stderr.contains("as it is") && run.stderr.contains("wait"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(run.ok(), "garden.md\n");
+    notes.run(&["index", "."]).fails(1, &["being written"]);
+    drop(lock);
+    assert_eq!(
+        notes.find("telescope", &["--mode", "lexical"]),
+        ["stars.md"]
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use clap::ValueEnum;
 use keyfold_core::Encoder;
 use keyfold_data::WalkOptions;
+use keyfold_search::SearchError;
 use keyfold_search::engine::{self, Mode, SearchOptions};
 use keyfold_search::filter::Filters;
 use keyfold_search::index;
@@ -187,7 +188,17 @@ fn bring_up_to_date(
     }
     let path = std::slice::from_ref(&place.path);
     let roots = if whole_store(args) { &[] } else { path };
-    let summary = index::update(&place.store, roots, encoder, &options, &progress)?;
+    let summary = match index::update(&place.store, roots, encoder, &options, &progress) {
+        Ok(summary) => summary,
+        // What cannot be written can still be searched, if it is there.
+        Err(e @ (SearchError::Busy { .. } | SearchError::Write { .. }))
+            if Snapshot::open(&place.store).is_ok() =>
+        {
+            progress.say(&format!("searching the store as it is: {e}"));
+            return Ok(false);
+        }
+        Err(e) => return Err(e.into()),
+    };
     let not_read = summary.files.skipped + summary.files.failed;
     if summary.cancelled {
         progress.say(&format!(
