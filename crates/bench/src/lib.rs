@@ -1,1 +1,86 @@
-//! One file per experiment.
+//! Experiments: each runs a method beside its baseline and reports what it
+//! measured, good or bad. One file per experiment, in `experiments/`.
+
+mod error;
+mod experiments;
+mod memory;
+mod plot;
+mod quality;
+mod report;
+mod store;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use keyfold_core::Progress;
+
+pub use error::BenchError;
+pub use report::{Report, Table};
+
+/// How much to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scale {
+    /// Seconds, on data that is part of the project: shows that it runs.
+    Smoke,
+    /// Minutes on two cores: the documented result.
+    #[default]
+    Small,
+    /// The sizes of the publication.
+    Full,
+}
+
+impl FromStr for Scale {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "smoke" => Ok(Self::Smoke),
+            "small" => Ok(Self::Small),
+            "full" => Ok(Self::Full),
+            _ => Err(format!("'{s}' is no scale: choose smoke, small or full")),
+        }
+    }
+}
+
+/// What an experiment is run with.
+#[derive(Debug, Clone, Default)]
+pub struct BenchOptions {
+    /// How much to run.
+    pub scale: Scale,
+    /// The user's data, where the experiment takes some.
+    pub data: Option<PathBuf>,
+    /// A model to compare with: a folder or a hub name.
+    pub teacher: Option<String>,
+    /// The model to measure; none is the built-in one.
+    pub model: Option<String>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Threads; 0 means all of the machine's.
+    pub threads: usize,
+}
+
+impl BenchOptions {
+    /// Threads as a number.
+    pub(crate) fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+}
+
+/// An experiment that can be run by name.
+pub struct Experiment {
+    /// Its name for `keyfold bench`.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&BenchOptions, &dyn Progress) -> Result<Report, BenchError>,
+}
+
+/// All experiments.
+pub fn experiments() -> &'static [Experiment] {
+    experiments::ALL
+}

@@ -5,7 +5,9 @@
 //! `keyfold-kernels`.
 
 mod backbone;
+pub mod builtin;
 mod dense;
+pub mod distill;
 mod error;
 mod late;
 mod load;

@@ -176,6 +176,11 @@ impl SentenceEncoder {
         )
     }
 
+    /// The text of every token, by id.
+    pub fn vocabulary(&self) -> Vec<String> {
+        self.transformer.tokenizer.vocabulary()
+    }
+
     fn prompt(&self, role: Role) -> (&str, usize) {
         match role {
             Role::Query => (&self.query_prompt, self.query_skip),

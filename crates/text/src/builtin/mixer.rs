@@ -36,7 +36,7 @@ pub struct MixerConfig {
     pub max_length: usize,
 }
 
-pub(super) const LAYER_NORM_EPS: f32 = 1e-5;
+pub(crate) const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// The weights of one block. Linear layers are `[outputs, inputs]`.
 #[derive(Debug, Clone, Default)]
@@ -147,90 +147,107 @@ impl Mixer {
         all
     }
 
-    /// Runs the token vectors `x` `[tokens, hidden]` of several texts, whose first
-    /// tokens stand at `starts` (with the end as last entry), and gives
-    /// `[tokens, output]`. Keeps what a backward pass needs when asked to.
-    pub(crate) fn forward(
-        &self,
-        mut x: Vec<f32>,
-        starts: &[usize],
-        mut tape: Option<&mut Tape>,
-    ) -> Vec<f32> {
-        let (h, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let n = x.len() / h;
+    /// Runs the token vectors `[tokens, hidden]` in `space.x` of several texts, whose
+    /// first tokens stand at `starts` (with the end as last entry), and leaves
+    /// `[tokens, output]` in `space.y`. Keeps what a backward pass needs when asked to.
+    pub(crate) fn forward(&self, space: &mut Space, starts: &[usize], mut tape: Option<&mut Tape>) {
+        let c = &self.config;
+        let (h, f, o) = (c.hidden_size, c.intermediate_size, c.output_size);
+        let n = space.x.len() / h;
         let texts = starts.len() - 1;
-        let mut conv = vec![0.0; n * h];
-        let mut inner = vec![0.0; n * f];
-        let mut context = vec![0.0; texts * f];
-        let mut delta = vec![0.0; n * h];
+        space.conv.resize(n * h, 0.0);
+        space.inner.resize(n * f, 0.0);
+        space.context.resize(texts * f, 0.0);
+        space.delta.resize(n * h, 0.0);
+        space.y.resize(n * o, 0.0);
         for block in &self.blocks {
-            let mut u = x.clone();
-            kernels::layer_norm(
-                &mut u,
-                h,
-                &block.norm_weight,
-                Some(&block.norm_bias),
-                LAYER_NORM_EPS,
-            );
-            let mean = text_means(&u, starts, h);
+            space.normalize(&block.norm_weight, &block.norm_bias);
+            space.mean_of_texts(starts, h);
             for text in starts.windows(2) {
                 let range = text[0] * h..text[1] * h;
                 kernels::depthwise_conv(
-                    &mut conv[range.clone()],
-                    &u[range],
+                    &mut space.conv[range.clone()],
+                    &space.u[range],
                     &block.conv_weight,
                     &block.conv_bias,
                 );
             }
-            kernels::matmul_nt(&mut context, &mean, &block.context_weight, texts, f, h, 1);
-            kernels::add_bias(&mut context, &block.inner_bias);
-            kernels::matmul_nt(&mut inner, &conv, &block.inner_weight, n, f, h, 1);
+            let (context, inner) = (&mut space.context, &mut space.inner);
+            kernels::matmul_nt(context, &space.mean, &block.context_weight, texts, f, h, 1);
+            kernels::add_bias(context, &block.inner_bias);
+            kernels::matmul_nt(inner, &space.conv, &block.inner_weight, n, f, h, 1);
             for (text, context) in starts.windows(2).zip(context.chunks_exact(f)) {
                 kernels::add_bias(&mut inner[text[0] * f..text[1] * f], context);
             }
-            kernels::relu(&mut inner);
-            kernels::matmul_nt(&mut delta, &inner, &block.outer_weight, n, h, f, 1);
-            kernels::add_bias(&mut delta, &block.outer_bias);
+            kernels::relu(inner);
+            kernels::matmul_nt(&mut space.delta, inner, &block.outer_weight, n, h, f, 1);
+            kernels::add_bias(&mut space.delta, &block.outer_bias);
             if let Some(tape) = tape.as_deref_mut() {
                 tape.blocks.push(BlockTape {
-                    x: x.clone(),
-                    u,
-                    mean,
-                    conv: conv.clone(),
-                    inner: inner.clone(),
+                    x: space.x.clone(),
+                    u: space.u.clone(),
+                    mean: space.mean.clone(),
+                    conv: space.conv.clone(),
+                    inner: space.inner.clone(),
                 });
             }
-            kernels::add_assign(&mut x, &delta);
+            kernels::add_assign(&mut space.x, &space.delta);
         }
-        let mut z = x.clone();
-        kernels::layer_norm(
-            &mut z,
-            h,
-            &self.norm_weight,
-            Some(&self.norm_bias),
-            LAYER_NORM_EPS,
-        );
-        let o = self.config.output_size;
-        let mut y = vec![0.0; n * o];
-        kernels::matmul_nt(&mut y, &z, &self.output_weight, n, o, h, 1);
-        kernels::add_bias(&mut y, &self.output_bias);
+        space.normalize(&self.norm_weight, &self.norm_bias);
+        kernels::matmul_nt(&mut space.y, &space.u, &self.output_weight, n, o, h, 1);
+        kernels::add_bias(&mut space.y, &self.output_bias);
         if let Some(tape) = tape {
-            tape.x = x;
-            tape.z = z;
+            tape.x.clone_from(&space.x);
+            tape.z.clone_from(&space.u);
         }
-        y
     }
 }
 
-/// Mean row of each text; zero for a text without tokens.
-fn text_means(rows: &[f32], starts: &[usize], dim: usize) -> Vec<f32> {
-    let mut means = vec![0.0; (starts.len() - 1) * dim];
-    for (text, mean) in starts.windows(2).zip(means.chunks_exact_mut(dim)) {
-        for row in rows[text[0] * dim..text[1] * dim].chunks_exact(dim) {
-            kernels::add_assign(mean, row);
+/// Room for the numbers of a forward pass, kept between passes.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    /// The token vectors that go in, `[tokens, hidden]`.
+    pub(crate) x: Vec<f32>,
+    /// What comes out, `[tokens, output]`.
+    pub(crate) y: Vec<f32>,
+    u: Vec<f32>,
+    mean: Vec<f32>,
+    conv: Vec<f32>,
+    context: Vec<f32>,
+    inner: Vec<f32>,
+    delta: Vec<f32>,
+}
+
+impl Space {
+    pub(crate) fn with_input(x: Vec<f32>) -> Self {
+        Self {
+            x,
+            ..Self::default()
         }
-        let scale = 1.0 / (text[1] - text[0]).max(1) as f32;
-        mean.iter_mut().for_each(|x| *x *= scale);
     }
-    means
+
+    /// `u = layer_norm(x)`
+    fn normalize(&mut self, weight: &[f32], bias: &[f32]) {
+        self.u.clone_from(&self.x);
+        kernels::layer_norm(
+            &mut self.u,
+            weight.len(),
+            weight,
+            Some(bias),
+            LAYER_NORM_EPS,
+        );
+    }
+
+    /// `mean` = mean row of `u` of each text; zero for a text without tokens.
+    fn mean_of_texts(&mut self, starts: &[usize], dim: usize) {
+        self.mean.clear();
+        self.mean.resize((starts.len() - 1) * dim, 0.0);
+        for (text, mean) in starts.windows(2).zip(self.mean.chunks_exact_mut(dim)) {
+            for row in self.u[text[0] * dim..text[1] * dim].chunks_exact(dim) {
+                kernels::add_assign(mean, row);
+            }
+            let scale = 1.0 / (text[1] - text[0]).max(1) as f32;
+            mean.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
 }

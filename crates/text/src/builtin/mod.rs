@@ -21,9 +21,11 @@ use tokenizers::Tokenizer;
 
 use crate::error::{LoadError, invalid};
 use crate::run::thread_count;
-use mixer::Mixer;
 pub use mixer::MixerConfig;
+use mixer::{Mixer, Space};
 
+/// What the encoder that is part of this library is called.
+pub const BUILTIN: &str = "builtin";
 /// Value of `model_type` in `config.json` that names this kind of encoder.
 pub(crate) const MODEL_TYPE: &str = "keyfold_token_mixer";
 /// Tokens that one thread works on at a time: the activations stay in its cache.
@@ -62,7 +64,10 @@ impl TokenTable {
                 s if s > 0.0 => 1.0 / s,
                 _ => 0.0,
             };
-            codes.extend(row.iter().map(|x| (x * inverse).round().clamp(-127.0, 127.0) as i8));
+            codes.extend(
+                row.iter()
+                    .map(|x| (x * inverse).round().clamp(-127.0, 127.0) as i8),
+            );
             scales.push(scale);
         }
         Self { codes, scales }
@@ -90,7 +95,7 @@ pub fn load(threads: usize) -> Result<TokenMixerEncoder, LoadError> {
         weights: include_bytes!("../../model/model.safetensors"),
         tokenizer: include_bytes!("../../model/tokenizer.json"),
     };
-    TokenMixerEncoder::from_files("builtin", Path::new("(built in)"), &files, threads)
+    TokenMixerEncoder::from_files(BUILTIN, Path::new("(built in)"), &files, threads)
 }
 
 /// The contents of a model folder of this kind.
@@ -128,9 +133,8 @@ impl TokenMixerEncoder {
             .map_err(|what| invalid(&folder.join(WEIGHTS), what))?;
         let tokenizer = read_tokenizer(files.tokenizer)
             .map_err(|what| invalid(&folder.join(TOKENIZER), what))?;
-        let is_key = keys(&tokenizer, config.vocab_size).map_err(|what| {
-            invalid(&folder.join(TOKENIZER), what)
-        })?;
+        let is_key = keys(&tokenizer, config.vocab_size)
+            .map_err(|what| invalid(&folder.join(TOKENIZER), what))?;
         let mut hasher = blake3::Hasher::new();
         for bytes in [files.config, files.weights, files.tokenizer] {
             hasher.update(blake3::hash(bytes).as_bytes());
@@ -150,7 +154,11 @@ impl TokenMixerEncoder {
     }
 
     /// Token ids of a text and, if asked for, the bytes that they stand for.
-    fn tokens(&self, text: &str, spans: bool) -> Result<(Vec<u32>, Vec<Range<usize>>), EncodeError> {
+    fn tokens(
+        &self,
+        text: &str,
+        spans: bool,
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>), EncodeError> {
         let limit = self.mixer.config.max_length;
         let run = || {
             if spans {
@@ -171,28 +179,36 @@ impl TokenMixerEncoder {
         Ok((ids, offsets.map(|&(from, to)| from..to).collect()))
     }
 
-    fn encode_pack(&self, texts: &[Vec<u32>]) -> Result<Vec<Vectors>, EncodeError> {
+    /// Appends the keys of `texts` to `done`.
+    fn encode_pack(
+        &self,
+        texts: &[Vec<u32>],
+        space: &mut Space,
+        done: &mut Vec<Vectors>,
+    ) -> Result<(), EncodeError> {
         let (h, o) = (self.mixer.config.hidden_size, self.mixer.config.output_size);
-        let mut x = Vec::new();
+        space.x.clear();
         let mut starts = vec![0];
         for ids in texts {
-            self.table.look_up(ids, h, &mut x);
-            starts.push(x.len() / h);
+            self.table.look_up(ids, h, &mut space.x);
+            starts.push(space.x.len() / h);
         }
-        let mut y = self.mixer.forward(x, &starts, None);
-        kernels::normalize_rows(&mut y, o);
-        let mut all = Vec::with_capacity(texts.len());
+        self.mixer.forward(space, &starts, None);
+        kernels::normalize_rows(&mut space.y, o);
         for (ids, text) in texts.iter().zip(starts.windows(2)) {
-            let rows = y[text[0] * o..text[1] * o].chunks_exact(o);
-            let keys = ids.iter().zip(rows).filter(|(id, _)| self.is_key[**id as usize]);
+            let rows = space.y[text[0] * o..text[1] * o].chunks_exact(o);
+            let keys = ids
+                .iter()
+                .zip(rows)
+                .filter(|(id, _)| self.is_key[**id as usize]);
             let rows = keys.flat_map(|(_, row)| row.iter().copied()).collect();
             let vectors = Vectors::new(o, rows).map_err(|source| EncodeError::BadOutput {
                 model: self.identity.name.clone(),
                 source,
             })?;
-            all.push(vectors);
+            done.push(vectors);
         }
-        Ok(all)
+        Ok(())
     }
 }
 
@@ -205,6 +221,7 @@ impl Encoder for TokenMixerEncoder {
         let share = texts.len().div_ceil(self.threads).max(1);
         let work = |texts: &[&str]| -> Result<Vec<Vectors>, EncodeError> {
             let mut done = Vec::with_capacity(texts.len());
+            let mut space = Space::default();
             let mut pack = Vec::new();
             let mut size = 0;
             for text in texts {
@@ -212,12 +229,12 @@ impl Encoder for TokenMixerEncoder {
                 size += ids.len();
                 pack.push(ids);
                 if size >= PACK {
-                    done.append(&mut self.encode_pack(&pack)?);
+                    self.encode_pack(&pack, &mut space, &mut done)?;
                     pack.clear();
                     size = 0;
                 }
             }
-            done.append(&mut self.encode_pack(&pack)?);
+            self.encode_pack(&pack, &mut space, &mut done)?;
             Ok(done)
         };
         if self.threads == 1 || texts.len() < 2 {
@@ -230,7 +247,11 @@ impl Encoder for TokenMixerEncoder {
                 .collect();
             let mut all = Vec::with_capacity(texts.len());
             for handle in handles {
-                all.append(&mut handle.join().unwrap_or_else(|e| std::panic::resume_unwind(e))?);
+                all.append(
+                    &mut handle
+                        .join()
+                        .unwrap_or_else(|e| std::panic::resume_unwind(e))?,
+                );
             }
             Ok(all)
         })
@@ -263,7 +284,10 @@ fn check(config: &MixerConfig) -> Result<(), String> {
         }
     }
     if config.kernel_size.is_multiple_of(2) {
-        return Err(format!("kernel_size is {}; it must be odd", config.kernel_size));
+        return Err(format!(
+            "kernel_size is {}; it must be odd",
+            config.kernel_size
+        ));
     }
     Ok(())
 }
@@ -361,7 +385,10 @@ pub(crate) fn write_weights(table: &TokenTable, mixer: &mut Mixer) -> Result<Vec
         ),
     ];
     for (name, shape, data) in mixer.tensors_mut() {
-        let bytes = data.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let bytes = data
+            .iter()
+            .flat_map(|&x| f16::from_f32(x).to_le_bytes())
+            .collect();
         all.push((name, shape, Dtype::F16, bytes));
     }
     let views = all

@@ -7,7 +7,7 @@
 
 use keyfold_kernels as kernels;
 
-use crate::builtin::mixer::{Block, BlockTape, LAYER_NORM_EPS, Mixer, Tape};
+use crate::builtin::mixer::{Block, BlockTape, LAYER_NORM_EPS, Mixer, Space, Tape};
 
 /// What one forward and backward pass over some texts gives.
 pub(super) struct Gradient {
@@ -27,7 +27,9 @@ pub(super) fn gradient(mixer: &Mixer, x: Vec<f32>, starts: &[usize], targets: &[
     let (h, o) = (c.hidden_size, c.output_size);
     let n = x.len() / h;
     let mut tape = Tape::default();
-    let mut y = mixer.forward(x, starts, Some(&mut tape));
+    let mut space = Space::with_input(x);
+    mixer.forward(&mut space, starts, Some(&mut tape));
+    let mut y = space.y;
     let loss = loss_gradient(&mut y, targets, o);
 
     let mut grad = Mixer::zeros(c);
@@ -240,7 +242,8 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let mut mixer = Mixer::zeros(&config);
         for (_, _, data) in mixer.tensors_mut() {
-            data.iter_mut().for_each(|x| *x = rng.random_range(-0.7..0.7));
+            data.iter_mut()
+                .for_each(|x| *x = rng.random_range(-0.7..0.7));
         }
         let starts = [0, 4, 4, 7];
         let x: Vec<f32> = (0..7 * 6).map(|_| rng.random_range(-1.0..1.0)).collect();
@@ -262,7 +265,13 @@ mod tests {
             let (mut up, mut down) = (x.clone(), x.clone());
             up[i] += step;
             down[i] -= step;
-            check("x", i, loss(&mixer, &up), loss(&mixer, &down), found.tokens[i]);
+            check(
+                "x",
+                i,
+                loss(&mixer, &up),
+                loss(&mixer, &down),
+                found.tokens[i],
+            );
         }
         let analytic: Vec<(String, Vec<f32>)> = found
             .mixer

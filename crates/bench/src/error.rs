@@ -1,0 +1,47 @@
+//! Why an experiment did not finish.
+
+use std::path::PathBuf;
+
+use keyfold_core::EncodeError;
+use keyfold_search::SearchError;
+use keyfold_text::LoadError;
+
+/// Why an experiment did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// Its data is not there or not as it should be.
+    #[error("{path}: {what}")]
+    Data {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// A store could not be written or searched.
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// A model failed.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// A file of the experiment's own could not be written.
+    #[error("cannot make room for the experiment: {0}")]
+    Temporary(#[from] std::io::Error),
+    /// The plot could not be drawn.
+    #[error("cannot draw the plot: {0}")]
+    Plot(String),
+    /// The user asked to stop.
+    #[error("stopped before the end, so there is no result")]
+    Cancelled,
+}
+
+impl BenchError {
+    pub(crate) fn data(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Self::Data {
+            path: path.into(),
+            what: what.into(),
+        }
+    }
+}

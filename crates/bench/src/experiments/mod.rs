@@ -1,0 +1,9 @@
+//! One file per experiment.
+
+mod machine;
+mod scale;
+mod search;
+
+use crate::Experiment;
+
+pub(crate) const ALL: &[Experiment] = &[machine::EXPERIMENT, search::EXPERIMENT, scale::EXPERIMENT];

@@ -1,0 +1,305 @@
+//! A large store: time to make it, its size, the memory of making and searching
+//! it, the time of a query, and what the fast way to find neighbours misses.
+//!
+//! The passages are real sentences put together anew: most of a passage comes
+//! from one place of one text, the rest from anywhere, so that words keep their
+//! neighbours and topics. A query is some words of one sentence.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use keyfold_core::Progress;
+use keyfold_data::{ReadOptions, WalkOptions, estimate_tokens, read, walk};
+use keyfold_search::candidates::CandidateOptions;
+use keyfold_search::codebook::Bits;
+use keyfold_search::engine::{Mode, SearchOptions, rank};
+use keyfold_search::store::Snapshot;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+
+use crate::quality::{mean, quantile};
+use crate::report::{Report, Table, reached};
+use crate::store::{self, Text};
+use crate::{BenchError, BenchOptions, Experiment, Scale, memory, plot};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "scale",
+    about: "100,000 passages: index time, bytes per token, memory, query latency and recall",
+    run,
+};
+
+/// Tokens of a passage, about.
+const PASSAGE: usize = 128;
+/// Bytes of text that are taken from the user's folder, at most.
+const MOST_TEXT: usize = 64 << 20;
+
+fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
+    let (count, queries) = match options.scale {
+        Scale::Smoke => (500, 20),
+        Scale::Small => (100_000, 200),
+        Scale::Full => (1_000_000, 500),
+    };
+    let sources = match &options.data {
+        Some(folder) => sentences_below(folder, progress)?,
+        None => fixture(),
+    };
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    let texts: Vec<Text> = (0..count).map(|_| passage(&sources, &mut rng)).collect();
+    let queries: Vec<String> = (0..queries).map(|_| query(&sources, &mut rng)).collect();
+    let encoder = store::encoder(options)?;
+
+    let folder = tempfile::tempdir()?;
+    let begun = Instant::now();
+    let before = memory::held();
+    let (written, most) = memory::most_during(|| {
+        store::write(
+            folder.path(),
+            &texts,
+            &*encoder,
+            Bits::Four,
+            options,
+            progress,
+        )
+    });
+    let tokens = written?;
+    let index_seconds = begun.elapsed().as_secs_f64();
+    drop(texts);
+    let index_memory = most
+        .zip(before)
+        .map(|(most, before)| most.saturating_sub(before));
+    let vectors = store::size_of(&folder.path().join("segments"))
+        + store::size_of(&folder.path().join("codebooks"));
+    let all = store::size_of(folder.path());
+
+    let snapshot = Snapshot::open(folder.path())?;
+    let search = |mode, exhaustive| SearchOptions {
+        k: 10,
+        mode,
+        candidates: CandidateOptions {
+            exhaustive,
+            threads: options.thread_count(),
+            ..CandidateOptions::default()
+        },
+        ..SearchOptions::default()
+    };
+    let ways = [
+        ("lexical", search(Mode::Lexical, false)),
+        ("meaning", search(Mode::Meaning, false)),
+        ("both", search(Mode::Both, false)),
+        ("meaning, exhaustive", search(Mode::Meaning, true)),
+    ];
+    let mut latency = Table::new("queries", &["mode", "p50, ms", "p95, ms"]);
+    let mut bars = Vec::new();
+    let mut found: Vec<Vec<Vec<u64>>> = Vec::new();
+    let mut p50s = Vec::new();
+    progress.start(
+        "search",
+        "queries",
+        Some((ways.len() * queries.len()) as u64),
+    );
+    let before = memory::held();
+    let (searched, most) = memory::most_during(|| -> Result<(), BenchError> {
+        for (name, way) in &ways {
+            let mut times = Vec::new();
+            let mut lists = Vec::new();
+            // The first query pays for opening files; it is asked once before.
+            rank(&snapshot, &queries[0], Some(&*encoder), way)?;
+            for query in &queries {
+                if progress.cancelled() {
+                    return Err(BenchError::Cancelled);
+                }
+                let clock = Instant::now();
+                let ranked = rank(&snapshot, query, Some(&*encoder), way)?.ranked;
+                times.push(clock.elapsed().as_secs_f64() * 1e3);
+                lists.push(ranked.iter().map(|p| p.passage).collect());
+                progress.advance(1);
+            }
+            let (p50, p95) = (quantile(&times, 0.5), quantile(&times, 0.95));
+            latency.row([(*name).to_owned(), format!("{p50:.2}"), format!("{p95:.2}")]);
+            bars.push((format!("{name}, p50"), p50));
+            bars.push((format!("{name}, p95"), p95));
+            p50s.push(json!({"mode": name, "p50_ms": p50, "p95_ms": p95}));
+            found.push(lists);
+        }
+        Ok(())
+    });
+    searched?;
+    progress.finish();
+    // What the model and the process hold does not count, what searching adds does.
+    let search_memory = most
+        .zip(before)
+        .map(|(most, before)| most.saturating_sub(before));
+    let recall = recall_at_10(&found[1], &found[3]);
+
+    let mut index = Table::new("index", &["what", "measured"]);
+    let megabytes = |b: u64| format!("{:.1} MB", b as f64 / 1e6);
+    let unknown = || "not told by this system".to_owned();
+    index.row(["passages".into(), count.to_string()]);
+    index.row(["tokens".into(), tokens.to_string()]);
+    index.row(["time".into(), format!("{index_seconds:.1} s")]);
+    index.row([
+        "passages per second".into(),
+        format!("{:.0}", count as f64 / index_seconds),
+    ]);
+    index.row([
+        "bytes per token, vectors".into(),
+        format!("{:.1}", vectors as f64 / tokens as f64),
+    ]);
+    index.row([
+        "bytes per token, whole store".into(),
+        format!("{:.1}", all as f64 / tokens as f64),
+    ]);
+    index.row([
+        "most memory while indexing".into(),
+        index_memory.map_or_else(unknown, megabytes),
+    ]);
+    let process = most.map_or_else(unknown, megabytes);
+    index.row(["most memory of the process while searching".into(), process]);
+    index.row([
+        "of it added by searching".into(),
+        search_memory.map_or_else(unknown, megabytes),
+    ]);
+
+    let p50 = bars[2].1;
+    let mut findings = vec![
+        format!(
+            "Meaning: p50 {p50:.2} ms; aim: under 15 ms, {}.",
+            reached(p50 < 15.0)
+        ),
+        format!(
+            "Meaning: recall@10 against exhaustive MaxSim {recall:.4}; aim: at least 0.97, {}.",
+            reached(recall >= 0.97)
+        ),
+    ];
+    if let Some(most) = most {
+        findings.push(format!(
+            "The process held at most {} while searching, mapped files apart; aim: under 300 MB, {}.",
+            megabytes(most),
+            reached(most < 300_000_000)
+        ));
+    }
+    Ok(Report {
+        name: EXPERIMENT.name.to_owned(),
+        tables: vec![index, latency],
+        findings,
+        values: json!({
+            "passages": count, "tokens": tokens, "index_seconds": index_seconds,
+            "vector_bytes": vectors, "store_bytes": all,
+            "index_memory_bytes": index_memory, "search_process_bytes": most,
+            "search_memory_bytes": search_memory, "latency": p50s, "recall@10": recall,
+            "threads": options.thread_count(),
+        }),
+        svg: plot::bars("Time of a query", "milliseconds", &bars[..6], Some(15.0))?,
+    })
+}
+
+fn recall_at_10(found: &[Vec<u64>], exact: &[Vec<u64>]) -> f64 {
+    let shares: Vec<f64> = found
+        .iter()
+        .zip(exact)
+        .filter(|(_, exact)| !exact.is_empty())
+        .map(|(found, exact)| {
+            let both = exact.iter().filter(|p| found.contains(p)).count();
+            both as f64 / exact.len() as f64
+        })
+        .collect();
+    mean(&shares)
+}
+
+/// The sentences of every text, in order.
+type Sources = Vec<Vec<String>>;
+
+/// Sentences of the texts below a folder; passages of one file stay together.
+fn sentences_below(folder: &Path, progress: &dyn Progress) -> Result<Sources, BenchError> {
+    let roots: Vec<PathBuf> = vec![folder.to_owned()];
+    let files = walk(&roots, &WalkOptions::default())
+        .map_err(|e| BenchError::data(folder, e.to_string()))?;
+    let mut sources = Sources::new();
+    let mut size = 0;
+    progress.start("read text", "files", None);
+    for entry in files.flatten() {
+        if progress.cancelled() {
+            return Err(BenchError::Cancelled);
+        }
+        progress.advance(1);
+        let Ok(document) = read(&entry, &ReadOptions::default()) else {
+            continue;
+        };
+        let texts = document.passages.iter().map(|p| p.text.as_str());
+        let sentences: Vec<String> = texts.flat_map(sentences).collect();
+        size += sentences.iter().map(String::len).sum::<usize>();
+        if !sentences.is_empty() {
+            sources.push(sentences);
+        }
+        if size > MOST_TEXT {
+            break;
+        }
+    }
+    progress.finish();
+    if sources.is_empty() {
+        return Err(BenchError::data(
+            folder,
+            "no text below it; name a folder with prose",
+        ));
+    }
+    Ok(sources)
+}
+
+/// Sentences long enough to say something.
+fn sentences(text: &str) -> impl Iterator<Item = String> + '_ {
+    let sentence = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.split_inclusive(['.', '?', '!', '\n'])
+        .map(sentence)
+        .filter(|s| s.split(' ').count() >= 4)
+}
+
+fn fixture() -> Sources {
+    let documents = include_str!("../../fixtures/mini/documents.jsonl");
+    documents
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .filter_map(|d| d["text"].as_str().map(|t| sentences(t).collect::<Vec<_>>()))
+        .filter(|s| !s.is_empty())
+        .collect()
+}
+
+fn any<'a>(sources: &'a Sources, rng: &mut StdRng) -> &'a [String] {
+    // The callers have checked that there are sources, and none of them is empty.
+    &sources[rng.random_range(0..sources.len())]
+}
+
+/// Sentences from one place, and now and then one from anywhere.
+fn passage(sources: &Sources, rng: &mut StdRng) -> Text {
+    let source = any(sources, rng);
+    let mut at = rng.random_range(0..source.len());
+    let mut body = String::new();
+    while estimate_tokens(&body) < PASSAGE {
+        let sentence = if rng.random_bool(0.3) {
+            let other = any(sources, rng);
+            &other[rng.random_range(0..other.len())]
+        } else {
+            at = (at + 1) % source.len();
+            &source[at]
+        };
+        body.push_str(sentence);
+        body.push(' ');
+        if body.len() > 4 * 8 * PASSAGE {
+            break;
+        }
+    }
+    Text {
+        heading: String::new(),
+        body,
+    }
+}
+
+/// Four to ten neighbouring words of a sentence.
+fn query(sources: &Sources, rng: &mut StdRng) -> String {
+    let source = any(sources, rng);
+    let sentence = &source[rng.random_range(0..source.len())];
+    let words: Vec<&str> = sentence.split(' ').collect();
+    let count = rng.random_range(4..=10).min(words.len());
+    let from = rng.random_range(0..=words.len() - count);
+    words[from..from + count].join(" ")
+}

@@ -1,0 +1,33 @@
+//! How much memory this process holds, apart from files that are mapped.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Bytes of anonymous memory that this process holds now; none where the system
+/// does not tell.
+pub(crate) fn held() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("RssAnon:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Runs `work` and gives the most memory that was held meanwhile, looked at
+/// every few milliseconds.
+pub(crate) fn most_during<T>(work: impl FnOnce() -> T) -> (T, Option<u64>) {
+    let most = AtomicU64::new(held().unwrap_or(0));
+    let done = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                most.fetch_max(held().unwrap_or(0), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        result
+    });
+    let most = most.into_inner();
+    (result, (most > 0).then_some(most))
+}

@@ -1,0 +1,97 @@
+//! Bar charts as SVG.
+
+use plotters::prelude::*;
+
+use crate::BenchError;
+
+/// Bars with their names and values; `unit` stands at the axis. A line is drawn
+/// across at `mark`, if given.
+pub(crate) fn bars(
+    title: &str,
+    unit: &str,
+    bars: &[(String, f64)],
+    mark: Option<f64>,
+) -> Result<String, BenchError> {
+    let mut svg = String::new();
+    draw(&mut svg, title, unit, bars, mark).map_err(|e| BenchError::Plot(e.to_string()))?;
+    Ok(svg)
+}
+
+fn draw(
+    svg: &mut String,
+    title: &str,
+    unit: &str,
+    bars: &[(String, f64)],
+    mark: Option<f64>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let height = 90 + 34 * bars.len() as u32;
+    let root = SVGBackend::with_string(svg, (760, height)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let largest = bars.iter().map(|b| b.1).chain(mark).fold(1e-9, f64::max);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(32)
+        .y_label_area_size(190)
+        .build_cartesian_2d(0.0..largest * 1.15, (0..bars.len()).into_segmented())?;
+    // The first bar stands on top.
+    let name = |at: &SegmentValue<usize>| match at {
+        SegmentValue::CenterOf(i) if *i < bars.len() => bars[bars.len() - 1 - i].0.clone(),
+        _ => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .x_desc(unit)
+        .y_labels(bars.len())
+        .y_label_formatter(&name)
+        .draw()?;
+    let ink = RGBColor(60, 110, 180);
+    chart.draw_series(bars.iter().rev().enumerate().map(|(i, (_, value))| {
+        let corners = [
+            (0.0, SegmentValue::Exact(i)),
+            (*value, SegmentValue::Exact(i + 1)),
+        ];
+        let mut bar = Rectangle::new(corners, ink.filled());
+        bar.set_margin(5, 5, 0, 0);
+        bar
+    }))?;
+    chart.draw_series(bars.iter().rev().enumerate().map(|(i, (_, value))| {
+        let at = (*value + largest * 0.01, SegmentValue::CenterOf(i));
+        Text::new(shown(*value), at, ("sans-serif", 14))
+    }))?;
+    if let Some(mark) = mark {
+        let ends = [
+            (mark, SegmentValue::Exact(0)),
+            (mark, SegmentValue::Exact(bars.len())),
+        ];
+        chart.draw_series([PathElement::new(ends, RED)])?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// Three digits that matter.
+pub(crate) fn shown(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plot_names_its_bars_and_values() {
+        let data = [("one".to_owned(), 0.5), ("two".to_owned(), 0.25)];
+        let svg = bars("a title", "nDCG@10", &data, Some(0.4)).unwrap();
+        for part in ["<svg", "a title", "one", "two", "0.500", "0.250", "nDCG@10"] {
+            assert!(svg.contains(part), "no {part}");
+        }
+        bars("empty", "x", &[], None).unwrap();
+    }
+}

@@ -1,0 +1,113 @@
+//! A store of texts that are not files, for measuring.
+
+use std::path::Path;
+
+use keyfold_core::{Encoder, Progress, Role};
+use keyfold_data::Passage;
+use keyfold_search::codebook::Bits;
+use keyfold_search::store::{FileRecord, FileState, Rows, Writer, WriterOptions};
+
+use crate::BenchError;
+
+/// Texts that are encoded at a time.
+const BATCH: usize = 256;
+
+/// A text to be found.
+pub(crate) struct Text {
+    pub(crate) heading: String,
+    pub(crate) body: String,
+}
+
+/// Writes `texts` as the passages of a new store, in order, so that the id of a
+/// passage is the place of its text. Gives the number of vectors.
+pub(crate) fn write(
+    folder: &Path,
+    texts: &[Text],
+    encoder: &dyn Encoder,
+    bits: Bits,
+    options: &crate::BenchOptions,
+    progress: &dyn Progress,
+) -> Result<u64, BenchError> {
+    let writing = WriterOptions {
+        bits: Some(bits),
+        seed: options.seed,
+        threads: options.thread_count(),
+        ..WriterOptions::default()
+    };
+    let mut writer = Writer::open(folder, encoder.identity(), &writing)?;
+    let mut tokens = 0;
+    progress.start("index", "passages", Some(texts.len() as u64));
+    for (number, batch) in texts.chunks(BATCH).enumerate() {
+        if progress.cancelled() {
+            return Err(BenchError::Cancelled);
+        }
+        let passages: Vec<Passage> = batch.iter().map(passage).collect();
+        let searchable: Vec<String> = passages.iter().map(|p| p.searchable().0).collect();
+        let views: Vec<&str> = searchable.iter().map(String::as_str).collect();
+        let vectors = encoder.encode(&views, Role::Document)?;
+        let counts: Vec<usize> = vectors.iter().map(|v| v.rows()).collect();
+        let rows: Vec<f32> = vectors.into_iter().flat_map(|v| v.into_vec()).collect();
+        if number == 0 {
+            // The codebook is sized for what is to come, judged by the first texts.
+            let mean = counts.iter().sum::<usize>() / counts.len().max(1);
+            writer.expect_tokens((mean * texts.len()) as u64);
+        }
+        let key = format!("texts/{number}");
+        writer.begin_file(&key);
+        writer.add_passages("text", 0, &passages, &counts, Rows::Raw(&rows))?;
+        writer.end_file(FileRecord {
+            key,
+            size: 0,
+            modified: 0,
+            hash: None,
+            state: FileState::Read("text".to_owned()),
+        })?;
+        tokens += counts.iter().sum::<usize>() as u64;
+        progress.advance(batch.len() as u64);
+    }
+    writer.commit()?;
+    writer.merge(progress)?;
+    progress.finish();
+    Ok(tokens)
+}
+
+fn passage(text: &Text) -> Passage {
+    Passage {
+        text: text.body.clone(),
+        headings: match text.heading.as_str() {
+            "" => Vec::new(),
+            heading => vec![heading.to_owned()],
+        },
+        lines: 0..0,
+        part: None,
+        bytes: 0..0,
+    }
+}
+
+/// The model that an experiment measures.
+pub(crate) fn encoder(options: &crate::BenchOptions) -> Result<Box<dyn Encoder>, BenchError> {
+    let name = options
+        .model
+        .as_deref()
+        .unwrap_or(keyfold_text::builtin::BUILTIN);
+    Ok(keyfold_text::load(name, &load_options(options))?)
+}
+
+pub(crate) fn load_options(options: &crate::BenchOptions) -> keyfold_text::LoadOptions {
+    keyfold_text::LoadOptions {
+        threads: options.threads,
+    }
+}
+
+/// Bytes of all files below `folder`.
+pub(crate) fn size_of(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let size = |e: std::fs::DirEntry| match e.metadata() {
+        Ok(m) if m.is_dir() => size_of(&e.path()),
+        Ok(m) => m.len(),
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
+}
