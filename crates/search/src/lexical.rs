@@ -59,15 +59,15 @@ impl<'a> Words<'a> {
         let mut analyzer = analyzer.map_err(|e| SearchError::lexical(snapshot.store(), e))?;
         let mut words: Vec<Word> = Vec::new();
         for token in tokens(&mut analyzer, query) {
-            match words.iter_mut().find(|known| known.term == token.text) {
-                Some(known) => known.count += 1,
-                None if words.len() >= MAX_WORDS => break,
-                None => words.push(Word {
+            if let Some(known) = words.iter_mut().find(|known| known.term == token.text) {
+                known.count += 1;
+            } else if words.len() < MAX_WORDS {
+                words.push(Word {
                     term: token.text,
                     spelled: query[token.range].to_owned(),
                     count: 1,
                     telling: true,
-                }),
+                });
             }
         }
         let phrases = quoted(query).map(|phrase| words_in_order(&mut analyzer, phrase));
