@@ -134,26 +134,36 @@ pub(crate) trait Sink {
     );
 }
 
-/// Keeps the greatest product of every few-row, in `8` numbers per register.
-/// NaN is passed over.
-pub(crate) struct Best<'a>(pub(crate) &'a mut [f32]);
+/// Keeps the greatest product of every few-row. NaN is passed over.
+pub(crate) struct Best<'a> {
+    /// 8 numbers per register, at first `-inf`.
+    pub(crate) best: &'a mut [f32],
+    /// What the products of each of the many rows are multiplied with first.
+    pub(crate) scales: Option<&'a [f32]>,
+}
 
 impl Sink for Best<'_> {
     #[inline(always)]
     fn take<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>(
         &mut self,
-        _first: usize,
-        _rows: usize,
+        first: usize,
+        rows: usize,
         register: usize,
         products: &[[V; REGISTERS]; R],
         add: bool,
     ) {
         debug_assert!(!add, "a maximum needs whole sums");
+        let mut scales = [V::splat(1.0); R];
+        if let Some(all) = self.scales {
+            for (r, scale) in scales.iter_mut().enumerate() {
+                *scale = V::splat(all[first + r.min(rows - 1)]);
+            }
+        }
         for v in 0..REGISTERS {
-            let slot = &mut self.0[8 * (register + v)..][..8];
+            let slot = &mut self.best[8 * (register + v)..][..8];
             let mut best = V::load(slot);
-            for row in products {
-                best = row[v].max(best);
+            for (row, &scale) in products.iter().zip(&scales) {
+                best = row[v].mul(scale).max(best);
             }
             best.store(slot);
         }

@@ -12,7 +12,10 @@ pub struct MaxSim {
     dim: usize,
     query: Lanes,
     best: Vec<f32>,
+    /// Room for the rows that packed codes stand for.
     pub(crate) decoded: Vec<f32>,
+    /// And for what these are multiplied with.
+    pub(crate) scales: Vec<f32>,
 }
 
 impl MaxSim {
@@ -28,6 +31,7 @@ impl MaxSim {
             best: vec![0.0; query.width()],
             query,
             decoded: Vec::new(),
+            scales: Vec::new(),
         }
     }
 
@@ -44,7 +48,7 @@ impl MaxSim {
     /// When `doc_rows` is no whole number of rows.
     pub fn score(&mut self, doc_rows: &[f32]) -> f32 {
         self.start();
-        self.meet(doc_rows);
+        self.meet(doc_rows, None);
         self.sum()
     }
 
@@ -53,10 +57,19 @@ impl MaxSim {
         self.best.fill(f32::NEG_INFINITY);
     }
 
-    /// Compares the query with some rows of a document.
-    pub(crate) fn meet(&mut self, rows: &[f32]) {
-        let count = assert_rows(rows.len(), self.dim, "MaxSim: document");
-        keep_best(&self.query, rows, self.dim, count, &mut self.best);
+    /// Compares the query with some rows of a document, each multiplied with its scale.
+    pub(crate) fn meet(&mut self, rows: &[f32], scales: Option<&[f32]>) {
+        let rows = Rows {
+            rows,
+            stride: self.dim,
+            count: assert_rows(rows.len(), self.dim, "MaxSim: document"),
+            places: None,
+        };
+        let best = Best {
+            best: &mut self.best,
+            scales,
+        };
+        keep_best(&self.query, rows, best);
     }
 
     /// Score of all rows that were met since the start.
@@ -67,24 +80,12 @@ impl MaxSim {
 }
 
 simd! {
-    fn keep_best(query: &Lanes, rows: &[f32], dim: usize, count: usize, best: &mut [f32]) = keep_best_body;
+    fn keep_best(query: &Lanes, rows: Rows, best: Best) = keep_best_body;
 }
 
 #[inline(always)]
-fn keep_best_body<V: Eight>(
-    query: &Lanes,
-    rows: &[f32],
-    dim: usize,
-    count: usize,
-    best: &mut [f32],
-) {
-    let rows = Rows {
-        rows,
-        stride: dim,
-        count,
-        places: None,
-    };
-    lanes::product::<V, _>(rows, query, &mut Best(best));
+fn keep_best_body<V: Eight>(query: &Lanes, rows: Rows, mut best: Best) {
+    lanes::product::<V, _>(rows, query, &mut best);
 }
 
 /// [`MaxSim::score`] of one query (`[nq, dim]`) and one document (`[nd, dim]`).
@@ -163,7 +164,9 @@ mod tests {
             prop_assert!((got - want).abs() < 1e-4, "{got} {want}");
 
             prepared.start();
-            keep_best_body::<Portable>(&prepared.query, &doc, dim, doc.len() / dim, &mut prepared.best);
+            let rows = Rows { rows: &doc, stride: dim, count: doc.len() / dim, places: None };
+            let best = Best { best: &mut prepared.best, scales: None };
+            keep_best_body::<Portable>(&prepared.query, rows, best);
             let portable = f64::from(prepared.sum());
             prop_assert!((portable - want).abs() < 1e-4, "{portable} {want}");
 

@@ -46,6 +46,10 @@ pub(crate) trait Eight: Vector {
     unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self;
     /// In every lane the sum of its group of `L` neighbours (1, 2, 4 or 8).
     fn sum_groups<const L: usize>(self) -> Self;
+    /// Eight entries of a table: lane `l` takes the one that bits
+    /// `l * BITS ..` of `codes` number. With `BITS` 1 or 2 `low` holds the table
+    /// over and over, with 4 its first half and `high` the second.
+    fn look_up<const BITS: u32>(codes: u32, low: Self, high: Self) -> Self;
     /// Bit `l` says whether lane `l` is less than that of `bound`.
     fn less_mask(self, bound: Self) -> u32;
     fn to_array(self) -> [f32; 8];
@@ -168,6 +172,17 @@ impl Eight for Portable {
             distance *= 2;
         }
         Self(x)
+    }
+    #[inline(always)]
+    fn look_up<const BITS: u32>(codes: u32, low: Self, high: Self) -> Self {
+        Self(std::array::from_fn(|l| {
+            let code = (codes >> (l as u32 * BITS)) as usize & ((1 << BITS) - 1);
+            if code < 8 {
+                low.0[code]
+            } else {
+                high.0[code - 8]
+            }
+        }))
     }
     #[inline(always)]
     fn less_mask(self, bound: Self) -> u32 {
@@ -414,6 +429,30 @@ mod x86 {
             Self(x)
         }
         #[inline(always)]
+        fn look_up<const BITS: u32>(codes: u32, low: Self, high: Self) -> Self {
+            let shift = BITS.cast_signed();
+            // SAFETY: see above.
+            Self(unsafe {
+                let shifts = _mm256_mullo_epi32(
+                    _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                    _mm256_set1_epi32(shift),
+                );
+                let all = _mm256_set1_epi32(codes.cast_signed());
+                // Bits above the code stay: the shuffles look at two and at
+                // three bits only, and tables shorter than that are repeated.
+                let code = _mm256_srlv_epi32(all, shifts);
+                if BITS <= 2 {
+                    _mm256_permutevar_ps(low.0, code)
+                } else {
+                    let first = _mm256_permutevar8x32_ps(low.0, code);
+                    let second = _mm256_permutevar8x32_ps(high.0, code);
+                    // The highest of four bits, where a blend looks for it.
+                    let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
+                    _mm256_blendv_ps(first, second, upper)
+                }
+            })
+        }
+        #[inline(always)]
         fn less_mask(self, bound: Self) -> u32 {
             // SAFETY: see above.
             let mask = unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) };
@@ -495,6 +534,13 @@ mod tests {
             x.sum_groups::<2>(),
             x.sum_groups::<4>(),
             x.sum_groups::<8>(),
+            V::look_up::<1>(a[0].to_bits(), z.if_less(z, z, s), x),
+            V::look_up::<2>(
+                a[1].to_bits(),
+                V::load(&[1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]),
+                x,
+            ),
+            V::look_up::<4>(a[2].to_bits(), x, y),
             // SAFETY: the tests hand over eight numbers.
             unsafe { V::repeat_at::<1>(a.as_ptr()) },
             unsafe { V::repeat_at::<2>(a.as_ptr()) },

@@ -1,0 +1,426 @@
+//! Small codes for vectors: PLAID's scalar codec of residuals, and 8-bit rows.
+//!
+//! A stored vector is the number of its nearest centroid `c` and, for every
+//! dimension, which of `n = 2^bits` values stands for the residual `x - c`. One
+//! list of values serves all dimensions. The vector that is read back is
+//! `(c + values) / |c + values|`.
+//!
+//! Bit order: the code of dimension `d` is in bits `(d * bits) % 8 ..` of byte
+//! `d * bits / 8` of the row, the least significant bit first.
+
+mod int8;
+
+pub use int8::Int8Codec;
+
+use std::ops::Range;
+
+use crate::dot::assert_rows;
+use crate::maxsim::MaxSim;
+use crate::vector::{Eight, simd};
+
+/// Why a codec cannot be made or used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Only 1, 2 and 4 bits exist.
+    #[error("a residual code has 1, 2 or 4 bits a dimension, not {0}")]
+    Bits(u32),
+    /// A row would not end at a byte.
+    #[error(
+        "{dim} dimensions of {bits} bits are no whole number of bytes; take more bits or another dimension"
+    )]
+    Dimension {
+        /// Length of a row.
+        dim: usize,
+        /// Bits of a dimension.
+        bits: u32,
+    },
+    /// The tables do not belong to a codec.
+    #[error("the tables of the residual codec are damaged: {0}")]
+    Tables(String),
+}
+
+/// PLAID's scalar codec (Santhanam et al. 2022), see the [module](self).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResidualCodec {
+    bits: u32,
+    cutoffs: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl ResidualCodec {
+    /// A codec from stored tables: `2^bits - 1` ascending cutoffs, `2^bits` weights, all finite.
+    pub fn new(bits: u32, cutoffs: Vec<f32>, weights: Vec<f32>) -> Result<Self, CodecError> {
+        if !matches!(bits, 1 | 2 | 4) {
+            return Err(CodecError::Bits(bits));
+        }
+        let n = 1usize << bits;
+        if cutoffs.len() != n - 1 || weights.len() != n {
+            return Err(CodecError::Tables(format!(
+                "{} cutoffs and {} weights where {} and {n} belong",
+                cutoffs.len(),
+                weights.len(),
+                n - 1
+            )));
+        }
+        if !cutoffs.iter().chain(&weights).all(|x| x.is_finite()) {
+            return Err(CodecError::Tables("an entry is not finite".into()));
+        }
+        if !cutoffs.is_sorted() {
+            return Err(CodecError::Tables("the cutoffs do not ascend".into()));
+        }
+        Ok(Self {
+            bits,
+            cutoffs,
+            weights,
+        })
+    }
+
+    /// Learns the tables from residuals of any rows, all entries pooled:
+    /// cutoffs are their quantiles `i / n`, weights their quantiles
+    /// `(i + 0.5) / n`. What is not finite is left out; of nothing, all are 0.
+    pub fn train(residuals: &[f32], bits: u32) -> Result<Self, CodecError> {
+        if !matches!(bits, 1 | 2 | 4) {
+            return Err(CodecError::Bits(bits));
+        }
+        let mut sorted: Vec<f32> = residuals
+            .iter()
+            .copied()
+            .filter(|x| x.is_finite())
+            .collect();
+        sorted.sort_unstable_by(f32::total_cmp);
+        let n = 1 << bits;
+        let cutoffs = (1..n).map(|i| quantile(&sorted, f64::from(i) / f64::from(n)));
+        let weights = (0..n).map(|i| quantile(&sorted, (f64::from(i) + 0.5) / f64::from(n)));
+        Self::new(bits, cutoffs.collect(), weights.collect())
+    }
+
+    /// Bits of a dimension: 1, 2 or 4.
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// Where one bucket ends and the next begins, ascending.
+    pub fn cutoffs(&self) -> &[f32] {
+        &self.cutoffs
+    }
+
+    /// The value that stands for each bucket.
+    pub fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// Bytes of a row of `dim` numbers.
+    pub fn row_bytes(&self, dim: usize) -> Result<usize, CodecError> {
+        let bits = self.bits;
+        match dim.checked_mul(bits as usize) {
+            Some(all) if all.is_multiple_of(8) => Ok(all / 8),
+            _ => Err(CodecError::Dimension { dim, bits }),
+        }
+    }
+
+    /// Appends the codes of `residual_rows` to `out`. The bucket of a number is
+    /// how many cutoffs lie strictly below it; NaN falls into the first.
+    ///
+    /// # Panics
+    /// When the codes do not end at a byte.
+    pub fn encode(&self, residual_rows: &[f32], out: &mut Vec<u8>) {
+        let per_byte = 8 / self.bits as usize;
+        assert!(
+            residual_rows.len().is_multiple_of(per_byte),
+            "ResidualCodec::encode: {} codes of {} bits do not end at a byte",
+            residual_rows.len(),
+            self.bits
+        );
+        out.reserve(residual_rows.len() / per_byte);
+        let (eights, rest) = residual_rows.split_at(residual_rows.len() / 8 * 8);
+        encode_eights(self, eights, out);
+        for values in rest.chunks_exact(per_byte) {
+            let mut byte = 0;
+            for (i, &x) in (0..).zip(values) {
+                let bucket = self.cutoffs.iter().filter(|&&c| c < x).count() as u8;
+                byte |= bucket << (i * self.bits);
+            }
+            out.push(byte);
+        }
+    }
+
+    /// Writes the value of every code in `packed` to `out`.
+    ///
+    /// # Panics
+    /// When `out` is not exactly as long as the codes are many.
+    pub fn decode_into(&self, packed: &[u8], out: &mut [f32]) {
+        let per_byte = 8 / self.bits as usize;
+        assert_eq!(
+            out.len(),
+            packed.len() * per_byte,
+            "ResidualCodec::decode_into: length of out"
+        );
+        match self.bits {
+            1 => values_1(self, packed, out),
+            2 => values_2(self, packed, out),
+            _ => values_4(self, packed, out),
+        }
+    }
+
+    /// The value of dimension `d` of packed rows.
+    #[inline(always)]
+    fn value(&self, packed: &[u8], d: usize) -> f32 {
+        let bit = d * self.bits as usize;
+        let code = packed[bit / 8] >> (bit % 8) & ((1 << self.bits) - 1);
+        self.weights[usize::from(code)]
+    }
+
+    /// The weights as [`Eight::look_up`] takes them.
+    #[inline(always)]
+    fn table<V: Eight>(&self) -> (V, V) {
+        let mut table = [0.0; 16];
+        for (slot, &weight) in table.iter_mut().zip(self.weights.iter().cycle()) {
+            *slot = weight;
+        }
+        (V::load(&table), V::load(&table[8..]))
+    }
+}
+
+/// Quantile `q` of ascending numbers, linear between neighbours; 0 of none.
+fn quantile(sorted: &[f32], q: f64) -> f32 {
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return 0.0;
+    };
+    let place = q * last as f64;
+    let below = sorted[place as usize];
+    let above = sorted[(place as usize + 1).min(last)];
+    // In f64, so that the difference of two finite numbers is finite.
+    let (below, above) = (f64::from(below), f64::from(above));
+    (below + (above - below) * place.fract()) as f32
+}
+
+/// Rows that are decoded and compared before the next, so that they stay in the
+/// first cache. Whole tiles of every size.
+const BLOCK: usize = 24;
+
+/// Appends the vectors that `codes` and `packed` stand for to `out`, scaled to
+/// length 1. A code beyond the last centroid (a damaged file) is read as the last.
+///
+/// # Panics
+/// When `packed` does not hold `codes.len()` rows, or there are codes and no centroid.
+pub fn reconstruct(
+    centroids: &[f32],
+    codes: &[u16],
+    packed: &[u8],
+    codec: &ResidualCodec,
+    dim: usize,
+    out: &mut Vec<f32>,
+) {
+    let packed = Packed::new(centroids, codes, packed, codec, dim);
+    let start = out.len();
+    out.resize(start + codes.len() * dim, 0.0);
+    let mut scales = vec![0.0; codes.len()];
+    let rows = &mut out[start..];
+    packed.decode(0..codes.len(), rows, &mut scales);
+    for (row, scale) in rows.chunks_exact_mut(dim.max(1)).zip(scales) {
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
+/// MaxSim of a query with the packed rows of one document, as [`reconstruct`]
+/// followed by [`MaxSim::score`], but in small blocks and without allocation.
+///
+/// # Panics
+/// As [`reconstruct`].
+pub fn maxsim_packed(
+    query: &mut MaxSim,
+    centroids: &[f32],
+    codes: &[u16],
+    packed: &[u8],
+    codec: &ResidualCodec,
+) -> f32 {
+    let dim = query.dim();
+    let packed = Packed::new(centroids, codes, packed, codec, dim);
+    query.start();
+    let mut dense = std::mem::take(&mut query.decoded);
+    let mut scales = std::mem::take(&mut query.scales);
+    dense.resize(BLOCK * dim, 0.0);
+    scales.resize(BLOCK, 0.0);
+    for first in (0..codes.len()).step_by(BLOCK) {
+        let rows = first..(first + BLOCK).min(codes.len());
+        let (dense, scales) = (&mut dense[..rows.len() * dim], &mut scales[..rows.len()]);
+        packed.decode(rows, dense, scales);
+        query.meet(dense, Some(scales));
+    }
+    query.decoded = dense;
+    query.scales = scales;
+    query.sum()
+}
+
+/// Coded rows whose lengths fit.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    centroids: &'a [f32],
+    last: usize,
+    codes: &'a [u16],
+    bytes: &'a [u8],
+    row_bytes: usize,
+    codec: &'a ResidualCodec,
+    dim: usize,
+}
+
+impl<'a> Packed<'a> {
+    fn new(
+        centroids: &'a [f32],
+        codes: &'a [u16],
+        bytes: &'a [u8],
+        codec: &'a ResidualCodec,
+        dim: usize,
+    ) -> Self {
+        let k = assert_rows(centroids.len(), dim, "packed rows: centroids");
+        assert!(k > 0 || codes.is_empty(), "packed rows: no centroids");
+        let row_bits = dim * codec.bits as usize;
+        assert!(
+            row_bits.is_multiple_of(8),
+            "packed rows: a row does not end at a byte"
+        );
+        let row_bytes = row_bits / 8;
+        assert_eq!(
+            bytes.len(),
+            codes.len() * row_bytes,
+            "packed rows: bytes and codes"
+        );
+        Self {
+            centroids,
+            last: k.saturating_sub(1),
+            codes,
+            bytes,
+            row_bytes,
+            codec,
+            dim,
+        }
+    }
+
+    /// Writes centroid + values of some rows to `out`, and to `scales` what
+    /// gives them length 1.
+    fn decode(&self, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) {
+        match self.codec.bits {
+            1 => decode_1(self, rows, out, scales),
+            2 => decode_2(self, rows, out, scales),
+            _ => decode_4(self, rows, out, scales),
+        }
+    }
+}
+
+simd! { fn decode_1(p: &Packed, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) = decode_1_body; }
+simd! { fn decode_2(p: &Packed, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) = decode_2_body; }
+simd! { fn decode_4(p: &Packed, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) = decode_4_body; }
+
+#[inline(always)]
+fn decode_1_body<V: Eight>(p: &Packed, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) {
+    decode_rows::<V, 1>(p, rows, out, scales);
+}
+
+#[inline(always)]
+fn decode_2_body<V: Eight>(p: &Packed, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) {
+    decode_rows::<V, 2>(p, rows, out, scales);
+}
+
+#[inline(always)]
+fn decode_4_body<V: Eight>(p: &Packed, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) {
+    decode_rows::<V, 4>(p, rows, out, scales);
+}
+
+#[inline(always)]
+fn decode_rows<V: Eight, const BITS: u32>(
+    p: &Packed,
+    rows: Range<usize>,
+    out: &mut [f32],
+    scales: &mut [f32],
+) {
+    let (low, high) = p.codec.table::<V>();
+    for ((row, out), scale) in rows.zip(out.chunks_exact_mut(p.dim.max(1))).zip(scales) {
+        let code = usize::from(p.codes[row]).min(p.last);
+        let centroid = &p.centroids[code * p.dim..][..p.dim];
+        let bytes = &p.bytes[row * p.row_bytes..][..p.row_bytes];
+        let whole = p.dim / 8 * 8;
+        let mut squares = V::splat(0.0);
+        let eights = out.chunks_exact_mut(8).zip(centroid.chunks_exact(8));
+        for ((out, centroid), bytes) in eights.zip(bytes.chunks_exact(BITS as usize)) {
+            let values = V::look_up::<BITS>(eight_codes(bytes), low, high);
+            let x = V::load(centroid).add(values);
+            squares = x.mul_add(x, squares);
+            x.store(out);
+        }
+        let mut square = squares.sum();
+        for (d, (x, c)) in out[whole..].iter_mut().zip(&centroid[whole..]).enumerate() {
+            *x = c + p.codec.value(bytes, whole + d);
+            square += *x * *x;
+        }
+        *scale = 1.0 / square.sqrt().max(1e-12);
+    }
+}
+
+/// The codes of eight dimensions, whatever their bits.
+#[inline(always)]
+fn eight_codes(bytes: &[u8]) -> u32 {
+    match *bytes {
+        [a] => u32::from(a),
+        [a, b] => u32::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+        _ => unreachable!("1, 2 or 4 bits a dimension"),
+    }
+}
+
+simd! { fn values_1(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) = values_1_body; }
+simd! { fn values_2(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) = values_2_body; }
+simd! { fn values_4(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) = values_4_body; }
+
+#[inline(always)]
+fn values_1_body<V: Eight>(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) {
+    values::<V, 1>(codec, packed, out);
+}
+
+#[inline(always)]
+fn values_2_body<V: Eight>(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) {
+    values::<V, 2>(codec, packed, out);
+}
+
+#[inline(always)]
+fn values_4_body<V: Eight>(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) {
+    values::<V, 4>(codec, packed, out);
+}
+
+#[inline(always)]
+fn values<V: Eight, const BITS: u32>(codec: &ResidualCodec, packed: &[u8], out: &mut [f32]) {
+    let (low, high) = codec.table::<V>();
+    let whole = out.len() / 8 * 8;
+    for (out, bytes) in out
+        .chunks_exact_mut(8)
+        .zip(packed.chunks_exact(BITS as usize))
+    {
+        V::look_up::<BITS>(eight_codes(bytes), low, high).store(out);
+    }
+    for (i, x) in out.iter_mut().enumerate().skip(whole) {
+        *x = codec.value(packed, i);
+    }
+}
+
+simd! {
+    fn encode_eights(codec: &ResidualCodec, eights: &[f32], out: &mut Vec<u8>) = encode_eights_body;
+}
+
+#[inline(always)]
+fn encode_eights_body<V: Eight>(codec: &ResidualCodec, eights: &[f32], out: &mut Vec<u8>) {
+    let (zero, one) = (V::splat(0.0), V::splat(1.0));
+    for eight in eights.chunks_exact(8) {
+        let x = V::load(eight);
+        let mut buckets = zero;
+        for &cutoff in &codec.cutoffs {
+            buckets = buckets.add(V::splat(cutoff).if_less(x, one, zero));
+        }
+        let mut codes = 0;
+        for (l, bucket) in (0..).zip(buckets.to_array()) {
+            codes |= (bucket as u32) << (l * codec.bits);
+        }
+        out.extend_from_slice(&codes.to_le_bytes()[..codec.bits as usize]);
+    }
+}
+
+#[cfg(test)]
+mod tests;
