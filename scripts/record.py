@@ -4,7 +4,7 @@ printed, with its colours, as an SVG file. Python's standard library is enough.
 
     scripts/record.py OUT.svg [--columns 104] [--rows 40] [--shown 'keyfold ...'] -- COMMAND ARGS...
 
-CONTRIBUTING.md has the command that made the picture in the README.
+Without arguments it takes the picture in the README: the README's search, in docs.
 """
 
 import argparse
@@ -12,9 +12,11 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import unicodedata
 from dataclasses import dataclass, replace
@@ -153,18 +155,35 @@ def draw(rows, columns, title):
     return "\n".join([*out, "</g>", "</svg>", ""])
 
 
+def readme_picture(store):
+    """Arguments for the picture in the README, with a store made for it."""
+    os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+    with open("README.md", encoding="utf-8") as file:
+        command = re.search(r"^cargo run --release -- (search .*) \.$", file.read(), re.M).group(1)
+    command += " docs -k 3"
+    binary = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "release", "keyfold")
+    subprocess.run([binary, "index", ".", "--quiet", "--store", store], check=True, stdout=subprocess.DEVNULL)
+    run_this = [binary, *shlex.split(command), "--store", store]
+    return ["docs/search.svg", "--shown", f"keyfold {command}", "--", *run_this]
+
+
 def main():
-    if "--" not in sys.argv:
+    with tempfile.TemporaryDirectory() as folder:
+        record(sys.argv[1:] or readme_picture(os.path.join(folder, "store")))
+
+
+def record(arguments):
+    if "--" not in arguments:
         sys.exit(__doc__)
-    split = sys.argv.index("--")
+    split = arguments.index("--")
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("--columns", type=int, default=104)
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--shown", help="the command line to show, if another than the one that is run")
-    options = parser.parse_args(sys.argv[1:split])
-    command = sys.argv[split + 1 :]
-    shown = options.shown or " ".join(command)
+    options = parser.parse_args(arguments[:split])
+    command = arguments[split + 1 :]
+    shown = options.shown or shlex.join(command)
     prompt = [(Style(colour=PALETTE[2], bold=True), "$ "), (Style(), shown)]
     rows = [prompt, *lines_of(run(command, options.columns, options.rows))]
     with open(options.out, "w", encoding="utf-8") as file:
