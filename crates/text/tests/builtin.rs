@@ -1,5 +1,8 @@
 //! The built-in encoder, and distilling one like it.
 
+// Helpers of tests are not inside a test function, where the lint is off.
+#![allow(clippy::unwrap_used)]
+
 use keyfold_core::{Encoder, ModelFolder, NoProgress, Role};
 use keyfold_kernels as kernels;
 use keyfold_text::builtin::{self, TokenMixerEncoder};
