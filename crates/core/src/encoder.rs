@@ -56,7 +56,9 @@ pub enum EncodeError {
         reason: String,
     },
     /// The model computed something that is not a number.
-    #[error("model '{model}' gave vectors that are not usable: {source}; its weights may be damaged")]
+    #[error(
+        "model '{model}' gave vectors that are not usable: {source}; its weights may be damaged"
+    )]
     BadOutput {
         /// Name of the model.
         model: String,

@@ -155,7 +155,10 @@ pub fn hub_cache() -> PathBuf {
 /// `cache/models--ORG--NAME/snapshots/REV`, REV from `refs/main`, else any.
 fn snapshot(name: &str, cache: &Path) -> Option<PathBuf> {
     let (org, model) = name.split_once('/')?;
-    if [org, model].iter().any(|s| s.is_empty() || s.contains(['/', '\\']) || *s == "..") {
+    if [org, model]
+        .iter()
+        .any(|s| s.is_empty() || s.contains(['/', '\\']) || *s == "..")
+    {
         return None;
     }
     let folder = cache.join(format!("models--{org}--{model}"));
@@ -197,7 +200,9 @@ mod tests {
             let e = ModelFolder::find_in(&format!("{absent}-x"), cache.path()).unwrap_err();
             assert!(e.to_string().contains("huggingface-cli download"), "{e}");
         }
-        let e = by_name.read("config.json", "the shape of the model").unwrap_err();
+        let e = by_name
+            .read("config.json", "the shape of the model")
+            .unwrap_err();
         assert!(e.to_string().contains("config.json"), "{e}");
     }
 }

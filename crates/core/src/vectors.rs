@@ -116,7 +116,9 @@ mod tests {
 
     #[test]
     fn rows_keep_their_order_and_can_be_normalized() {
-        let v = Vectors::new(2, vec![3.0, 4.0, 0.0, 0.0]).unwrap().normalized();
+        let v = Vectors::new(2, vec![3.0, 4.0, 0.0, 0.0])
+            .unwrap()
+            .normalized();
         assert_eq!(v.rows(), 2);
         assert_eq!(v.row(0), [0.6, 0.8]);
         assert_eq!(v.row(1), [0.0, 0.0]);
