@@ -204,8 +204,12 @@ fn without_mark<'f>(bytes: &'f [u8], declared: Option<&'static Encoding>) -> Sou
     if let Some(declared) = declared.filter(|encoding| encoding.is_ascii_compatible()) {
         return legacy(bytes, declared);
     }
+    // The letters that tell are those outside of ASCII; a sample of them will do.
+    let first = bytes.iter().position(|b| !b.is_ascii()).unwrap_or_default();
+    let start = first.saturating_sub(1 << 10);
+    let sample = &bytes[start..bytes.len().min(start + (1 << 20))];
     let mut detector = EncodingDetector::new(Iso2022JpDetection::Deny);
-    detector.feed(bytes, true);
+    detector.feed(sample, sample.len() == bytes.len());
     legacy(bytes, detector.guess(None, Utf8Detection::Deny))
 }
 

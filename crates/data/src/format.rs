@@ -144,7 +144,7 @@ fn text_by_content(head: &[u8]) -> Format {
     if let Some(language) = languages::by_shebang(start) {
         return Format::Code(language.name);
     }
-    if is_mbox_separator(start.lines().next().unwrap_or_default()) {
+    if begins_like_mbox(start) {
         return Format::Mbox;
     }
     if begins_like_mail(start) {
@@ -155,8 +155,21 @@ fn text_by_content(head: &[u8]) -> Format {
 
 /// `From someone@example.org Mon Jan  1 12:00:00 2024`
 pub(crate) fn is_mbox_separator(line: &str) -> bool {
-    line.strip_prefix("From ")
-        .is_some_and(|rest| rest.contains(':') && rest.contains(|c: char| c.is_ascii_digit()))
+    let is_year = |word: &str| word.len() == 4 && word.bytes().all(|b| b.is_ascii_digit());
+    let is_time = |word: &str| word.contains(':') && word.starts_with(|c: char| c.is_ascii_digit());
+    line.strip_prefix("From ").is_some_and(|rest| {
+        rest.split_whitespace().any(is_year) && rest.split_whitespace().any(is_time)
+    })
+}
+
+/// A separator and a header.
+fn begins_like_mbox(start: &str) -> bool {
+    let mut lines = start.lines();
+    let is_header = |line: &str| {
+        let name = line.split_once(':').map_or("", |(name, _)| name);
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    lines.next().is_some_and(is_mbox_separator) && lines.next().is_some_and(is_header)
 }
 
 /// Begins with header lines, among them one that only mail has.

@@ -28,7 +28,8 @@ fn signatures_beat_names_and_names_beat_guesses() {
         ),
         Format::Mbox
     );
-    assert_eq!(format("note", b"From 10:00 on we met.\n"), Format::Mbox);
+    let note = b"From 10:00 on in 2024\nwe met.\n";
+    assert_eq!(format("note", note), Format::PlainText);
 }
 
 #[test]

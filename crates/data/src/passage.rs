@@ -8,16 +8,20 @@ use std::time::SystemTime;
 /// function, a table row, about 180 tokens.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Passage {
-    /// The text as a person reads it.
+    /// The text as a person reads it. Line ends are `\n`, and there are no other control
+    /// characters but tabs, so that it may be printed on a terminal.
     pub text: String,
     /// Headings above it, outermost first (chapter, section, or enclosing function).
     pub headings: Vec<String>,
     /// Lines of the file, first and one past the last, counted from 1; empty where
     /// the format has no lines (PDF, DOCX, EPUB).
     pub lines: Range<u32>,
-    /// Page (PDF), chapter (EPUB), row (tables) or message (mbox), counted from 1.
+    /// Page (PDF), chapter (EPUB), row (tables), element (a list in JSON), line (JSON
+    /// Lines) or message (mbox), counted from 1.
     pub part: Option<u32>,
-    /// Bytes of the file that it came from; empty where the format is packed.
+    /// Bytes of the file, as it is stored, that it came from; empty where the format is
+    /// packed. They may hold more than the text: marks of the format, or all of a cell,
+    /// row or mail of which this is a part.
     pub bytes: Range<u64>,
 }
 

@@ -160,7 +160,7 @@ impl<'s> Flow<'s> {
         title: &str,
         range: Range<usize>,
     ) -> Result<(), Problem> {
-        let title = collapse(title);
+        let title = clean(collapse(title));
         if title.is_empty() {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-use crate::chunk::Kind;
+use crate::chunk::{Kind, floor_char_boundary, line_ends};
 use crate::error::Problem;
 use crate::flow::{Builder, Flow};
 
@@ -14,10 +14,44 @@ use crate::flow::{Builder, Flow};
 /// below would be checked against all of them.
 const MAX_NESTING: usize = 64;
 
+/// A larger document is parsed in sections of about this size, since the parser takes
+/// up to 70 bytes of memory for one of text. Only links and footnotes that are defined
+/// in another section notice.
+const SECTION: usize = 1 << 20;
+
 pub(super) fn read(text: &str, flow: &mut Flow) -> Result<(), Problem> {
     if text.lines().any(|line| nesting(line) > MAX_NESTING) {
         return super::text::read(text, flow);
     }
+    let mut start = 0;
+    while start < text.len() {
+        let end = start + section_end(&text[start..]);
+        read_section(text, start..end, flow)?;
+        start = end;
+    }
+    Ok(())
+}
+
+/// Where a section may end: behind a blank line outside of code blocks once it is large
+/// enough, at the latest when it is twice that large.
+fn section_end(text: &str) -> usize {
+    let (mut start, mut in_code) = (0, false);
+    for end in line_ends(text) {
+        let line = text[start..end].trim_start();
+        in_code ^= line.starts_with("```") || line.starts_with("~~~");
+        let blank = line.is_empty();
+        if end > 2 * SECTION {
+            return floor_char_boundary(text, if start > SECTION { start } else { 2 * SECTION });
+        }
+        if end > SECTION && blank && !in_code {
+            return end;
+        }
+        start = end;
+    }
+    text.len()
+}
+
+fn read_section(text: &str, section: Range<usize>, flow: &mut Flow) -> Result<(), Problem> {
     let options = Options::ENABLE_TABLES
         | Options::ENABLE_FOOTNOTES
         | Options::ENABLE_STRIKETHROUGH
@@ -32,8 +66,12 @@ pub(super) fn read(text: &str, flow: &mut Flow) -> Result<(), Problem> {
         lists: Vec::new(),
         place: Place::Text,
     };
-    for (event, range) in Parser::new_ext(text, options).into_offset_iter() {
-        reader.event(event, range)?;
+    let parser = Parser::new_ext(&text[section.clone()], options);
+    for (event, range) in parser.into_offset_iter() {
+        reader.event(
+            event,
+            section.start + range.start..section.start + range.end,
+        )?;
     }
     reader.emit()
 }

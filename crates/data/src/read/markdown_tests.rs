@@ -149,3 +149,32 @@ fn hostile_markdown_ends() {
         assert!(result.is_ok() || matches!(result, Err(crate::ReadError::Skipped(_))));
     }
 }
+
+#[test]
+fn large_documents_are_read_in_sections_that_point_at_their_own_bytes() {
+    let paragraph = |i: usize| {
+        if i.is_multiple_of(5000) {
+            format!("# Chapter {i}\n\n```\ncode {i}\n\n# no heading\n```\n\n")
+        } else {
+            format!("Paragraph *number* {i} says that é is a letter.\n\n")
+        }
+    };
+    let page: String = (0..30_000).map(paragraph).collect();
+    let passages = passages("a.md", page.as_bytes());
+    let mut headings = passages.iter().flat_map(|p| &p.headings);
+    assert!(headings.all(|heading| heading.starts_with("Chapter")));
+    let last = passages.last().unwrap();
+    assert_eq!(last.headings, ["Chapter 25000"]);
+    assert!(slice(page.as_bytes(), last).ends_with("29999 says that é is a letter."));
+    assert_eq!(
+        lines(page.as_bytes(), last).trim(),
+        slice(page.as_bytes(), last)
+    );
+    // A line longer than a section.
+    let line = "é *b* ".repeat(600_000);
+    let words: usize = super::super::tests::passages("a.md", line.as_bytes())
+        .iter()
+        .map(|p| p.text.split_whitespace().count())
+        .sum();
+    assert!((1_200_000..1_200_010).contains(&words), "{words}");
+}

@@ -47,7 +47,8 @@ pub struct ReadOptions {
     /// A program that reads PDF files in a process of its own, where a hang, a crash
     /// or a memory bomb harms nobody: it is started as `WORKER __read-pdf FILE` and
     /// must then run [`pdf_worker_main`]. None (default): PDF files are read in this
-    /// process, without `pdf_timeout` and `pdf_max_memory`.
+    /// process, without `pdf_timeout` and `pdf_max_memory`, and a panic of their parser is
+    /// caught but passes through the process's panic hook.
     pub pdf_worker: Option<PathBuf>,
     /// After this time the PDF worker is ended and the file fails. Default 30 s.
     pub pdf_timeout: Duration,

@@ -180,7 +180,9 @@ fn ask(worker: &Path, path: &Path, options: &ReadOptions) -> Result<Reply, Probl
     let _ = child.kill();
     let status = child.wait();
     let output = output?;
-    serde_json::from_slice(&output).map_err(|_| {
+    // Should a parser print something, it stands on lines before.
+    let reply = output.rsplit(|b| *b == b'\n').next().unwrap_or_default();
+    serde_json::from_slice(reply).map_err(|_| {
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         Problem::fail(
             format!("broke the PDF reader ({status}), perhaps for want of memory"),
@@ -238,7 +240,7 @@ pub fn pdf_worker_main(args: &[OsString]) -> i32 {
     let Ok(json) = serde_json::to_vec(&reply) else {
         return 1;
     };
-    match std::io::stdout().write_all(&json) {
+    match std::io::stdout().write_all(&[b"\n", json.as_slice()].concat()) {
         Ok(()) => 0,
         Err(_) => 1,
     }

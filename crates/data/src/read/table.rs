@@ -9,6 +9,8 @@ use crate::flow::{Block, Flow, Origin, clip, collapse};
 
 /// Column names are cut to this many bytes: they are repeated in every row.
 const MAX_NAME: usize = 80;
+/// Wider tables have no names.
+const MAX_NAMES: usize = 1 << 14;
 
 /// The delimiter that the first line has most of.
 pub(super) fn delimiter(text: &str) -> u8 {
@@ -28,7 +30,8 @@ pub(super) fn read(text: &str, delimiter: u8, flow: &mut Flow) -> Result<(), Pro
         .delimiter(delimiter)
         .from_reader(text.as_bytes());
     let mut record = StringRecord::new();
-    let mut names: Option<Vec<String>> = None;
+    let mut names: Vec<String> = Vec::new();
+    let mut is_first = true;
     let mut rows = 0;
     while reader
         .read_record(&mut record)
@@ -41,17 +44,15 @@ pub(super) fn read(text: &str, delimiter: u8, flow: &mut Flow) -> Result<(), Pro
         // The reader counts line ends to the row that follows them.
         let raw = &text[start..end];
         let start = start + (raw.len() - raw.trim_start_matches(['\n', '\r']).len());
-        if names.is_none() {
-            let has_names = end < text.trim_end().len() && are_names(&record);
-            names = Some(column_names(&record, has_names));
-            if has_names {
-                continue;
-            }
+        if std::mem::take(&mut is_first) && end < text.trim_end().len() && are_names(&record) {
+            let name = |field| clip(&collapse(field), MAX_NAME);
+            names = record.iter().map(name).collect();
+            continue;
         }
         rows += 1;
         flow.set_part(Some(rows))?;
         flow.alone(&Block {
-            text: &row(&record, names.as_deref().unwrap_or_default()),
+            text: &row(&record, &names),
             origin: Origin::Within(start..end),
             kind: Kind::Lines,
             tight: false,
@@ -62,6 +63,9 @@ pub(super) fn read(text: &str, delimiter: u8, flow: &mut Flow) -> Result<(), Pro
 
 /// All fields are filled, differ, and none is a number.
 fn are_names(record: &StringRecord) -> bool {
+    if record.len() > MAX_NAMES {
+        return false;
+    }
     let mut fields: Vec<&str> = record.iter().map(str::trim).collect();
     let named = |field: &&str| !field.is_empty() && field.parse::<f64>().is_err();
     if !fields.iter().all(named) {
@@ -71,17 +75,6 @@ fn are_names(record: &StringRecord) -> bool {
     fields.sort_unstable();
     fields.dedup();
     fields.len() == all
-}
-
-fn column_names(record: &StringRecord, has_names: bool) -> Vec<String> {
-    let name = |(i, field): (usize, &str)| {
-        if has_names {
-            clip(&collapse(field), MAX_NAME)
-        } else {
-            format!("column {}", i + 1)
-        }
-    };
-    record.iter().enumerate().map(name).collect()
 }
 
 fn row(record: &StringRecord, names: &[String]) -> String {
