@@ -45,7 +45,7 @@ INNER = 48
 SINGLE = {"dtype": torch.float32}
 
 QUERIES = [
-    "How does the store survive a crash?",
+    "What does a reader see while someone writes?",
     "",
     "passage",
     "Unknown: \u4f60\u597d \u2603 caf\u00e9, na\u00efve; e-mail?! ...",

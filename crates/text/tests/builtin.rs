@@ -10,7 +10,7 @@ use keyfold_text::distill::{DistillConfig, distill};
 use keyfold_text::{LoadOptions, SentenceEncoder, load};
 
 const TEXTS: [&str; 6] = [
-    "How does the store survive a crash?",
+    "What does a reader see while someone writes?",
     "",
     "?!... --",
     "Ünïcode, 漢字 and naïve café \u{1f600} in one line; \u{0}\u{7} too",
