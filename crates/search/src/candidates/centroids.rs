@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use keyfold_kernels::{TopK, centroid_scores, norm};
 
-use super::rows::LANES;
+use super::rows::CoarseScores;
 use super::{Candidate, CandidateOptions, share};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
@@ -30,10 +30,10 @@ const NAMED: f32 = 0.05;
 
 /// A query against the centroids of a codebook.
 pub(super) struct Probes {
-    /// Query rows, rounded up to whole blocks.
-    pub(super) lanes: usize,
-    /// `<q_i, c>`, `[centroids, lanes]`.
+    /// `<q_i, c>`, `[centroids, query rows]`.
     pub(super) scores: Vec<f32>,
+    /// The same in a few bits.
+    pub(super) coarse: CoarseScores,
     /// For every query row that is probed the centroids it names and what a
     /// passage gains by having them, best first.
     named: Vec<Vec<(u16, f32)>>,
@@ -52,27 +52,18 @@ pub(super) fn probes(query: &Query, options: &CandidateOptions) -> Vec<Probes> {
 impl Probes {
     fn new(codebook: &Codebook, rows: &[f32], options: &CandidateOptions) -> Self {
         let (width, count) = (codebook.width(), codebook.count());
-        let lanes = (rows.len() / width).next_multiple_of(LANES);
-        let mut padded = rows.to_vec();
-        padded.resize(lanes * width, 0.0);
-        let mut scores = vec![0.0; count * lanes];
-        centroid_scores(
-            &padded,
-            codebook.centroids(),
-            lanes,
-            count,
-            width,
-            &mut scores,
-        );
+        let n = rows.len() / width;
+        let mut scores = vec![0.0; count * n];
+        centroid_scores(rows, codebook.centroids(), n, count, width, &mut scores);
 
         let lengths: Vec<f32> = rows.chunks_exact(width).map(norm).collect();
         let longest = lengths.iter().fold(0.0, |m: f32, &x| m.max(x));
         let is_probed = |length: f32| length > 0.0 && length >= options.shortest * longest;
         let probed: Vec<bool> = lengths.iter().map(|&x| is_probed(x)).collect();
-        let best = best_of_columns(&scores, lanes, &probed, options.probes.max(1));
+        let best = best_of_columns(&scores, &probed, options.probes.max(1));
         let mut named = Vec::with_capacity(best.len());
         let mut base = 0.0;
-        for (list, length) in best.into_iter().zip(lengths) {
+        for (list, &length) in best.into_iter().zip(&lengths) {
             let Some(&(least, _)) = list.last() else {
                 continue;
             };
@@ -85,7 +76,7 @@ impl Probes {
             );
         }
         Self {
-            lanes,
+            coarse: CoarseScores::new(&scores, &lengths),
             scores,
             named,
             base,
@@ -93,21 +84,20 @@ impl Probes {
     }
 }
 
-/// The `n` greatest scores of every wanted column of `scores` (`[rows, lanes]`)
-/// with their rows, the greatest first; of other columns none.
-fn best_of_columns(
-    scores: &[f32],
-    lanes: usize,
-    wanted: &[bool],
-    n: usize,
-) -> Vec<Vec<(f32, u64)>> {
+/// The `n` greatest scores of every wanted column of `scores`
+/// (`[rows, wanted.len()]`) with their rows, the greatest first; of other columns none.
+fn best_of_columns(scores: &[f32], wanted: &[bool], n: usize) -> Vec<Vec<(f32, u64)>> {
     let mut best: Vec<TopK> = vec![TopK::new(n); wanted.len()];
     // What a score must exceed to be among them.
-    let mut enough = vec![f32::INFINITY; lanes];
-    for (enough, _) in enough.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted) {
-        *enough = f32::NEG_INFINITY;
-    }
-    for (at, row) in scores.chunks_exact(lanes).enumerate() {
+    let limit = |&wanted: &bool| {
+        if wanted {
+            f32::NEG_INFINITY
+        } else {
+            f32::INFINITY
+        }
+    };
+    let mut enough: Vec<f32> = wanted.iter().map(limit).collect();
+    for (at, row) in scores.chunks_exact(wanted.len()).enumerate() {
         // Most centroids are far from all rows: one comparison for a block of them.
         let pairs = row.iter().zip(&enough);
         if !pairs.fold(false, |any, (s, e)| any | (s > e)) {
@@ -143,28 +133,60 @@ pub(super) fn probe(
             .collect();
         let found = share(&mut ranges, threads, Sums::default, |sums, range| {
             sums.collect(&lists, range);
-            let selectable = range
-                .clone()
-                .zip(&sums.sums)
-                .filter(|&(local, _)| match allowed {
+            let mut best = Best::new(keep);
+            for (local, sum) in range.clone().zip(&sums.sums) {
+                let score = probes.base + sum;
+                let selectable = || match allowed {
                     Some(allowed) => allowed.in_segment(number, local),
                     None => segment.is_live(local),
-                });
-            let mut found: Vec<Candidate> = selectable
-                .map(|(local, sum)| Candidate {
-                    score: probes.base + sum,
-                    segment: number as u32,
-                    local,
-                })
-                .collect();
-            super::keep_best(&mut found, keep);
-            Ok(found)
+                };
+                if score > best.enough && selectable() {
+                    best.push(Candidate {
+                        score,
+                        segment: number as u32,
+                        local,
+                    });
+                }
+            }
+            Ok(best.finish())
         })?;
         all.extend(found.into_iter().flatten());
     }
     super::keep_best(&mut all, keep);
     super::sort_by_place(&mut all);
     Ok(all)
+}
+
+/// The best of many candidates that come in the order of the store.
+struct Best {
+    keep: usize,
+    found: Vec<Candidate>,
+    /// What a score must exceed.
+    enough: f32,
+}
+
+impl Best {
+    fn new(keep: usize) -> Self {
+        Self {
+            keep,
+            found: Vec::new(),
+            enough: f32::NEG_INFINITY,
+        }
+    }
+
+    fn push(&mut self, candidate: Candidate) {
+        self.found.push(candidate);
+        if self.found.len() >= 2 * self.keep {
+            super::keep_best(&mut self.found, self.keep);
+            let scores = self.found.iter().map(|c| c.score);
+            self.enough = scores.fold(f32::INFINITY, f32::min);
+        }
+    }
+
+    fn finish(mut self) -> Vec<Candidate> {
+        super::keep_best(&mut self.found, self.keep);
+        self.found
+    }
 }
 
 /// The passages that have each named centroid, and what they gain, by query row.
