@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// The size of passages, in tokens as [`estimate_tokens`] counts them.
+use crate::tokens::{Cost, cost};
+
+/// The size of passages, in tokens as [`estimate_tokens`](crate::estimate_tokens) counts them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkOptions {
     /// Small neighbours are joined up to about this size. Default 180.
@@ -24,123 +26,6 @@ impl Default for ChunkOptions {
             target_tokens: 180,
             max_tokens: 230,
         }
-    }
-}
-
-/// About how many word pieces BERT's English WordPiece vocabulary makes of the text,
-/// without running it.
-///
-/// A word costs by its length: 1 token up to 6 letters, 1.5 at 11, 2.6 at 15, then 0.4
-/// a letter, and 0.8 more for each hump of camelCase. A number costs 1 and 0.45 for
-/// each digit past the third, other ASCII signs 1.1 to 1.3 (they stand in unusual
-/// company), a CJK character 1, a Hangul syllable 2. Fitted to encyclopaedic, scientific, legal and
-/// theatrical English, to documentation and to code: over stretches of 900 characters
-/// the mean is 0.95 to 1.05 of the tokenizer's count for each of them, and nine
-/// stretches in ten lie within 0.88 to 1.09.
-pub fn estimate_tokens(text: &str) -> usize {
-    to_tokens(cost(text))
-}
-
-/// Tenths of a token, so that the costs of parts add up to the cost of the whole
-/// (where the cut is not inside a word).
-pub(crate) type Cost = usize;
-
-pub(crate) fn to_tokens(cost: Cost) -> usize {
-    cost.div_ceil(10)
-}
-
-/// Cost of a run of 0 to 15 Latin letters.
-const LETTERS: [Cost; 16] = [
-    0, 10, 10, 10, 10, 10, 10, 11, 12, 13, 14, 15, 17, 19, 22, 26,
-];
-/// An upper-case letter after a lower-case one, as in camelCase.
-const HUMP: Cost = 8;
-
-fn letters_cost(length: usize) -> Cost {
-    match LETTERS.get(length) {
-        Some(cost) => *cost,
-        None => LETTERS[15] + (length - 15) * 4,
-    }
-}
-
-fn digits_cost(length: usize) -> Cost {
-    match length {
-        0 => 0,
-        1..=3 => 10,
-        _ => 10 + (length - 3) * 9 / 2,
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Lower,
-    Upper,
-    Digit,
-    /// Costs by itself, whatever stands beside it.
-    Single(Cost),
-}
-
-fn class(c: char) -> Class {
-    match c {
-        'a'..='z' => Class::Lower,
-        'A'..='Z' => Class::Upper,
-        '0'..='9' => Class::Digit,
-        '\0'..=' ' | '\x7f'..='\u{a0}' => Class::Single(0),
-        '_' | '/' | '{' | '}' => Class::Single(13),
-        '!'..='~' => Class::Single(11),
-        // Latin letters with marks: the vocabulary strips the marks.
-        '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}' => Class::Lower,
-        // Combining marks are stripped.
-        '\u{300}'..='\u{36f}' => Class::Single(0),
-        '\u{ac00}'..='\u{d7a3}' => Class::Single(20),
-        c if c.is_whitespace() => Class::Single(0),
-        _ => Class::Single(10),
-    }
-}
-
-pub(crate) fn cost(text: &str) -> Cost {
-    let mut meter = Meter::default();
-    for c in text.chars() {
-        meter.push(c);
-    }
-    meter.cost()
-}
-
-/// Counts while the text comes in.
-#[derive(Default)]
-struct Meter {
-    done: Cost,
-    letters: usize,
-    digits: usize,
-    after_lower: bool,
-}
-
-impl Meter {
-    fn push(&mut self, c: char) {
-        let class = class(c);
-        let is_letter = matches!(class, Class::Lower | Class::Upper);
-        if !is_letter && self.letters > 0 {
-            self.done += letters_cost(self.letters);
-            self.letters = 0;
-        }
-        if class != Class::Digit && self.digits > 0 {
-            self.done += digits_cost(self.digits);
-            self.digits = 0;
-        }
-        match class {
-            Class::Lower => self.letters += 1,
-            Class::Upper => {
-                self.letters += 1;
-                self.done += if self.after_lower { HUMP } else { 0 };
-            }
-            Class::Digit => self.digits += 1,
-            Class::Single(cost) => self.done += cost,
-        }
-        self.after_lower = class == Class::Lower;
-    }
-
-    fn cost(&self) -> Cost {
-        self.done + letters_cost(self.letters) + digits_cost(self.digits)
     }
 }
 
@@ -310,9 +195,16 @@ pub(crate) fn floor_char_boundary(text: &str, at: usize) -> usize {
     at
 }
 
-/// Cuts a block into trimmed, non-empty ranges of at most `max_tokens` each. Only
-/// white space lies between them.
-pub(crate) fn split(text: &str, kind: Kind, options: &ChunkOptions) -> Vec<Range<usize>> {
+/// A part of a block, without white space around it, and its cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) range: Range<usize>,
+    pub(crate) cost: Cost,
+}
+
+/// Cuts a block into non-empty parts of at most `max_tokens` each. Only white space
+/// lies between them.
+pub(crate) fn split(text: &str, kind: Kind, options: &ChunkOptions) -> Vec<Part> {
     let mut parts = Vec::new();
     let splitter = Splitter {
         text,
@@ -331,14 +223,14 @@ struct Splitter<'t> {
 }
 
 impl Splitter<'_> {
-    fn split(&self, range: Range<usize>, cuts: &[Cut], parts: &mut Vec<Range<usize>>) {
+    fn split(&self, range: Range<usize>, cuts: &[Cut], parts: &mut Vec<Part>) {
         let range = trim(self.text, range);
         let total = cost(&self.text[range.clone()]);
         if range.is_empty() {
             return;
         }
         if total <= self.max {
-            parts.push(range);
+            parts.push(Part { range, cost: total });
             return;
         }
         let Some((cut, finer)) = cuts.split_first() else {
@@ -356,7 +248,7 @@ impl Splitter<'_> {
             let joined = open_cost + segment_cost;
             let aim = aim_for(rest);
             if joined > self.max || joined.abs_diff(aim) > aim.abs_diff(open_cost) {
-                self.close(open, parts);
+                self.close(open, open_cost, parts);
                 rest = rest.saturating_sub(open_cost);
                 open = segment.start..segment.start;
                 open_cost = 0;
@@ -370,31 +262,50 @@ impl Splitter<'_> {
                 open_cost += segment_cost;
             }
         }
-        self.close(open, parts);
+        self.close(open, open_cost, parts);
     }
 
-    fn close(&self, range: Range<usize>, parts: &mut Vec<Range<usize>>) {
+    fn close(&self, range: Range<usize>, cost: Cost, parts: &mut Vec<Part>) {
+        // White space costs nothing.
         let range = trim(self.text, range);
         if !range.is_empty() {
-            parts.push(range);
+            parts.push(Part { range, cost });
         }
     }
 
     /// A word too long for a passage.
-    fn split_characters(&self, range: Range<usize>, parts: &mut Vec<Range<usize>>) {
+    fn split_characters(&self, range: Range<usize>, parts: &mut Vec<Part>) {
         let mut start = range.start;
-        let mut meter = Meter::default();
-        for (at, c) in self.text[range.clone()].char_indices() {
-            let at = range.start + at;
-            meter.push(c);
-            if meter.cost() > self.max && at > start {
-                parts.push(start..at);
-                start = at;
-                meter = Meter::default();
-                meter.push(c);
+        while start < range.end {
+            let end = start + self.fitting(&self.text[start..range.end]);
+            let cost = cost(&self.text[start..end]);
+            parts.push(Part {
+                range: start..end,
+                cost,
+            });
+            start = end;
+        }
+    }
+
+    /// Bytes of the longest beginning that fits a passage, one character at least.
+    fn fitting(&self, text: &str) -> usize {
+        let first = text.chars().next().map_or(0, char::len_utf8);
+        let cut = |bytes: usize| floor_char_boundary(text, bytes).max(first);
+        let fits = |bytes: usize| cost(&text[..cut(bytes)]) <= self.max;
+        let mut large = first;
+        while large < text.len() && fits(large) {
+            large *= 2;
+        }
+        let mut small = large / 2;
+        while small + 1 < large {
+            let middle = small.midpoint(large);
+            if fits(middle) {
+                small = middle;
+            } else {
+                large = middle;
             }
         }
-        parts.push(start..range.end);
+        if fits(large) { cut(large) } else { cut(small) }
     }
 }
 

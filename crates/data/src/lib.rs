@@ -12,15 +12,17 @@ pub mod error;
 pub mod format;
 pub mod passage;
 pub mod read;
+pub mod tokens;
 pub mod walk;
 
 mod decode;
 mod flow;
 mod languages;
 
-pub use chunk::{ChunkOptions, estimate_tokens};
+pub use chunk::ChunkOptions;
 pub use error::{Notice, ReadError, WalkError};
 pub use format::Format;
 pub use passage::{FileEntry, Passage};
 pub use read::{Document, ReadOptions, Summary, content_hash, pdf_worker_main, read};
+pub use tokens::estimate_tokens;
 pub use walk::{FilterError, PathFilter, Walk, WalkOptions, walk};

@@ -16,9 +16,10 @@ use std::rc::Rc;
 
 pub(crate) use block::{Block, Builder, Origin};
 
-use crate::chunk::{Cost, Kind, cost, split};
+use crate::chunk::{Kind, Part, split};
 use crate::decode::Source;
 use crate::error::Problem;
+use crate::tokens::{Cost, cost};
 use crate::{Passage, ReadOptions};
 
 /// A longer heading is cut in the trail and kept as text, or a huge one would be
@@ -48,6 +49,7 @@ fn shared(a: &Trail, b: &Trail) -> usize {
 /// Text no larger than a passage, on its way into one.
 struct Piece<'t> {
     text: &'t str,
+    cost: Cost,
     range: Range<usize>,
     /// The text is what stands in the range.
     verbatim: bool,
@@ -57,9 +59,10 @@ struct Piece<'t> {
 }
 
 impl<'t> Piece<'t> {
-    fn title(text: &'t str, range: Range<usize>) -> Self {
+    fn title(text: &'t str, cost: Cost, range: Range<usize>) -> Self {
         Piece {
             text,
+            cost,
             range,
             verbatim: false,
             code: false,
@@ -93,10 +96,10 @@ impl Open {
         }
     }
 
-    fn append(&mut self, separator: &str, text: &str, range: &Range<usize>) {
+    fn append(&mut self, separator: &str, text: &str, cost: Cost, range: &Range<usize>) {
         self.text.push_str(separator);
         self.text.push_str(text);
-        self.cost += cost(text);
+        self.cost += cost;
         self.range = self.range.start.min(range.start)..self.range.end.max(range.end);
     }
 }
@@ -202,13 +205,14 @@ impl<'s> Flow<'s> {
     /// Text that may be joined with its neighbours.
     pub(crate) fn block(&mut self, block: &Block) -> Result<(), Problem> {
         let in_place = matches!(block.origin, Origin::Verbatim(_));
-        for part in split(block.text, block.kind, &self.options.chunk) {
+        for Part { range: part, cost } in split(block.text, block.kind, &self.options.chunk) {
             let range = match &self.within {
                 Some(range) => range.clone(),
                 None => block.origin.of(&part),
             };
             self.push(Piece {
                 text: &block.text[part],
+                cost,
                 range,
                 verbatim: in_place && self.within.is_none(),
                 code: in_place && block.kind == Kind::Lines,
@@ -228,7 +232,8 @@ impl<'s> Flow<'s> {
     /// A heading as text.
     fn push_title(&mut self, title: &str, range: &Range<usize>) -> Result<(), Problem> {
         for part in split(title, Kind::Prose, &self.options.chunk) {
-            self.push(Piece::title(&title[part], range.clone()))?;
+            let text = &title[part.range];
+            self.push(Piece::title(text, part.cost, range.clone()))?;
         }
         Ok(())
     }
@@ -245,7 +250,7 @@ impl<'s> Flow<'s> {
         self.flush()?;
         self.open = Some(Open {
             text: piece.text.to_string(),
-            cost: cost(piece.text),
+            cost: piece.cost,
             range: piece.range,
             verbatim: piece.verbatim,
             code: piece.code,
@@ -262,20 +267,19 @@ impl<'s> Flow<'s> {
         };
         let chunk = &self.options.chunk;
         let (target, max) = (chunk.target_tokens * 10, chunk.max_tokens * 10);
-        let piece_cost = cost(piece.text);
         let same_section = open.last.len() == self.trail.len()
             && shared(&open.last, &self.trail) == self.trail.len();
         if same_section {
-            let joined = open.cost + piece_cost;
+            let joined = open.cost + piece.cost;
             // A scrap may make a passage somewhat larger than the target.
-            let scrap = open.cost.min(piece_cost) < target / 4;
+            let scrap = open.cost.min(piece.cost) < target / 4;
             if joined > if scrap { max } else { target } {
                 return false;
             }
             let Some(gap) = gap(self.source, open, piece) else {
                 return false;
             };
-            open.append(gap, piece.text, &piece.range);
+            open.append(gap, piece.text, piece.cost, &piece.range);
             return true;
         }
         let keep = shared(&open.trail, &self.trail);
@@ -283,7 +287,7 @@ impl<'s> Flow<'s> {
         let titles: Cost = moved.iter().chain(added).map(|h| cost(&h.title)).sum();
         // The sections that end here are a scrap, and the one that begins is near.
         let near = moved.len() <= 1 && added.len() <= 1;
-        let fits = open.cost < target / 4 && open.cost + piece_cost + titles <= target;
+        let fits = open.cost < target / 4 && open.cost + piece.cost + titles <= target;
         if !near || !fits || open.code || piece.code {
             return false;
         }
@@ -291,10 +295,15 @@ impl<'s> Flow<'s> {
         open.verbatim = false;
         let mut separator = "\n\n";
         for heading in added {
-            open.append(separator, &heading.title, &heading.range);
+            open.append(
+                separator,
+                &heading.title,
+                cost(&heading.title),
+                &heading.range,
+            );
             separator = "\n";
         }
-        open.append(separator, piece.text, &piece.range);
+        open.append(separator, piece.text, piece.cost, &piece.range);
         open.last.clone_from(&self.trail);
         true
     }

@@ -4,10 +4,11 @@
 //! is cut in turn. Comments, attributes and decorators directly above a definition
 //! belong to it. No grammar is needed, and code that does not parse is still read.
 
-use crate::chunk::{Cost, Kind, cost, line_ends};
+use crate::chunk::{Kind, line_ends};
 use crate::error::Problem;
 use crate::flow::{Block, Flow};
 use crate::languages::Language;
+use crate::tokens::{Cost, cost};
 
 /// Files of more lines are read as plain text, and deeper definitions not cut.
 const MAX_LINES: usize = 1 << 20;
@@ -19,18 +20,22 @@ const MAX_HEADER: usize = 8;
 
 pub(super) fn read(text: &str, language: &Language, flow: &mut Flow) -> Result<(), Problem> {
     let mut lines = Vec::new();
-    let mut start = 0;
+    let mut costs = vec![0];
+    let (mut start, mut total) = (0, 0);
     for end in line_ends(text) {
         if lines.len() == MAX_LINES {
             return super::text::read(text, flow);
         }
         lines.push(start);
+        total += cost(&text[start..end]);
+        costs.push(total);
         start = end;
     }
     let code = Code {
         text,
         language,
         lines,
+        costs,
         max: flow.options().chunk.max_tokens * 10,
     };
     code.region(0, 0, code.lines.len(), 1, flow)
@@ -41,6 +46,8 @@ struct Code<'t> {
     language: &'t Language,
     /// Where each line starts.
     lines: Vec<usize>,
+    /// The cost of all lines before each, and of all.
+    costs: Vec<Cost>,
     /// The largest passage.
     max: Cost,
 }
@@ -65,10 +72,10 @@ impl Code<'_> {
             };
             let mut first = self.first_line(loose, line);
             let mut past = self.end(line).min(end);
-            let is_large = cost(self.slice(first, past)) > self.max && depth <= MAX_DEPTH;
+            let is_large = self.cost(first, past) > self.max && depth <= MAX_DEPTH;
             if is_large {
                 // `impl Store {` or `}` is no passage; it goes with what it opens or closes.
-                if loose < body && cost(self.slice(loose, first)) <= SCRAP {
+                if loose < body && self.cost(loose, first) <= SCRAP {
                     first = loose;
                 }
                 if self.only_closes(past, end) {
@@ -98,6 +105,10 @@ impl Code<'_> {
     fn block(&self, start: usize, end: usize, flow: &mut Flow) -> Result<(), Problem> {
         let range = self.at(start)..self.at(end);
         flow.block(&Block::verbatim(self.text, range, Kind::Lines))
+    }
+
+    fn cost(&self, start: usize, end: usize) -> Cost {
+        self.costs[end.max(start)] - self.costs[start]
     }
 
     /// Where a line starts; the end of the text for the line past the last.

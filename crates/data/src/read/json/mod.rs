@@ -12,10 +12,11 @@ use std::ops::Range;
 
 use serde_json::value::RawValue;
 
-use crate::chunk::{Kind, cost, line_ends};
+use crate::chunk::{Kind, line_ends};
 use crate::error::Problem;
 use crate::flow::{Block, Flow, Origin};
 use crate::languages;
+use crate::tokens::cost;
 
 /// Levels of a large object that become headings.
 const MAX_HEADINGS: u32 = 4;
