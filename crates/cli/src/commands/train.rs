@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use keyfold_core::ModelFolder;
+use keyfold_core::{ModelFolder, Progress};
 use keyfold_data::{ReadOptions, WalkOptions, read, walk};
 use keyfold_text::distill::{DistillConfig, DistillError, distill};
 use keyfold_text::{LoadOptions, SentenceEncoder};
@@ -13,6 +13,7 @@ use keyfold_text::{LoadOptions, SentenceEncoder};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
+use crate::{place, update};
 
 /// Notes of a training that are shown.
 const NOTES: usize = 20;
@@ -56,15 +57,18 @@ struct BuiltinArgs {
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let What::Builtin(args) = &args.what;
+    for path in &args.data {
+        place::canonical(path)?;
+    }
     let config = config(args, globals)?;
     let folder = ModelFolder::find(&args.teacher)?;
     let threads = config.threads;
     let teacher = SentenceEncoder::load(&folder, &LoadOptions { threads })?;
+    let progress = StderrProgress::new(globals.quiet, NOTES);
     let mut texts = Vec::new();
     for path in &args.data {
-        read_texts(path, &mut texts)?;
+        read_texts(path, &update::options(globals).read, &mut texts, &progress)?;
     }
-    let progress = StderrProgress::new(globals.quiet, NOTES);
     let report = match distill(&teacher, &folder, &texts, &config, &args.out, &progress) {
         Ok(report) => report,
         Err(e @ DistillError::Cancelled) => {
@@ -116,14 +120,19 @@ fn config(args: &BuiltinArgs, globals: &Globals) -> anyhow::Result<DistillConfig
     serde_json::from_value(values).map_err(|e| wrong_use(format!("--set: {e}")))
 }
 
-/// Appends the texts of a file or folder.
-fn read_texts(path: &Path, texts: &mut Vec<String>) -> anyhow::Result<()> {
-    let name = || format!("cannot read {}", path.display());
+/// Appends the texts of a file or folder; notes what cannot be read.
+fn read_texts(
+    path: &Path,
+    options: &ReadOptions,
+    texts: &mut Vec<String>,
+    progress: &dyn Progress,
+) -> anyhow::Result<()> {
     if path.extension().is_some_and(|e| e == "jsonl") {
-        let content = std::fs::read_to_string(path).with_context(name)?;
+        let content = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         for (number, line) in (1..).zip(content.lines()) {
             let row: serde_json::Value = serde_json::from_str(line)
-                .with_context(|| format!("{} line {number}", path.display()))?;
+                .with_context(|| format!("{} line {number} is not JSON", path.display()))?;
             let Some(text) = row["text"].as_str() else {
                 bail!("{} line {number} has no field 'text'", path.display());
             };
@@ -131,10 +140,13 @@ fn read_texts(path: &Path, texts: &mut Vec<String>) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    std::fs::metadata(path).with_context(name)?;
-    for entry in walk(&[path.to_owned()], &WalkOptions::default())?.flatten() {
-        if let Ok(document) = read(&entry, &ReadOptions::default()) {
-            texts.extend(document.passages.into_iter().map(|p| p.text));
+    for entry in walk(&[path.to_owned()], &WalkOptions::default())? {
+        if progress.cancelled() {
+            break;
+        }
+        match entry.and_then(|entry| read(&entry, options)) {
+            Ok(document) => texts.extend(document.passages.into_iter().map(|p| p.text)),
+            Err(e) => progress.note(&e.to_string()),
         }
     }
     Ok(())
