@@ -353,7 +353,9 @@ impl<'a> LookedFor<'a> {
         let (text, start) = stored.passage.searchable();
         let pairs = query.pairs(*encoder, &text, &passage_rows)?;
         // Matches in the headings are before the text.
-        let in_text = matched(&pairs).into_iter().filter(|r| r.start >= start);
+        let in_text = matched(self.text, &pairs)
+            .into_iter()
+            .filter(|r| r.start >= start);
         highlights.extend(in_text.map(|r| r.start - start..r.end - start));
         explanation.extend(pairs.into_iter().map(|pair| WordMatch {
             query: pair.query.map(|r| self.text[r].to_owned()),

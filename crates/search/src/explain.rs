@@ -16,6 +16,12 @@ use crate::error::SearchError;
 const NEAR: f32 = 0.4;
 /// And how near in proportion to the nearest pair of the passage.
 const AS_NEAR: f32 = 0.6;
+/// Words that carry no meaning of their own; showing where they stand helps nobody.
+const FUNCTION_WORDS: &str = " a about all also an and any are as at be been being but by can could \
+    did do does doing for from had has have having he her his how i if in into is it its like may me \
+    more most my no not of on or our out over she should so some such than that the their them then \
+    there these they this those to under up us was we were what when where which while who whom whose \
+    why will with would you your ";
 /// Words that weigh less than this share of the heaviest word of the query are
 /// not shown as matches.
 const HEAVY: f32 = 0.3;
@@ -28,6 +34,11 @@ pub enum Retriever {
     Lexical,
     /// Search by meaning (MaxSim).
     Meaning,
+}
+
+/// Whether a word says something by itself.
+pub(crate) fn is_telling(word: &str) -> bool {
+    !FUNCTION_WORDS.contains(&format!(" {} ", word.to_lowercase()))
 }
 
 /// A word of the query and what it met in a passage.
@@ -115,13 +126,18 @@ impl QueryRows {
     }
 }
 
-/// The words of a passage that matched, of all pairs with it.
-pub(crate) fn matched(pairs: &[Pair]) -> Vec<Range<usize>> {
+/// The words of a passage that matched `query`, of all pairs with it.
+pub(crate) fn matched(query: &str, pairs: &[Pair]) -> Vec<Range<usize>> {
     let nearness = |p: &Pair| p.score / p.most.max(f32::MIN_POSITIVE);
-    let words = || pairs.iter().filter(|p| p.query.is_some());
-    let nearest = words().map(nearness).fold(0.0, f32::max);
-    let heaviest = words().map(|p| p.most).fold(0.0, f32::max);
-    words()
+    let is_telling = |p: &&Pair| p.query.clone().is_some_and(|word| is_telling(&query[word]));
+    let mut words: Vec<&Pair> = pairs.iter().filter(is_telling).collect();
+    if words.is_empty() {
+        words = pairs.iter().filter(|p| p.query.is_some()).collect();
+    }
+    let nearest = words.iter().map(|p| nearness(p)).fold(0.0, f32::max);
+    let heaviest = words.iter().map(|p| p.most).fold(0.0, f32::max);
+    words
+        .into_iter()
         .filter(|p| p.most >= HEAVY * heaviest)
         .filter(|p| nearness(p) >= NEAR.max(AS_NEAR * nearest))
         .filter_map(|p| p.passage.clone())
@@ -144,10 +160,7 @@ pub(crate) fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
 /// The whole word around the span of each row; `rows` entries. Rows whose span
 /// is not known stand for no word.
 fn words_of(spans: &[Option<Range<usize>>], text: &str, rows: usize) -> Vec<Option<Range<usize>>> {
-    let words: Vec<Range<usize>> = text
-        .unicode_word_indices()
-        .map(|(start, word)| start..start + word.len())
-        .collect();
+    let words: Vec<Range<usize>> = words(text);
     let mut all: Vec<_> = spans
         .iter()
         .map(|span| {
@@ -156,6 +169,25 @@ fn words_of(spans: &[Option<Range<usize>>], text: &str, rows: usize) -> Vec<Opti
         })
         .collect();
     all.resize(rows, None);
+    all
+}
+
+/// The words of a text, by the rules of Unicode; names that are joined by dots or
+/// colons, as in code, are words each.
+fn words(text: &str) -> Vec<Range<usize>> {
+    let mut all = Vec::new();
+    for (mut start, word) in text.unicode_word_indices() {
+        let end = start + word.len();
+        for (at, mark) in word.match_indices(['.', ':']) {
+            let at = at + end - word.len();
+            let after = text[at + mark.len()..end].chars().next();
+            if after.is_some_and(char::is_alphabetic) {
+                all.push(start..at);
+                start = at + mark.len();
+            }
+        }
+        all.push(start..end);
+    }
     all
 }
 
@@ -199,6 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn names_in_code_are_words_and_numbers_stay_whole() {
+        let text = "self.delete_term(3.14) std::io Ann's a.b.c";
+        let found: Vec<&str> = words(text).into_iter().map(|w| &text[w]).collect();
+        let expected = [
+            "self",
+            "delete_term",
+            "3.14",
+            "std",
+            "io",
+            "Ann's",
+            "a",
+            "b",
+            "c",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
     fn ranges_merge_where_they_overlap() {
         assert_eq!(merged(vec![5..8, 0..3, 2..4, 4..5]), [0..4, 4..5, 5..8]);
         assert!(merged(Vec::new()).is_empty());
@@ -218,7 +268,10 @@ mod tests {
             pair(2, 0.1, 0.1),
             pair(3, 0.7, 1.0),
         ];
-        assert_eq!(matched(&pairs), [0..1, 3..4]);
-        assert!(matched(&[]).is_empty());
+        assert_eq!(matched("klmn", &pairs), [0..1, 3..4]);
+        assert!(matched("", &[]).is_empty());
+        // Of function words only where there is nothing else.
+        assert_eq!(matched("aaaa", &pairs), [0..1, 3..4]);
+        assert_eq!(matched("aklm", &pairs).first(), Some(&(3..4)));
     }
 }

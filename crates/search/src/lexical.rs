@@ -16,6 +16,7 @@ use tantivy::tokenizer::TextAnalyzer;
 use tantivy::{DocAddress, DocSet, Score, Searcher, TantivyError, Term};
 
 use crate::error::SearchError;
+use crate::explain::is_telling;
 use crate::filter::BitSet;
 use crate::fuse::{self, Ranked};
 use crate::store::Snapshot;
@@ -82,7 +83,8 @@ impl<'a> Words<'a> {
         Ok(all)
     }
 
-    /// Decides which words are worth showing: all but very common ones, or all
+    /// Decides which words are worth showing: all but function words and very
+    /// common ones, or all
     /// if the query has no others.
     fn find_telling(&mut self) -> Result<(), SearchError> {
         let searcher = self.snapshot.searcher();
@@ -90,7 +92,8 @@ impl<'a> Words<'a> {
         for i in 0..self.words.len() {
             let term = Term::from_field_text(self.snapshot.fields().body, &self.words[i].term);
             let frequency = searcher.doc_freq(&term).map_err(|e| self.failed(e))?;
-            self.words[i].telling = frequency as f64 <= most;
+            let word = &mut self.words[i];
+            word.telling = frequency as f64 <= most && is_telling(&word.spelled);
         }
         if !self.words.iter().any(|word| word.telling) {
             self.words.iter_mut().for_each(|word| word.telling = true);
