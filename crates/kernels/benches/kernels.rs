@@ -5,6 +5,8 @@
 
 // A bench speaks to the person who runs it.
 #![allow(clippy::print_stdout)]
+// The inputs are made here.
+#![allow(clippy::unwrap_used)]
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use keyfold_kernels as kernels;
+use keyfold_kernels::kmeans::{CoarseCentroids, nearest};
+use keyfold_kernels::residual::{Int8Codec, ResidualCodec};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -77,6 +81,12 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
+fn unit(rows: usize, dim: usize, seed: u64) -> Vec<f32> {
+    let mut rows = random(rows * dim, seed);
+    kernels::normalize_rows(&mut rows, dim);
+    rows
+}
+
 fn main() {
     let mut bench = Bench {
         criterion: Criterion::default()
@@ -96,6 +106,9 @@ fn main() {
     element_wise(&mut bench);
     matmul(&mut bench);
     maxsim(&mut bench);
+    packed(&mut bench);
+    assignment(&mut bench);
+    scans(&mut bench);
     bench.criterion.final_summary();
 }
 
@@ -121,7 +134,8 @@ fn element_wise(bench: &mut Bench) {
     let n = 1 << 16;
     let start = random(n, 3);
     let mut x = start.clone();
-    let functions: [(&str, fn(&mut [f32])); 4] = [
+    type Function = fn(&mut [f32]);
+    let functions: [(&str, Function); 4] = [
         ("gelu", kernels::gelu),
         ("gelu_tanh", kernels::gelu_tanh),
         ("silu", kernels::silu),
@@ -182,5 +196,100 @@ fn maxsim(bench: &mut Bench) {
                     .sum::<f32>()
             });
         }
+    }
+}
+
+fn packed(bench: &mut Bench) {
+    let (dim, nd, k) = (128, 130, 4096);
+    let centroids = unit(k, dim, 11);
+    let mut rng = SmallRng::seed_from_u64(12);
+    let codes: Vec<u16> = (0..nd).map(|_| rng.random_range(0..k as u16)).collect();
+    let residuals: Vec<f32> = random(nd * dim, 13).iter().map(|x| 0.1 * x).collect();
+    let rows = random(nd * dim, 14);
+    let mut dense = vec![0.0; nd * dim];
+    for nq in [10, 20, 32] {
+        let mut query = kernels::MaxSim::new(&random(nq * dim, 15), dim);
+        let bound = || Bound::Flops(2 * nq * nd * dim);
+        bench.run(&format!("packed: f32, {nq} query rows"), bound(), || {
+            query.score(&rows)
+        });
+        for bits in [1, 2, 4] {
+            let codec = ResidualCodec::train(&residuals, bits).unwrap();
+            let mut packed = Vec::new();
+            codec.encode(&residuals, &mut packed);
+            let name = format!("packed: {bits} bits, {nq} query rows");
+            bench.run(&name, bound(), || {
+                kernels::maxsim_packed(&mut query, &centroids, &codes, &packed, &codec)
+            });
+        }
+        let codec = Int8Codec { dim };
+        let mut packed = Vec::new();
+        codec.encode(&rows, &mut packed);
+        bench.run(&format!("packed: 8 bits, {nq} query rows"), bound(), || {
+            codec.maxsim(&mut query, &packed)
+        });
+    }
+    for bits in [1, 2, 4] {
+        let codec = ResidualCodec::train(&residuals, bits).unwrap();
+        let mut packed = Vec::new();
+        let numbers = Bound::Numbers(nd * dim);
+        bench.run(&format!("encode {bits} bits"), numbers, || {
+            packed.clear();
+            codec.encode(&residuals, &mut packed);
+        });
+        let numbers = Bound::Numbers(nd * dim);
+        bench.run(&format!("decode {bits} bits"), numbers, || {
+            codec.decode_into(&packed, &mut dense);
+        });
+    }
+}
+
+fn assignment(bench: &mut Bench) {
+    let dim = 128;
+    // As token vectors lie: centroids around a few directions, points around centroids.
+    let around = |n: usize, directions: &[f32], noise: f32, seed: u64| {
+        let mut rows = random(n * dim, seed);
+        for (i, x) in rows.iter_mut().enumerate() {
+            *x = noise * *x + directions[(i / dim * 7919 * dim + i % dim) % directions.len()];
+        }
+        kernels::normalize_rows(&mut rows, dim);
+        rows
+    };
+    let centroids = around(8192, &unit(128, dim, 16), 0.12, 17);
+    let points = around(4096, &centroids, 0.1, 18);
+    // A thousand centroids: an exact search of all is the same kernel, longer.
+    let bound = Bound::Flops(2 * 512 * 1024 * dim);
+    bench.run("nearest of 1024, 512 points", bound, || {
+        nearest(&points[..512 * dim], &centroids[..1024 * dim], dim, 1)
+    });
+    let coarse = CoarseCentroids::new(&centroids, dim, 1, 1);
+    let bound = Bound::Numbers(4096);
+    bench.run("coarse nearest of 8192, 4096 points", bound, || {
+        coarse.nearest(&points, 1)
+    });
+}
+
+fn scans(bench: &mut Bench) {
+    let dim = 128;
+    for (nq, k) in [(10, 8192), (32, 8192), (10, 1 << 17)] {
+        let (query, centroids) = (random(nq * dim, 18), random(k * dim, 19));
+        let mut out = vec![0.0; nq * k];
+        let name = format!("centroid_scores {k} x {nq}");
+        let bound = if k > 8192 {
+            Bound::Bytes(4 * k * dim)
+        } else {
+            Bound::Flops(2 * nq * k * dim)
+        };
+        bench.run(&name, bound, || {
+            kernels::centroid_scores(&query, &centroids, nq, k, dim, &mut out);
+        });
+    }
+    let scores = random(100_000, 20);
+    for k in [10, 1000] {
+        bench.run(
+            &format!("top {k} of 100000"),
+            Bound::Numbers(scores.len()),
+            || kernels::top_k(&scores, k),
+        );
     }
 }

@@ -82,17 +82,27 @@ impl Lanes {
         let group = best_group(count, depth, block);
         let per_register = 8 / group;
         let registers = count.div_ceil(per_register);
-        let mut data = Vec::with_capacity(registers * 8 * depth.div_ceil(group));
-        let mut start = 0;
+        let mut data = vec![0.0; registers * 8 * depth / group];
+        let mut rest = &mut data[..];
+        let mut register = 0;
         for size in panels(registers) {
-            for d in (0..depth).step_by(group) {
-                for lane in 0..8 * size {
-                    // Lanes beyond the last row repeat it, so that they never win.
-                    let row = (start + lane / group).min(count - 1);
-                    data.push(rows[row * stride + d + lane % group]);
+            let panel;
+            (panel, rest) = rest.split_at_mut(size * 8 * depth / group);
+            for place in 0..size {
+                // Lanes beyond the last row repeat it, so that they never win.
+                let row = |lane: usize| {
+                    let row = (register * per_register + lane / group).min(count - 1);
+                    &rows[row * stride..][..depth]
+                };
+                let lanes: [&[f32]; 8] = std::array::from_fn(row);
+                let slots = panel.chunks_exact_mut(8).skip(place).step_by(size);
+                for (d, slot) in (0..depth).step_by(group).zip(slots) {
+                    for (l, x) in slot.iter_mut().enumerate() {
+                        *x = lanes[l][d + l % group];
+                    }
                 }
+                register += 1;
             }
-            start += size * per_register;
         }
         Self {
             count,
@@ -359,8 +369,8 @@ unsafe fn tile<V: Eight, const L: usize, const R: usize, const REGISTERS: usize>
         // SAFETY: step < steps, so by contract all these numbers are readable.
         unsafe {
             let mut few = [zero; REGISTERS];
-            for v in 0..REGISTERS {
-                few[v] = V::load_at(panel.add(8 * (REGISTERS * step + v)));
+            for (v, few) in few.iter_mut().enumerate() {
+                *few = V::load_at(panel.add(8 * (REGISTERS * step + v)));
             }
             for r in 0..R {
                 let x = V::repeat_at::<L>(rows[r].add(L * step));

@@ -12,6 +12,8 @@
 // Vector intrinsics and the matrix product behind a pointer interface need it.
 // Each block says why it is sound.
 #![allow(unsafe_code)]
+// Coefficients of polynomials stand as they were derived.
+#![allow(clippy::excessive_precision)]
 
 mod activations;
 mod conv;

@@ -47,12 +47,14 @@ pub(crate) trait Eight: Vector {
     /// In every lane the sum of its group of `L` neighbours (1, 2, 4 or 8).
     fn sum_groups<const L: usize>(self) -> Self;
     /// Eight entries of a table: lane `l` takes the one that bits
-    /// `l * BITS ..` of `codes` number. With `BITS` 1 or 2 `low` holds the table
-    /// over and over, with 4 its first half and `high` the second.
-    fn look_up<const BITS: u32>(codes: u32, low: Self, high: Self) -> Self;
+    /// `first + l * BITS ..` of `codes` number. With `BITS` 1 or 2 `low` holds
+    /// the table over and over, with 4 its first half and `high` the second.
+    fn look_up<const BITS: u32>(codes: u32, first: u32, low: Self, high: Self) -> Self;
     /// Bit `l` says whether lane `l` is less than that of `bound`.
     fn less_mask(self, bound: Self) -> u32;
     fn to_array(self) -> [f32; 8];
+    /// Asks for numbers that will be needed soon.
+    fn prefetch(numbers: &[f32]);
 }
 
 /// Eight numbers for any machine.
@@ -174,9 +176,9 @@ impl Eight for Portable {
         Self(x)
     }
     #[inline(always)]
-    fn look_up<const BITS: u32>(codes: u32, low: Self, high: Self) -> Self {
+    fn look_up<const BITS: u32>(codes: u32, first: u32, low: Self, high: Self) -> Self {
         Self(std::array::from_fn(|l| {
-            let code = (codes >> (l as u32 * BITS)) as usize & ((1 << BITS) - 1);
+            let code = (codes >> (first + l as u32 * BITS)) as usize & ((1 << BITS) - 1);
             if code < 8 {
                 low.0[code]
             } else {
@@ -193,6 +195,8 @@ impl Eight for Portable {
     fn to_array(self) -> [f32; 8] {
         self.0
     }
+    #[inline(always)]
+    fn prefetch(_numbers: &[f32]) {}
 }
 
 /// Two vectors in lockstep: hides the latency of long chains of operations.
@@ -429,13 +433,19 @@ mod x86 {
             Self(x)
         }
         #[inline(always)]
-        fn look_up<const BITS: u32>(codes: u32, low: Self, high: Self) -> Self {
-            let shift = BITS.cast_signed();
+        fn look_up<const BITS: u32>(codes: u32, first: u32, low: Self, high: Self) -> Self {
+            let (f, b) = (first.cast_signed(), BITS.cast_signed());
             // SAFETY: see above.
             Self(unsafe {
-                let shifts = _mm256_mullo_epi32(
-                    _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                    _mm256_set1_epi32(shift),
+                let shifts = _mm256_setr_epi32(
+                    f,
+                    f + b,
+                    f + 2 * b,
+                    f + 3 * b,
+                    f + 4 * b,
+                    f + 5 * b,
+                    f + 6 * b,
+                    f + 7 * b,
                 );
                 let all = _mm256_set1_epi32(codes.cast_signed());
                 // Bits above the code stay: the shuffles look at two and at
@@ -463,6 +473,15 @@ mod x86 {
             let mut array = [0.0; 8];
             self.store(&mut array);
             array
+        }
+        #[inline(always)]
+        fn prefetch(numbers: &[f32]) {
+            // 16 numbers fill a cache line.
+            for i in (0..numbers.len()).step_by(16) {
+                let line = numbers.as_ptr().wrapping_add(i);
+                // SAFETY: a hint, which reads nothing; the address is valid anyway.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+            }
         }
     }
 }
@@ -534,13 +553,14 @@ mod tests {
             x.sum_groups::<2>(),
             x.sum_groups::<4>(),
             x.sum_groups::<8>(),
-            V::look_up::<1>(a[0].to_bits(), z.if_less(z, z, s), x),
+            V::look_up::<1>(a[0].to_bits(), 24, z.if_less(z, z, s), x),
             V::look_up::<2>(
                 a[1].to_bits(),
+                16,
                 V::load(&[1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]),
                 x,
             ),
-            V::look_up::<4>(a[2].to_bits(), x, y),
+            V::look_up::<4>(a[2].to_bits(), 0, x, y),
             // SAFETY: the tests hand over eight numbers.
             unsafe { V::repeat_at::<1>(a.as_ptr()) },
             unsafe { V::repeat_at::<2>(a.as_ptr()) },

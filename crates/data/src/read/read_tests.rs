@@ -260,10 +260,10 @@ proptest! {
         text in "([a-zA-Z0-9.,!?é日\u{1f600}-]{1,12}[ \n]{1,3}){1,400}",
     ) {
         let document = read_file("a.txt", text.as_bytes()).unwrap();
-        let joined: Vec<_> = document.passages.iter().map(|p| p.text.as_str()).collect();
-        let joined = joined.join(" ");
-        let found: Vec<_> = joined.split_whitespace().collect();
-        let expected: Vec<_> = text.split_whitespace().collect();
+        // A sentence may end inside what has no blanks, so passages are compared
+        // by their characters.
+        let found: String = document.passages.iter().flat_map(|p| p.text.split_whitespace()).collect();
+        let expected: String = text.split_whitespace().collect();
         prop_assert_eq!(found, expected);
     }
 }

@@ -198,6 +198,10 @@ fn quantile(sorted: &[f32], q: f64) -> f32 {
 /// first cache. Whole tiles of every size.
 const BLOCK: usize = 24;
 
+/// How many rows before its turn a centroid is asked for: reading it from memory
+/// takes as long as decoding several rows.
+const AHEAD: usize = 6;
+
 /// Appends the vectors that `codes` and `packed` stand for to `out`, scaled to
 /// length 1. A code beyond the last centroid (a damaged file) is read as the last.
 ///
@@ -214,11 +218,13 @@ pub fn reconstruct(
     let packed = Packed::new(centroids, codes, packed, codec, dim);
     let start = out.len();
     out.resize(start + codes.len() * dim, 0.0);
-    let mut scales = vec![0.0; codes.len()];
-    let rows = &mut out[start..];
-    packed.decode(0..codes.len(), rows, &mut scales);
-    for (row, scale) in rows.chunks_exact_mut(dim.max(1)).zip(scales) {
-        row.iter_mut().for_each(|x| *x *= scale);
+    let mut scales = [0.0; BLOCK];
+    let blocks = out[start..].chunks_mut((BLOCK * dim).max(1));
+    for (first, rows) in (0..codes.len()).step_by(BLOCK).zip(blocks) {
+        packed.decode(first..first + rows.len() / dim, rows, &mut scales);
+        for (row, scale) in rows.chunks_exact_mut(dim).zip(scales) {
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
     }
 }
 
@@ -296,7 +302,12 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// Writes centroid + values of some rows to `out`, and to `scales` what
+    #[inline(always)]
+    fn centroid(&self, code: u16) -> &[f32] {
+        &self.centroids[usize::from(code).min(self.last) * self.dim..][..self.dim]
+    }
+
+    /// Writes centroid + values of at most [`BLOCK`] rows to `out`, and to `scales` what
     /// gives them length 1.
     fn decode(&self, rows: Range<usize>, out: &mut [f32], scales: &mut [f32]) {
         match self.codec.bits {
@@ -334,25 +345,47 @@ fn decode_rows<V: Eight, const BITS: u32>(
     scales: &mut [f32],
 ) {
     let (low, high) = p.codec.table::<V>();
-    for ((row, out), scale) in rows.zip(out.chunks_exact_mut(p.dim.max(1))).zip(scales) {
-        let code = usize::from(p.codes[row]).min(p.last);
-        let centroid = &p.centroids[code * p.dim..][..p.dim];
-        let bytes = &p.bytes[row * p.row_bytes..][..p.row_bytes];
-        let whole = p.dim / 8 * 8;
-        let mut squares = V::splat(0.0);
-        let eights = out.chunks_exact_mut(8).zip(centroid.chunks_exact(8));
-        for ((out, centroid), bytes) in eights.zip(bytes.chunks_exact(BITS as usize)) {
-            let values = V::look_up::<BITS>(eight_codes(bytes), low, high);
-            let x = V::load(centroid).add(values);
-            squares = x.mul_add(x, squares);
-            x.store(out);
+    let step = BITS as usize;
+    let codes = &p.codes[rows.clone()];
+    let mut later = p.codes[rows.start..].iter().skip(AHEAD);
+    let bytes = &p.bytes[rows.start * p.row_bytes..];
+    // Lanes of the sums of squares.
+    let mut squares = [[0.0; 8]; BLOCK];
+    let from = codes.iter().zip(bytes.chunks_exact(p.row_bytes.max(1)));
+    let to = out.chunks_exact_mut(p.dim.max(1)).zip(&mut squares);
+    for ((&code, bytes), (out, squares)) in from.zip(to) {
+        if let Some(&code) = later.next() {
+            V::prefetch(p.centroid(code));
         }
-        let mut square = squares.sum();
-        for (d, (x, c)) in out[whole..].iter_mut().zip(&centroid[whole..]).enumerate() {
-            *x = c + p.codec.value(bytes, whole + d);
-            square += *x * *x;
+        let centroid = p.centroid(code);
+        // Sums that do not wait for each other.
+        let mut sums = [V::splat(0.0); 4];
+        let (out_blocks, out) = out.as_chunks_mut::<32>();
+        let (centroid_blocks, centroid) = centroid.as_chunks::<32>();
+        let (bytes_blocks, bytes) = bytes.split_at(out_blocks.len() * 4 * step);
+        let blocks = out_blocks.iter_mut().zip(centroid_blocks);
+        for ((out, centroid), bytes) in blocks.zip(bytes_blocks.chunks_exact(4 * step)) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // The 32-bit word with these eight codes, and where they begin in it.
+                let (word, bit) = (i * step / 4, (i * step % 4 * 8) as u32);
+                let word = &bytes[4 * word..][..4];
+                let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                let values = V::look_up::<BITS>(word, bit, low, high);
+                let x = V::load(&centroid[8 * i..]).add(values);
+                *sum = x.mul_add(x, *sum);
+                x.store(&mut out[8 * i..]);
+            }
         }
-        *scale = 1.0 / square.sqrt().max(1e-12);
+        let [a, b, c, d] = sums;
+        a.add(b).add(c.add(d)).store(squares);
+        for (d, (x, c)) in out.iter_mut().zip(centroid).enumerate() {
+            *x = c + p.codec.value(bytes, d);
+            squares[0] += *x * *x;
+        }
+    }
+    // Apart, so that no row waits for the length of the one before.
+    for (scale, squares) in scales.iter_mut().zip(&squares) {
+        *scale = 1.0 / V::load(squares).sum().sqrt().max(1e-12);
     }
 }
 
@@ -394,7 +427,7 @@ fn values<V: Eight, const BITS: u32>(codec: &ResidualCodec, packed: &[u8], out: 
         .chunks_exact_mut(8)
         .zip(packed.chunks_exact(BITS as usize))
     {
-        V::look_up::<BITS>(eight_codes(bytes), low, high).store(out);
+        V::look_up::<BITS>(eight_codes(bytes), 0, low, high).store(out);
     }
     for (i, x) in out.iter_mut().enumerate().skip(whole) {
         *x = codec.value(packed, i);
