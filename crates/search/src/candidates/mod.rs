@@ -3,11 +3,11 @@
 //!
 //! Three steps, each more exact and dearer for a passage than the one before:
 //!
-//! 1. *Probing* ([`centroids`]) looks up which passages have rows near the query
+//! 1. *Probing* (`centroids`) looks up which passages have rows near the query
 //!    rows, and orders them by the centroids of these.
-//! 2. *Estimating* ([`rows`]) reads of each passage one row for every query row:
+//! 2. *Estimating* (`rows`) reads of each passage one row for every query row:
 //!    that whose centroid is nearest.
-//! 3. *Exact scores* ([`crate::score`]) read all rows.
+//! 3. *Exact scores* (`crate::score`) read all rows.
 //!
 //! This is PLAID (Santhanam, Khattab, Potts, Zaharia 2022) with the order of XTR
 //! (Lee et al. 2023) in step 1, and with one true row in the place of PLAID's
@@ -56,7 +56,7 @@ impl Default for CandidateOptions {
         Self {
             probes: 16,
             shortest: 0.1,
-            estimated: 4096,
+            estimated: 3072,
             exact: 128,
             exhaustive: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),

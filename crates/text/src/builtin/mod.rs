@@ -1,7 +1,7 @@
 //! The encoder that comes with Keyfold, so that nothing has to be downloaded.
 //!
 //! It gives one key per word piece: a static vector from a table of bytes,
-//! [mixed lightly](mixer) with its neighbours and with the whole text, and
+//! mixed lightly with its neighbours and with the whole text, and
 //! scaled to length one. Word pieces without a letter or digit give no key. The
 //! weights are distilled from a sentence encoder by `keyfold train builtin` (see
 //! [`crate::distill`] and docs/model.md).
