@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use keyfold_kernels::{TopK, centroid_scores, norm};
+use keyfold_kernels::{TopK, matmul_nt, norm};
 
 use super::rows::CoarseScores;
 use super::{Candidate, CandidateOptions, share};
@@ -54,7 +54,16 @@ impl Probes {
         let (width, count) = (codebook.width(), codebook.count());
         let n = rows.len() / width;
         let mut scores = vec![0.0; count * n];
-        centroid_scores(rows, codebook.centroids(), n, count, width, &mut scores);
+        let centroids = codebook.centroids();
+        matmul_nt(
+            &mut scores,
+            centroids,
+            rows,
+            count,
+            n,
+            width,
+            options.threads,
+        );
 
         let lengths: Vec<f32> = rows.chunks_exact(width).map(norm).collect();
         let longest = lengths.iter().fold(0.0, |m: f32, &x| m.max(x));

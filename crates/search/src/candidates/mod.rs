@@ -31,6 +31,11 @@ use crate::score::{self, Query};
 use crate::store::Segment;
 
 /// How thoroughly to look.
+///
+/// The default finds 98.6 % of the true best ten among 100,000 passages of 145
+/// token vectors of a sentence encoder (128 dimensions, 4 bits, 16384 centroids,
+/// queries of 5 to 20 rows); 4096 `estimated` find 99.2 %, 2048 find 98 %, and
+/// more `probes` or `exact` gain nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CandidateOptions {
     /// How many centroids every query row names.
