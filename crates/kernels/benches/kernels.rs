@@ -161,24 +161,55 @@ fn element_wise(bench: &mut Bench) {
 
 fn matmul(bench: &mut Bench) {
     for (n, k) in [(384, 384), (1536, 384), (384, 1536), (8192, 128)] {
-        for m in [1, 2, 4, 8, 12, 16, 32, 128, 1024] {
-            let (a, b) = (random(m * k, 7), random(n * k, 8));
+        let b = random(n * k, 8);
+        for m in [1, 2, 4, 8, 16, 32, 64, 65, 128, 1024] {
+            let a = random(m * k, 7);
             let mut out = vec![0.0; m * n];
-            bench.run(
-                &format!("matmul_nt {m} x {n} x {k}"),
-                Bound::Flops(2 * m * n * k),
-                || {
-                    kernels::matmul_nt(&mut out, &a, &b, m, n, k, 1);
-                },
-            );
-            bench.run(
-                &format!("matmul_nn {m} x {n} x {k}"),
-                Bound::Flops(2 * m * n * k),
-                || {
-                    kernels::matmul_nn(&mut out, &a, &b, m, n, k, 1);
-                },
-            );
+            let bound = || Bound::Flops(2 * m * n * k);
+            bench.run(&format!("matmul_nt {m} x {n} x {k}"), bound(), || {
+                kernels::matmul_nt(&mut out, &a, &b, m, n, k, 1);
+            });
+            bench.run(&format!("matmul_nn {m} x {n} x {k}"), bound(), || {
+                kernels::matmul_nn(&mut out, &a, &b, m, n, k, 1);
+            });
         }
+    }
+    // One head of twelve: queries by keys, then weights by values.
+    for (len, head) in [(32, 32), (64, 32), (128, 32), (256, 32), (128, 64)] {
+        let stride = 36 * head;
+        let states = random(len * stride, 6);
+        let mut scores = vec![0.0; len * len];
+        let mut out = vec![0.0; len * 12 * head];
+        let bound = || Bound::Flops(2 * len * len * head);
+        bench.run(
+            &format!("head {head}, {len} tokens: scores"),
+            bound(),
+            || {
+                let keys = &states[12 * head..];
+                kernels::matmul_nt_strided(
+                    &mut scores,
+                    len,
+                    &states,
+                    stride,
+                    keys,
+                    stride,
+                    len,
+                    len,
+                    head,
+                );
+            },
+        );
+        bench.run(
+            &format!("head {head}, {len} tokens: values"),
+            bound(),
+            || {
+                let values = &states[24 * head..];
+                let wide = 12 * head;
+                kernels::matmul_nn_strided(
+                    &mut out, wide, &scores, len, values, stride, len, head, len,
+                );
+            },
+        );
     }
 }
 

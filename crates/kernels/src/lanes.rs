@@ -259,6 +259,7 @@ impl Sink for Matrix<'_> {
             if r >= rows {
                 break;
             }
+            // All lanes beyond the columns repeat the last: `zip` leaves them out.
             let row = &mut self.out[(first + r) * self.stride..][..self.columns];
             for (v, &x) in products.iter().enumerate() {
                 let slot = &mut row[(register + v) * (8 / L)..];
