@@ -25,7 +25,7 @@ enum Bound {
     Flops(usize),
     /// Bytes that one call reads from memory.
     Bytes(usize),
-    /// Numbers of an element-wise function; no peak to compare with.
+    /// Numbers or vectors that one call works on; no peak to compare with.
     Numbers(usize),
 }
 
@@ -38,10 +38,10 @@ struct Bench {
 
 impl Bench {
     fn run<T>(&mut self, name: &str, bound: Bound, mut work: impl FnMut() -> T) {
-        let (unit, amount, peak) = match bound {
-            Bound::Flops(n) => ("GFLOP/s", n, Some(self.flops)),
-            Bound::Bytes(n) => ("GB/s", n, Some(self.bandwidth)),
-            Bound::Numbers(n) => ("Gnumbers/s", n, None),
+        let (unit, scale, amount, peak) = match bound {
+            Bound::Flops(n) => ("GFLOP/s", 1e9, n, Some(self.flops)),
+            Bound::Bytes(n) => ("GB/s", 1e9, n, Some(self.bandwidth)),
+            Bound::Numbers(n) => ("million a second", 1e6, n, None),
         };
         let shortest = Cell::new(f64::INFINITY);
         let mut group = self.criterion.benchmark_group("kernels");
@@ -71,7 +71,7 @@ impl Bench {
         let microseconds = 1e6 * shortest.get();
         println!(
             "=> {name}: {microseconds:.2} us, {:.2} {unit}{share}\n",
-            rate / 1e9
+            rate / scale
         );
     }
 }
@@ -238,9 +238,21 @@ fn packed(bench: &mut Bench) {
     let residuals: Vec<f32> = random(nd * dim, 13).iter().map(|x| 0.1 * x).collect();
     let rows = random(nd * dim, 14);
     let mut dense = vec![0.0; nd * dim];
+    // What a store of numbers instead of codes would cost: rows from memory.
+    let many = random(500 * nd * dim, 21);
     for nq in [10, 20, 32] {
         let mut query = kernels::MaxSim::new(&random(nq * dim, 15), dim);
         let bound = || Bound::Flops(2 * nq * nd * dim);
+        let all = Bound::Flops(2 * 500 * nq * nd * dim);
+        bench.run(
+            &format!("packed: f32 from memory, 500 x {nq} query rows"),
+            all,
+            || {
+                many.chunks_exact(nd * dim)
+                    .map(|d| query.score(d))
+                    .sum::<f32>()
+            },
+        );
         bench.run(&format!("packed: f32, {nq} query rows"), bound(), || {
             query.score(&rows)
         });

@@ -1,4 +1,7 @@
 //! Matrix products of row-major matrices.
+//!
+//! The kernel is chosen by the shape, so a row of the result may differ in its
+//! last digits with how many rows are multiplied together.
 
 mod narrow;
 
@@ -362,7 +365,7 @@ mod tests {
         fn the_portable_twin_agrees((m, n, k) in sizes(), block in 1usize..50, seed: u64) {
             let (a, b) = (numbers(m * k, seed), numbers(n * k, !seed));
             let few = lanes::Lanes::new(&b, k, n, k, block);
-            let many = lanes::Rows { rows: &a, stride: k, count: m, places: None };
+            let many = lanes::Rows { rows: &a, stride: k, count: m, places: None, far: false };
             let mut out = vec![9.0; m * n];
             narrow::write_body::<Portable>(many, &few, &mut out, n, n);
             if k > 0 {

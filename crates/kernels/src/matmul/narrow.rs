@@ -16,6 +16,9 @@ const BLOCK: usize = 256;
 /// So many numbers of the many rows, for the second cache.
 const CHUNK: usize = 1 << 15;
 
+/// More numbers than that do not lie in a near cache.
+const FAR: usize = 1 << 18;
+
 /// A factor: rows of equal length, `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Factor<'a> {
@@ -102,6 +105,7 @@ impl<'a> Factor<'a> {
             stride: self.stride,
             count: count.min(self.count - first),
             places: None,
+            far: self.count * self.stride > FAR,
         }
     }
 }
