@@ -25,7 +25,7 @@ enum Bound {
     Flops(usize),
     /// Bytes that one call reads from memory.
     Bytes(usize),
-    /// Numbers of an element-wise function; no peak to compare with.
+    /// Numbers or vectors that one call works on; no peak to compare with.
     Numbers(usize),
 }
 
@@ -38,10 +38,10 @@ struct Bench {
 
 impl Bench {
     fn run<T>(&mut self, name: &str, bound: Bound, mut work: impl FnMut() -> T) {
-        let (unit, amount, peak) = match bound {
-            Bound::Flops(n) => ("GFLOP/s", n, Some(self.flops)),
-            Bound::Bytes(n) => ("GB/s", n, Some(self.bandwidth)),
-            Bound::Numbers(n) => ("Gnumbers/s", n, None),
+        let (unit, scale, amount, peak) = match bound {
+            Bound::Flops(n) => ("GFLOP/s", 1e9, n, Some(self.flops)),
+            Bound::Bytes(n) => ("GB/s", 1e9, n, Some(self.bandwidth)),
+            Bound::Numbers(n) => ("million a second", 1e6, n, None),
         };
         let shortest = Cell::new(f64::INFINITY);
         let mut group = self.criterion.benchmark_group("kernels");
@@ -71,7 +71,7 @@ impl Bench {
         let microseconds = 1e6 * shortest.get();
         println!(
             "=> {name}: {microseconds:.2} us, {:.2} {unit}{share}\n",
-            rate / 1e9
+            rate / scale
         );
     }
 }
@@ -161,24 +161,55 @@ fn element_wise(bench: &mut Bench) {
 
 fn matmul(bench: &mut Bench) {
     for (n, k) in [(384, 384), (1536, 384), (384, 1536), (8192, 128)] {
-        for m in [1, 2, 4, 8, 12, 16, 32, 128, 1024] {
-            let (a, b) = (random(m * k, 7), random(n * k, 8));
+        let b = random(n * k, 8);
+        for m in [1, 2, 4, 8, 16, 32, 64, 65, 128, 1024] {
+            let a = random(m * k, 7);
             let mut out = vec![0.0; m * n];
-            bench.run(
-                &format!("matmul_nt {m} x {n} x {k}"),
-                Bound::Flops(2 * m * n * k),
-                || {
-                    kernels::matmul_nt(&mut out, &a, &b, m, n, k, 1);
-                },
-            );
-            bench.run(
-                &format!("matmul_nn {m} x {n} x {k}"),
-                Bound::Flops(2 * m * n * k),
-                || {
-                    kernels::matmul_nn(&mut out, &a, &b, m, n, k, 1);
-                },
-            );
+            let bound = || Bound::Flops(2 * m * n * k);
+            bench.run(&format!("matmul_nt {m} x {n} x {k}"), bound(), || {
+                kernels::matmul_nt(&mut out, &a, &b, m, n, k, 1);
+            });
+            bench.run(&format!("matmul_nn {m} x {n} x {k}"), bound(), || {
+                kernels::matmul_nn(&mut out, &a, &b, m, n, k, 1);
+            });
         }
+    }
+    // One head of twelve: queries by keys, then weights by values.
+    for (len, head) in [(32, 32), (64, 32), (128, 32), (256, 32), (128, 64)] {
+        let stride = 36 * head;
+        let states = random(len * stride, 6);
+        let mut scores = vec![0.0; len * len];
+        let mut out = vec![0.0; len * 12 * head];
+        let bound = || Bound::Flops(2 * len * len * head);
+        bench.run(
+            &format!("head {head}, {len} tokens: scores"),
+            bound(),
+            || {
+                let keys = &states[12 * head..];
+                kernels::matmul_nt_strided(
+                    &mut scores,
+                    len,
+                    &states,
+                    stride,
+                    keys,
+                    stride,
+                    len,
+                    len,
+                    head,
+                );
+            },
+        );
+        bench.run(
+            &format!("head {head}, {len} tokens: values"),
+            bound(),
+            || {
+                let values = &states[24 * head..];
+                let wide = 12 * head;
+                kernels::matmul_nn_strided(
+                    &mut out, wide, &scores, len, values, stride, len, head, len,
+                );
+            },
+        );
     }
 }
 
@@ -207,9 +238,21 @@ fn packed(bench: &mut Bench) {
     let residuals: Vec<f32> = random(nd * dim, 13).iter().map(|x| 0.1 * x).collect();
     let rows = random(nd * dim, 14);
     let mut dense = vec![0.0; nd * dim];
+    // What a store of numbers instead of codes would cost: rows from memory.
+    let many = random(500 * nd * dim, 21);
     for nq in [10, 20, 32] {
         let mut query = kernels::MaxSim::new(&random(nq * dim, 15), dim);
         let bound = || Bound::Flops(2 * nq * nd * dim);
+        let all = Bound::Flops(2 * 500 * nq * nd * dim);
+        bench.run(
+            &format!("packed: f32 from memory, 500 x {nq} query rows"),
+            all,
+            || {
+                many.chunks_exact(nd * dim)
+                    .map(|d| query.score(d))
+                    .sum::<f32>()
+            },
+        );
         bench.run(&format!("packed: f32, {nq} query rows"), bound(), || {
             query.score(&rows)
         });

@@ -21,6 +21,8 @@ simd! {
 
 #[inline(always)]
 pub(crate) fn dot_body<V: Eight>(a: &[f32], b: &[f32]) -> f32 {
+    // The compiler then keeps one count for both.
+    let b = &b[..a.len()];
     let (a_blocks, b_blocks) = (a.chunks_exact(32), b.chunks_exact(32));
     let (a_rest, b_rest) = (a_blocks.remainder(), b_blocks.remainder());
     let mut sum = Four::<V>::splat(0.0);

@@ -48,7 +48,7 @@ impl MaxSim {
     /// When `doc_rows` is no whole number of rows.
     pub fn score(&mut self, doc_rows: &[f32]) -> f32 {
         self.start();
-        self.meet(doc_rows, None);
+        self.meet(doc_rows, None, true);
         self.sum()
     }
 
@@ -57,13 +57,15 @@ impl MaxSim {
         self.best.fill(f32::NEG_INFINITY);
     }
 
-    /// Compares the query with some rows of a document, each multiplied with its scale.
-    pub(crate) fn meet(&mut self, rows: &[f32], scales: Option<&[f32]>) {
+    /// Compares the query with some rows of a document, each multiplied with its
+    /// scale; `far` as in [`Rows`].
+    pub(crate) fn meet(&mut self, rows: &[f32], scales: Option<&[f32]>, far: bool) {
         let rows = Rows {
             rows,
             stride: self.dim,
             count: assert_rows(rows.len(), self.dim, "MaxSim: document"),
             places: None,
+            far,
         };
         let best = Best {
             best: &mut self.best,
@@ -164,7 +166,7 @@ mod tests {
             prop_assert!((got - want).abs() < 1e-4, "{got} {want}");
 
             prepared.start();
-            let rows = Rows { rows: &doc, stride: dim, count: doc.len() / dim, places: None };
+            let rows = Rows { rows: &doc, stride: dim, count: doc.len() / dim, places: None, far: false };
             let best = Best { best: &mut prepared.best, scales: None };
             keep_best_body::<Portable>(&prepared.query, rows, best);
             let portable = f64::from(prepared.sum());

@@ -103,6 +103,7 @@ impl CoarseCentroids {
             stride: self.dim,
             count: n,
             places: None,
+            far: false,
         };
         products(rows, &self.centres, groups, scores);
         let pairs = scores

@@ -27,6 +27,7 @@ pub fn nearest(points: &[f32], centroids: &[f32], dim: usize, threads: usize) ->
                 stride: dim,
                 count: codes.len(),
                 places: None,
+                far: false,
             };
             search.run(points, &lanes, |i, found| {
                 codes[i] = found.map_or(0, |(row, _)| row as u32);
@@ -123,7 +124,7 @@ mod tests {
             let n = points.len() / dim;
             let lanes = Lanes::new(&centroids, dim, k, dim, dim);
             let (mut best, mut register) = (vec![f32::NEG_INFINITY; 8 * n], vec![0.0; 8 * n]);
-            let rows = Rows { rows: &points, stride: dim, count: n, places: None };
+            let rows = Rows { rows: &points, stride: dim, count: n, places: None, far: false };
             find_body::<Portable>(rows, &lanes, &mut best, &mut register);
             for (i, point) in points.chunks(dim).enumerate() {
                 let score = |c: usize| dot(point, &centroids[c * dim..(c + 1) * dim]);

@@ -82,7 +82,7 @@ impl Int8Codec {
                 widen(bytes, out);
                 scales.push(scale);
             }
-            query.meet(dense, Some(&scales));
+            query.meet(dense, Some(&scales), false);
         }
         query.decoded = dense;
         query.scales = scales;

@@ -251,7 +251,7 @@ pub fn maxsim_packed(
         let rows = first..(first + BLOCK).min(codes.len());
         let (dense, scales) = (&mut dense[..rows.len() * dim], &mut scales[..rows.len()]);
         packed.decode(rows, dense, scales);
-        query.meet(dense, Some(scales));
+        query.meet(dense, Some(scales), false);
     }
     query.decoded = dense;
     query.scales = scales;

@@ -1,0 +1,282 @@
+//! Several numbers at once, on whatever vector unit the machine has.
+//!
+//! A kernel is written once, over [`Vector`]; [`simd!`] compiles it for AVX2 and
+//! FMA and for any machine, and chooses when the program runs.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::Avx2;
+
+/// Numbers that are worked on in lockstep. Lanes do not meet, except in sums.
+pub(crate) trait Vector: Copy {
+    /// How many numbers.
+    const LEN: usize;
+    /// The same number in every lane.
+    fn splat(x: f32) -> Self;
+    /// The first [`Vector::LEN`] numbers of a slice.
+    fn load(from: &[f32]) -> Self;
+    /// Loads from memory without a check.
+    ///
+    /// # Safety
+    /// [`Vector::LEN`] numbers must be readable at `from`.
+    unsafe fn load_at(from: *const f32) -> Self;
+    /// Writes the first [`Vector::LEN`] numbers of a slice.
+    fn store(self, to: &mut [f32]);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// `self * factor + term`, rounded once where the machine can.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// The greater one; `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// The lesser one; `other` where either is NaN.
+    fn min(self, other: Self) -> Self;
+    fn abs(self) -> Self;
+    /// `yes` where `self < bound`, else `no`.
+    fn if_less(self, bound: Self, yes: Self, no: Self) -> Self;
+    /// The bits of every lane, as an integer, plus `add`, then moved left by `left`.
+    fn shift_bits(self, add: u32, left: u32) -> Self;
+    /// Sum of the lanes.
+    fn sum(self) -> f32;
+}
+
+/// A [`Vector`] of eight numbers.
+pub(crate) trait Eight: Vector {
+    /// `L` numbers (1, 2, 4 or 8) from memory, repeated to fill the lanes.
+    ///
+    /// # Safety
+    /// `L` numbers must be readable at `from`.
+    unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self;
+    /// In every lane the sum of its group of `L` neighbours (1, 2, 4 or 8).
+    fn sum_groups<const L: usize>(self) -> Self;
+    /// Eight entries of a table: lane `l` takes the one that bits
+    /// `first + l * BITS ..` of `codes` number. With `BITS` 1 or 2 `low` holds
+    /// the table over and over, with 4 its first half and `high` the second.
+    fn look_up<const BITS: u32>(codes: u32, first: u32, low: Self, high: Self) -> Self;
+    /// Bit `l` says whether lane `l` is less than that of `bound`.
+    fn less_mask(self, bound: Self) -> u32;
+    fn to_array(self) -> [f32; 8];
+    /// Asks for numbers that will be needed soon.
+    fn prefetch(numbers: &[f32]);
+}
+
+/// Two vectors in lockstep: hides the latency of long chains of operations.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair<V>(V, V);
+
+impl<V: Vector> Pair<Pair<V>> {
+    /// Sum of the four vectors.
+    #[inline(always)]
+    pub(crate) fn fold(self) -> V {
+        (self.0.0.add(self.0.1)).add(self.1.0.add(self.1.1))
+    }
+}
+
+impl<V: Vector> Vector for Pair<V> {
+    const LEN: usize = 2 * V::LEN;
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Self(V::splat(x), V::splat(x))
+    }
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        Self(V::load(from), V::load(&from[V::LEN..]))
+    }
+    #[inline(always)]
+    unsafe fn load_at(from: *const f32) -> Self {
+        // SAFETY: twice V::LEN numbers are readable by contract.
+        unsafe { Self(V::load_at(from), V::load_at(from.add(V::LEN))) }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        self.0.store(to);
+        self.1.store(&mut to[V::LEN..]);
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(self.0.add(other.0), self.1.add(other.1))
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.sub(other.0), self.1.sub(other.1))
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(self.0.mul(other.0), self.1.mul(other.1))
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(self.0.div(other.0), self.1.div(other.1))
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        Self(
+            self.0.mul_add(factor.0, term.0),
+            self.1.mul_add(factor.1, term.1),
+        )
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0), self.1.max(other.1))
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0), self.1.min(other.1))
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0.abs(), self.1.abs())
+    }
+    #[inline(always)]
+    fn if_less(self, bound: Self, yes: Self, no: Self) -> Self {
+        Self(
+            self.0.if_less(bound.0, yes.0, no.0),
+            self.1.if_less(bound.1, yes.1, no.1),
+        )
+    }
+    #[inline(always)]
+    fn shift_bits(self, add: u32, left: u32) -> Self {
+        Self(self.0.shift_bits(add, left), self.1.shift_bits(add, left))
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        self.0.add(self.1).sum()
+    }
+}
+
+/// Whether AVX2 and FMA may be used. The answer is cached by the standard library.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+}
+
+/// Defines a function that runs `body::<Avx2>` compiled for AVX2 and FMA on
+/// machines that have both, and `body::<Portable>` elsewhere.
+///
+/// `body` and all that it calls must be `#[inline(always)]`, to be compiled for
+/// the vector unit of the caller. Closures are not inlined in time; a trait
+/// with a function is (see `math::Map`).
+macro_rules! simd {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        #[inline]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            // Apart, so that the registers it saves are not saved for the fast one.
+            #[cfg_attr(target_arch = "x86_64", cold, inline(never))]
+            #[allow(clippy::too_many_arguments)]
+            fn portable($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::vector::Portable>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn with_avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<$crate::vector::Avx2>($($arg),*)
+                }
+                if $crate::vector::has_avx2() {
+                    // SAFETY: the machine has AVX2 and FMA.
+                    return unsafe { with_avx2($($arg),*) };
+                }
+            }
+            portable($($arg),*)
+        }
+    };
+}
+pub(crate) use simd;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every operation on the two vectors, in one list.
+    #[inline(always)]
+    fn all<V: Eight>(a: &[f32], b: &[f32], out: &mut Vec<f32>) {
+        let (x, y) = (V::load(a), V::load(b));
+        let (z, s) = (V::splat(0.75), V::splat(2.0));
+        let results = [
+            x.add(y),
+            x.sub(y),
+            x.mul(y),
+            x.div(s),
+            x.max(y),
+            x.min(y),
+            x.abs(),
+            x.if_less(y, z, s),
+            x.shift_bits(126, 3),
+            x.sum_groups::<1>(),
+            x.sum_groups::<2>(),
+            x.sum_groups::<4>(),
+            x.sum_groups::<8>(),
+            V::look_up::<1>(a[0].to_bits(), 24, z.if_less(z, z, s), x),
+            V::look_up::<2>(
+                a[1].to_bits(),
+                16,
+                V::load(&[1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]),
+                x,
+            ),
+            V::look_up::<4>(a[2].to_bits(), 0, x, y),
+            // SAFETY: the tests hand over eight numbers.
+            unsafe { V::repeat_at::<1>(a.as_ptr()) },
+            unsafe { V::repeat_at::<2>(a.as_ptr()) },
+            unsafe { V::repeat_at::<4>(a.as_ptr()) },
+            unsafe { V::repeat_at::<8>(a.as_ptr()) },
+        ];
+        for r in results {
+            out.extend(r.to_array());
+        }
+        let mut stored = [0.0; 8];
+        x.store(&mut stored);
+        out.extend(stored);
+        out.push(x.less_mask(y) as f32);
+    }
+
+    simd! { fn all_here(a: &[f32], b: &[f32], out: &mut Vec<f32>) = all; }
+
+    #[inline(always)]
+    fn rounded<V: Eight>(a: &[f32], b: &[f32]) -> (f32, [f32; 8]) {
+        let (x, y) = (V::load(a), V::load(b));
+        (x.sum(), x.mul_add(y, V::splat(0.5)).to_array())
+    }
+
+    simd! { fn rounded_here(a: &[f32], b: &[f32]) -> (f32, [f32; 8]) = rounded; }
+
+    proptest! {
+        #[test]
+        fn the_vector_unit_agrees_with_portable_code_to_the_bit(
+            a in prop::collection::vec(any::<f32>(), 8),
+            b in prop::collection::vec(any::<f32>(), 8),
+        ) {
+            let (mut here, mut portable) = (Vec::new(), Vec::new());
+            all_here(&a, &b, &mut here);
+            all::<Portable>(&a, &b, &mut portable);
+            for (x, y) in here.iter().zip(&portable) {
+                prop_assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()));
+            }
+        }
+
+        #[test]
+        fn sums_agree_up_to_rounding(
+            a in prop::collection::vec(-1f32..1.0, 8),
+            b in prop::collection::vec(-1f32..1.0, 8),
+        ) {
+            let (sum, fused) = rounded_here(&a, &b);
+            let (portable_sum, unfused) = rounded::<Portable>(&a, &b);
+            prop_assert_eq!(sum, portable_sum);
+            prop_assert_eq!(Portable::load(&a).sum_groups::<2>().to_array()[6], a[6] + a[7]);
+            prop_assert!((f64::from(sum) - a.iter().map(|&x| f64::from(x)).sum::<f64>()).abs() < 2e-6);
+            for l in 0..8 {
+                prop_assert!((fused[l] - unfused[l]).abs() < 2e-7);
+                prop_assert!((unfused[l] - (a[l] * b[l] + 0.5)).abs() < 2e-7);
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! [`Vector`] on AVX2 and FMA.
+
+use super::{Eight, Vector};
+use std::arch::x86_64::*;
+
+/// Eight numbers in an AVX register.
+///
+/// Only [`simd!`](super::simd) names this type as a kernel's vector, inside a
+/// function that is compiled for AVX2 and FMA and called where the machine
+/// has both.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(pub(crate) __m256);
+
+// SAFETY (of every block in these two implementations): the type's contract
+// says that the machine has AVX2 and FMA. Loads and stores are unaligned
+// ones on eight numbers whose presence is asserted first.
+impl Vector for Avx2 {
+    const LEN: usize = 8;
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        assert!(from.len() >= 8);
+        // SAFETY: see above.
+        Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    unsafe fn load_at(from: *const f32) -> Self {
+        // SAFETY: see above; the numbers are readable by contract.
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        assert!(to.len() >= 8);
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, bound: Self, yes: Self, no: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe {
+            let less = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0);
+            _mm256_blendv_ps(no.0, yes.0, less)
+        })
+    }
+    #[inline(always)]
+    fn shift_bits(self, add: u32, left: u32) -> Self {
+        // SAFETY: see above.
+        Self(unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let sum = _mm256_add_epi32(bits, _mm256_set1_epi32(add.cast_signed()));
+            let count = _mm_cvtsi32_si128(left.cast_signed());
+            _mm256_castsi256_ps(_mm256_sll_epi32(sum, count))
+        })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(self.0),
+                _mm256_extractf128_ps::<1>(self.0),
+            );
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+impl Eight for Avx2 {
+    #[inline(always)]
+    unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self {
+        // SAFETY: see above; L numbers are readable by contract, and each
+        // of the four reads just L of them, whatever their alignment.
+        Self(unsafe {
+            match L {
+                1 => _mm256_set1_ps(*from),
+                2 => _mm256_castpd_ps(_mm256_set1_pd(from.cast::<f64>().read_unaligned())),
+                4 => {
+                    let four = _mm_loadu_ps(from);
+                    _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four), four)
+                }
+                _ => _mm256_loadu_ps(from),
+            }
+        })
+    }
+    #[inline(always)]
+    fn sum_groups<const L: usize>(self) -> Self {
+        let mut x = self.0;
+        // SAFETY: see above.
+        unsafe {
+            if L >= 2 {
+                x = _mm256_add_ps(x, _mm256_permute_ps::<0b10_11_00_01>(x));
+            }
+            if L >= 4 {
+                x = _mm256_add_ps(x, _mm256_permute_ps::<0b01_00_11_10>(x));
+            }
+            if L >= 8 {
+                x = _mm256_add_ps(x, _mm256_permute2f128_ps::<1>(x, x));
+            }
+        }
+        Self(x)
+    }
+    #[inline(always)]
+    fn look_up<const BITS: u32>(codes: u32, first: u32, low: Self, high: Self) -> Self {
+        let (f, b) = (first.cast_signed(), BITS.cast_signed());
+        // SAFETY: see above.
+        Self(unsafe {
+            let shifts = _mm256_setr_epi32(
+                f,
+                f + b,
+                f + 2 * b,
+                f + 3 * b,
+                f + 4 * b,
+                f + 5 * b,
+                f + 6 * b,
+                f + 7 * b,
+            );
+            let all = _mm256_set1_epi32(codes.cast_signed());
+            // Bits above the code stay: the shuffles look at two and at
+            // three bits only, and tables shorter than that are repeated.
+            let code = _mm256_srlv_epi32(all, shifts);
+            if BITS <= 2 {
+                _mm256_permutevar_ps(low.0, code)
+            } else {
+                let first = _mm256_permutevar8x32_ps(low.0, code);
+                let second = _mm256_permutevar8x32_ps(high.0, code);
+                // The highest of four bits, where a blend looks for it.
+                let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
+                _mm256_blendv_ps(first, second, upper)
+            }
+        })
+    }
+    #[inline(always)]
+    fn less_mask(self, bound: Self) -> u32 {
+        // SAFETY: see above.
+        let mask = unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) };
+        mask.cast_unsigned()
+    }
+    #[inline(always)]
+    fn to_array(self) -> [f32; 8] {
+        let mut array = [0.0; 8];
+        self.store(&mut array);
+        array
+    }
+    #[inline(always)]
+    fn prefetch(numbers: &[f32]) {
+        // 16 numbers fill a cache line.
+        for i in (0..numbers.len()).step_by(16) {
+            let line = numbers.as_ptr().wrapping_add(i);
+            // SAFETY: a hint, which reads nothing; the address is valid anyway.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+        }
+    }
+}
