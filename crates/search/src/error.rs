@@ -54,6 +54,18 @@ pub enum SearchError {
         /// The format that this program reads.
         expected: u32,
     },
+    /// The vectors of the store are those of a model with the same name whose
+    /// weights, tokenizer or configuration were others.
+    #[error(
+        "the store {store} was made with other weights of model '{name}' than those of today, and \
+         their vectors do not compare: index again with 'keyfold index --rebuild'"
+    )]
+    OtherWeights {
+        /// The folder of the store.
+        store: PathBuf,
+        /// The model.
+        name: String,
+    },
     /// The vectors of the store are those of another model.
     #[error(
         "the store {store} was made with model '{stored}', not with '{given}', and their vectors \

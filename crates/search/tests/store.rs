@@ -326,6 +326,15 @@ fn another_model_or_number_of_bits_is_refused_and_changes_nothing() {
         e.contains("'one'") && e.contains("'two'") && e.contains("--rebuild"),
         "{e}"
     );
+    // The same name with other weights: another --model would not help.
+    let e = try_with(&Words::changed("one"), &IndexOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("other weights of model 'one'") && e.contains("--rebuild"),
+        "{e}"
+    );
+    assert!(!e.contains("--model"), "{e}");
     let e = f
         .open()
         .require_encoder(Words::named("two").identity())

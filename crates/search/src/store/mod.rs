@@ -129,18 +129,15 @@ fn require_encoder(
     if stored.hash == given.hash && stored.dim == given.dim {
         return Ok(());
     }
-    let mut names = (stored.name.clone(), given.name.clone());
-    if names.0 == names.1 {
-        // The same name, other weights.
-        let short = |hash: &str| hash.chars().take(8).collect::<String>();
-        names = (
-            format!("{} ({})", stored.name, short(&stored.hash)),
-            format!("{} ({})", given.name, short(&given.hash)),
-        );
+    if stored.name == given.name {
+        return Err(SearchError::OtherWeights {
+            store: store.to_owned(),
+            name: stored.name.clone(),
+        });
     }
     Err(SearchError::OtherEncoder {
         store: store.to_owned(),
-        stored: names.0,
-        given: names.1,
+        stored: stored.name.clone(),
+        given: given.name.clone(),
     })
 }

@@ -38,6 +38,13 @@ impl Words {
         Self::named("words")
     }
 
+    /// The model of this name after its weights have changed.
+    pub(crate) fn changed(name: &str) -> Self {
+        let mut changed = Self::named(name);
+        changed.identity.hash.push_str(", changed");
+        changed
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.encoded.load(Ordering::Relaxed)
     }
