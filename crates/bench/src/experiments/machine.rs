@@ -24,18 +24,21 @@ const SHAPE: (usize, usize, usize) = (16, 128, 96);
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let threads = options.thread_count();
-    progress.start("measure", "parts", Some(6));
+    let mut counts = vec![1, threads];
+    counts.dedup();
+    progress.start("measure", "parts", Some(counts.len() as u64 + 3));
     let mut ceilings = Table::new(
         "what this machine reaches at best",
         &["threads", "arithmetic, Gflop/s", "read from memory, GB/s"],
     );
     let mut peaks = Vec::new();
-    for n in [1, threads] {
+    let mut peak_of_one = f64::NAN;
+    for n in counts {
         let (flops, bytes) = (peak::peak_flops(n), peak::read_bandwidth(n));
-        progress.advance(1);
-        if n == threads && threads == 1 && !peaks.is_empty() {
-            break;
+        if n == 1 {
+            peak_of_one = flops;
         }
+        progress.advance(1);
         ceilings.row([
             n.to_string(),
             plot::shown(flops / 1e9),
@@ -43,7 +46,6 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         ]);
         peaks.push(json!({"threads": n, "flops": flops, "bytes": bytes}));
     }
-    let peak_flops = peak::peak_flops(1);
     let mut kernels_table = Table::new(
         "kernels, one thread",
         &["kernel", "Gflop/s", "share of the peak"],
@@ -58,7 +60,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             return Err(BenchError::Cancelled);
         }
         progress.advance(1);
-        let share = flops / peak_flops;
+        let share = flops / peak_of_one;
         kernels_table.row([
             name.clone(),
             plot::shown(flops / 1e9),
