@@ -3,12 +3,14 @@
 
     scripts/corpus.py OUT.jsonl
 
-Writes one JSON object {"text": ...} a line: 60,000 texts of four kinds, in a
-fixed order. The texts come from Debian packages, which are downloaded into a
-temporary folder and not installed: package descriptions, WordNet glosses,
-manual pages, and the documentation of Python, LibreOffice and Debian. Needs
-apt-get and dpkg-deb (Debian or Ubuntu) and the Python standard library; run
-`apt-get update` first. Sources and licences: docs/model.md.
+Writes one JSON object {"text": ...} a line, in a fixed order: some 190,000
+texts. They come from Debian packages, which are downloaded into a temporary
+folder and not installed: package descriptions, WordNet glosses, dictionaries,
+manual pages, and documentation. A third of the texts are short pieces cut out
+of others, as long as what people type into a search box: without them the
+encoder learns to read passages but not queries. Needs apt-get and dpkg-deb
+(Debian 12) and the Python standard library; run `apt-get update` first.
+Sources and licences: docs/model.md.
 """
 
 import glob
@@ -23,16 +25,33 @@ import sys
 import tempfile
 
 PACKAGES = [
-    "wordnet-base",
+    "calculix-ccx-doc",
+    "cmake-doc",
+    "debian-faq",
+    "debian-reference-en",
+    "dict-devil",
+    "dict-elements",
+    "dict-foldoc",
+    "dict-gcide",
+    "dict-jargon",
+    "freefem-doc",
+    "gmsh-doc",
+    "libreoffice-help-en-us",
     "manpages",
     "manpages-dev",
-    "debian-reference-en",
-    "libreoffice-help-en-us",
+    "maxima-doc",
+    "octave-doc",
+    "python-astropy-doc",
+    "python-scipy-doc",
     "python3.11-doc",
+    "wordnet-base",
 ]
-# Of each kind at most so many texts, then the first of all kinds together.
-CAPS = {"deb": 26_000, "wn": 60_000, "man": 6_000, "doc": 6_000}
-TEXTS = 60_000
+# Of each kind at most so many texts.
+CAPS = {"deb": 26_000, "wn": 45_000, "dict": 40_000, "man": 5_000, "doc": 12_000}
+# Characters of a text at most: more texts teach more than longer ones.
+LONGEST = 700
+# Pieces of 3 to 16 words.
+PIECES = 60_000
 
 
 def main():
@@ -43,20 +62,35 @@ def main():
         kinds = {
             "deb": once(descriptions(folder)),
             "wn": glosses(folder),
+            "dict": once(dictionaries(folder)),
             "man": once(manual_pages(folder)),
             "doc": once(documentation(folder)),
         }
-    texts = [(kind, text) for kind, all_ in kinds.items() for text in all_]
-    random.Random(0).shuffle(texts)
-    taken = dict.fromkeys(CAPS, 0)
-    written = 0
+    rng = random.Random(0)
+    texts = []
+    for kind, all_ in kinds.items():
+        rng.shuffle(all_)
+        texts += [clipped(text) for text in all_[: CAPS[kind]]]
+        print(f"{kind}: {min(len(all_), CAPS[kind])} of {len(all_)}", file=sys.stderr)
+    texts += [piece(rng.choice(texts), rng) for _ in range(PIECES)]
+    rng.shuffle(texts)
     with open(sys.argv[1], "w") as out:
-        for kind, text in texts:
-            if taken[kind] < CAPS[kind] and written < TEXTS:
-                taken[kind] += 1
-                written += 1
-                out.write(json.dumps({"text": text}) + "\n")
-    print(f"{written} texts in {sys.argv[1]}: {taken}", file=sys.stderr)
+        for text in texts:
+            out.write(json.dumps({"text": text}) + "\n")
+    print(f"{len(texts)} texts in {sys.argv[1]}", file=sys.stderr)
+
+
+def clipped(text):
+    """The beginning of a text, whole words."""
+    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(None, 1)[0]
+
+
+def piece(text, rng):
+    """Some words of a text that stand together."""
+    words = text.split()
+    count = min(len(words), rng.randint(3, 16))
+    start = rng.randint(0, len(words) - count)
+    return " ".join(words[start : start + count])
 
 
 def fetch(folder):
@@ -107,6 +141,23 @@ def glosses(folder):
     return texts
 
 
+def dictionaries(folder):
+    """Entries of dictd dictionaries: a headword at the margin, then indented text."""
+    for path in sorted(glob.glob(f"{folder}/x/usr/share/dictd/*.dict.dz")):
+        with gzip.open(path, "rt", errors="replace") as data:
+            text = data.read()
+        for entry in re.split(r"\n(?=\S)", text):
+            if entry.startswith("00-database"):
+                continue
+            # Pronunciation, sources, etymology and cross references of Webster's.
+            entry = re.sub(r"\\[^\\\n]{1,60}\\", " ", entry)
+            entry = re.sub(r"\[[^\]]{1,300}\]", " ", entry)
+            entry = re.sub(r"[{}]", "", entry)
+            entry = one_line(entry)
+            if len(entry) > 60:
+                yield entry
+
+
 def manual_pages(folder):
     for path in sorted(glob.glob(f"{folder}/x/usr/share/man/man*/*.gz")):
         with gzip.open(path, "rt", errors="replace") as page:
@@ -124,8 +175,8 @@ def manual_pages(folder):
 def documentation(folder):
     pages = glob.glob(f"{folder}/x/**/*.html", recursive=True)
     for path in sorted(pages):
-        english = "debian-reference" not in path or path.endswith("en.html")
-        if not english:
+        language = re.search(r"\.([a-z]{2})(-[a-z]{2})?\.html$", path)
+        if not os.path.isfile(path) or (language and language[1] != "en"):
             continue
         with open(path, errors="replace") as page:
             text = untag(page.read())
