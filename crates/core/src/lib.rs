@@ -2,17 +2,19 @@
 //!
 //! Everything is a lookup: a query meets keys, some keys are selected, their
 //! values are read. This crate names the parts that all lookups share: the
-//! [`Vectors`] that serve as keys, the [`Encoder`] that makes them, the
-//! [`Progress`] of long work, [files that are whole or absent](atomic) and the
-//! [folders that hold models](model_folder).
+//! [`Vectors`] that serve as keys, the [`Encoder`] that makes them, what
+//! [scores otherwise](scorers), the [`Progress`] of long work, [files that are
+//! whole or absent](atomic) and the [folders that hold models](model_folder).
 
 pub mod atomic;
 pub mod encoder;
 pub mod model_folder;
 pub mod progress;
+pub mod scorers;
 pub mod vectors;
 
 pub use encoder::{EncodeError, Encoder, EncoderIdentity, Role};
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use progress::{NoProgress, Progress};
+pub use scorers::{PairScorer, SparseEncoder, SparseVector};
 pub use vectors::{Vectors, VectorsError};
