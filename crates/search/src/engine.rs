@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use keyfold_core::{Encoder, Role, Vectors};
 
+use crate::bm25::Bm25;
 use crate::candidates::{self, CandidateOptions, MeaningTimings};
 use crate::error::SearchError;
 use crate::explain::{QueryRows, Retriever, WordMatch, matched, merged};
+use crate::feedback::{Feedback, VectorFeedback};
 use crate::filter::{Allowed, Filters};
-use crate::fuse::{self, FusionOptions, Ranked};
+use crate::fuse::{self, Fuse, FusionOptions, Ranked};
 use crate::lexical::Words;
 use crate::score;
+use crate::sparse::SparseRetriever;
 use crate::store::{Snapshot, StoredPassage};
 
 /// Of longer queries only so many rows are searched for by meaning.
@@ -54,8 +57,12 @@ pub struct SearchOptions {
     pub mode: Mode,
     /// Which passages may be found.
     pub filters: Filters,
+    /// How words count.
+    pub bm25: Bm25,
     /// How passages are found by meaning.
     pub candidates: CandidateOptions,
+    /// What a second search learns from the first.
+    pub feedback: Feedback,
     /// How both lists become one.
     pub fusion: FusionOptions,
     /// Whether hits say which words met.
@@ -68,11 +75,22 @@ impl Default for SearchOptions {
             k: 10,
             mode: Mode::default(),
             filters: Filters::default(),
+            bm25: Bm25::default(),
             candidates: CandidateOptions::default(),
+            feedback: Feedback::default(),
             fusion: FusionOptions::default(),
             explain: false,
         }
     }
+}
+
+/// The models that a search uses.
+#[derive(Clone, Copy, Default)]
+pub struct Models<'a> {
+    /// The model of the store; searching by words alone needs none.
+    pub encoder: Option<&'a dyn Encoder>,
+    /// Learnt weights of terms, in the place of BM25.
+    pub sparse: Option<&'a SparseRetriever<'a>>,
 }
 
 /// What a search found.
@@ -106,8 +124,9 @@ pub struct Hit {
     pub bytes: Range<u64>,
     /// The text.
     pub text: String,
-    /// How well it fits: BM25, MaxSim, or the fused score, by mode. Scores of
-    /// one list fall; scores of different lists do not compare.
+    /// How well it fits: BM25 (or the sum of learnt weights), MaxSim, or the fused
+    /// score, by mode. Scores of one list fall; scores of different lists do not
+    /// compare.
     pub score: f32,
     /// Its place in the lexical list, if it is there.
     pub lexical: Option<Place>,
@@ -136,10 +155,12 @@ pub struct Timings {
     pub encode: Duration,
     /// Deciding what may be found.
     pub filter: Duration,
-    /// Searching by words.
+    /// Searching by words; with feedback, twice.
     pub lexical: Duration,
-    /// Searching by meaning.
+    /// Searching by meaning; with feedback, the second time.
     pub meaning: MeaningTimings,
+    /// With feedback of vectors: the first search by meaning, and learning from it.
+    pub feedback: Duration,
     /// Reading the hits, aligning and marking their words.
     pub present: Duration,
     /// All of it.
@@ -172,8 +193,22 @@ pub fn search(
     encoder: Option<&dyn Encoder>,
     options: &SearchOptions,
 ) -> Result<SearchResult, SearchError> {
+    let models = Models {
+        encoder,
+        ..Models::default()
+    };
+    search_with(snapshot, query, &models, options)
+}
+
+/// [`search`] with more models than that of the store.
+pub fn search_with(
+    snapshot: &Snapshot,
+    query: &str,
+    models: &Models<'_>,
+    options: &SearchOptions,
+) -> Result<SearchResult, SearchError> {
     let start = Instant::now();
-    let looked_for = LookedFor::new(snapshot, query, encoder, options)?;
+    let looked_for = LookedFor::new(snapshot, query, models, options)?;
     let rankings = looked_for.rank(snapshot, options)?;
     let mut timings = rankings.timings;
     let presenting = Instant::now();
@@ -193,8 +228,22 @@ pub fn rank(
     encoder: Option<&dyn Encoder>,
     options: &SearchOptions,
 ) -> Result<Rankings, SearchError> {
+    let models = Models {
+        encoder,
+        ..Models::default()
+    };
+    rank_with(snapshot, query, &models, options)
+}
+
+/// [`rank`] with more models than that of the store.
+pub fn rank_with(
+    snapshot: &Snapshot,
+    query: &str,
+    models: &Models<'_>,
+    options: &SearchOptions,
+) -> Result<Rankings, SearchError> {
     let start = Instant::now();
-    let looked_for = LookedFor::new(snapshot, query, encoder, options)?;
+    let looked_for = LookedFor::new(snapshot, query, models, options)?;
     let mut rankings = looked_for.rank(snapshot, options)?;
     rankings.timings.total = start.elapsed();
     Ok(rankings)
@@ -219,6 +268,8 @@ struct LookedFor<'a> {
     /// The model and the query rows, unless only the words count or the model
     /// finds nothing in the query.
     meaning: Option<(&'a dyn Encoder, QueryRows)>,
+    /// Learnt weights in the place of BM25, unless only the meaning counts.
+    sparse: Option<&'a SparseRetriever<'a>>,
     /// What must occur, if something is quoted.
     quoted: Option<Vec<u64>>,
     encode: Duration,
@@ -228,16 +279,16 @@ impl<'a> LookedFor<'a> {
     fn new(
         snapshot: &'a Snapshot,
         query: &'a str,
-        encoder: Option<&'a dyn Encoder>,
+        models: &Models<'a>,
         options: &SearchOptions,
     ) -> Result<Self, SearchError> {
         if query.trim().is_empty() {
             return Err(SearchError::EmptyQuery);
         }
-        let words = Words::new(snapshot, query)?;
+        let words = Words::new(snapshot, query, &options.bm25)?;
         let quoted = words.with_phrases()?;
         let encoding = Instant::now();
-        let meaning = match (options.mode, encoder) {
+        let meaning = match (options.mode, models.encoder) {
             (Mode::Lexical, _) => None,
             (_, None) => {
                 return Err(SearchError::NoEncoder {
@@ -254,6 +305,7 @@ impl<'a> LookedFor<'a> {
             text: query,
             words: (options.mode != Mode::Meaning).then_some(words),
             meaning,
+            sparse: models.sparse.filter(|_| options.mode != Mode::Meaning),
             quoted,
             encode: encoding.elapsed(),
         })
@@ -268,33 +320,53 @@ impl<'a> LookedFor<'a> {
             allowed = Some(Allowed::only(snapshot, allowed.as_ref(), ids)?);
         }
         rankings.timings.filter = candidates::lap(&mut clock);
+        let allowed = allowed.as_ref();
         let depth = match options.mode {
-            Mode::Both => options.fusion.depth.max(options.k),
+            Mode::Both => options.fusion.list_depth(options.k),
             _ => options.k,
         };
-        if let Some(words) = &self.words {
-            rankings.lexical = words.search(depth, allowed.as_ref().map(Allowed::ids))?;
-            rankings.timings.lexical = candidates::lap(&mut clock);
-        }
+        rankings.lexical = self.by_words(snapshot, depth, allowed, options)?;
+        rankings.timings.lexical = candidates::lap(&mut clock);
         if let Some((_, query)) = &self.meaning {
-            (rankings.meaning, rankings.timings.meaning) = candidates::nearest(
-                snapshot.segments(),
-                &query.rows,
-                depth,
-                allowed.as_ref(),
-                &options.candidates,
-            )?;
+            let nearest = |rows: &Vectors| {
+                let candidates = &options.candidates;
+                candidates::nearest(snapshot.segments(), rows, depth, allowed, candidates)
+            };
+            (rankings.meaning, rankings.timings.meaning) = nearest(&query.rows)?;
+            if let Feedback::Vector(how) = &options.feedback {
+                let rows = learned(snapshot, &query.rows, &rankings, how, options)?;
+                rankings.timings.feedback = candidates::lap(&mut clock);
+                (rankings.meaning, rankings.timings.meaning) = nearest(&rows)?;
+            }
         }
-        rankings.ranked = match options.mode {
-            Mode::Lexical => rankings.lexical.clone(),
-            Mode::Meaning => rankings.meaning.clone(),
-            Mode::Both => fuse::reciprocal_rank(
-                &[&rankings.lexical, &rankings.meaning],
-                options.fusion.constant,
-            ),
-        };
+        rankings.ranked = mixed(&rankings, options);
         rankings.ranked.truncate(options.k);
         Ok(rankings)
+    }
+
+    /// The list by words, or by learnt weights; empty if only the meaning counts.
+    fn by_words(
+        &self,
+        snapshot: &Snapshot,
+        depth: usize,
+        allowed: Option<&Allowed>,
+        options: &SearchOptions,
+    ) -> Result<Vec<Ranked>, SearchError> {
+        if let Some(sparse) = self.sparse {
+            return Ok(sparse.nearest(&sparse.weigh(self.text)?, depth, allowed));
+        }
+        let Some(words) = &self.words else {
+            return Ok(Vec::new());
+        };
+        let search =
+            |weights: &[(&str, f32)], k| words.search(weights, k, allowed.map(Allowed::ids));
+        let Feedback::Rm3(rm3) = &options.feedback else {
+            return search(&words.weights(), depth);
+        };
+        let found = search(&words.weights(), rm3.passages)?;
+        let learned = rm3.learn(snapshot, words, &found)?;
+        let weights: Vec<(&str, f32)> = learned.iter().map(|(w, x)| (&**w, *x)).collect();
+        search(&weights, depth)
     }
 
     /// A hit with all that is shown of it.
@@ -395,6 +467,51 @@ impl<'a> LookedFor<'a> {
         }
         Ok(())
     }
+}
+
+/// The list of a search, out of those of both retrievers.
+fn mixed(rankings: &Rankings, options: &SearchOptions) -> Vec<Ranked> {
+    let (lexical, meaning) = (&rankings.lexical, &rankings.meaning);
+    let fusion = &options.fusion;
+    match (options.mode, fusion.fuse) {
+        (Mode::Lexical, _) => lexical.clone(),
+        (Mode::Meaning, _) => meaning.clone(),
+        (Mode::Both, Fuse::Rank) => fuse::reciprocal_rank(&[lexical, meaning], fusion.constant),
+        (Mode::Both, fuse) if fuse.after() => {
+            fuse::interpolate(lexical, meaning, &fusion.interpolation)
+        }
+        (Mode::Both, _) => meaning.clone(),
+    }
+}
+
+/// The query's rows after feedback from the first lists of a search.
+fn learned(
+    snapshot: &Snapshot,
+    query: &Vectors,
+    rankings: &Rankings,
+    how: &VectorFeedback,
+    options: &SearchOptions,
+) -> Result<Vectors, SearchError> {
+    let mixed;
+    let source = if options.mode == Mode::Both && options.fusion.fuse.before() {
+        let interpolation = &options.fusion.interpolation;
+        mixed = fuse::interpolate(&rankings.lexical, &rankings.meaning, interpolation);
+        &mixed
+    } else {
+        &rankings.meaning
+    };
+    let rows = |list: &[Ranked]| -> Result<Vec<Vectors>, SearchError> {
+        let mut all = Vec::with_capacity(list.len());
+        for ranked in list {
+            let rows = decoded(snapshot, ranked.passage)?;
+            // Codes are of finite numbers, so only damage could make others.
+            all.extend(rows.and_then(|rows| Vectors::new(query.dim(), rows).ok()));
+        }
+        Ok(all)
+    };
+    let best = rows(&source[..how.k.min(source.len())])?;
+    let worst = rows(&source[source.len().saturating_sub(how.bottom())..])?;
+    Ok(how.apply(query, &best, &worst))
 }
 
 /// The rows of a query, no more than are searched for; none if there is none.

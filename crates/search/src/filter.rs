@@ -216,7 +216,7 @@ pub(crate) struct BitSet {
 }
 
 impl BitSet {
-    fn insert(&mut self, n: usize) {
+    pub(crate) fn insert(&mut self, n: usize) {
         if n / 64 >= self.words.len() {
             self.words.resize(n / 64 + 1, 0);
         }

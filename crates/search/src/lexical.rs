@@ -4,9 +4,11 @@
 //! may match, more and rarer ones score higher. What stands in double quotes must
 //! occur, in this order.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use keyfold_data::Passage;
 use tantivy::collector::{Collector, DocSetCollector, FilterCollector, TopDocs};
 use tantivy::query::{
     BooleanQuery, BoostQuery, EnableScoring, Occur, PhraseQuery, Query, TermQuery,
@@ -15,17 +17,13 @@ use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::tokenizer::TextAnalyzer;
 use tantivy::{DocAddress, DocSet, Score, Searcher, TantivyError, Term};
 
+use crate::bm25::{self, Bm25};
 use crate::error::SearchError;
 use crate::explain::is_telling;
 use crate::filter::BitSet;
 use crate::fuse::{self, Ranked};
 use crate::store::Snapshot;
 
-/// What a word in a heading or a file name is worth beyond its place among the
-/// words of the passage. On Cranfield, 0.25 to 0.5 for headings is best; a bonus
-/// for words that follow each other as in the query gains nothing.
-const HEADINGS_BOOST: Score = 0.5;
-const NAME_BOOST: Score = 0.5;
 /// Of longer queries only so many different words, and so many phrases, count.
 const MAX_WORDS: usize = 512;
 /// Words that more than this share of the passages hold are not worth showing.
@@ -46,6 +44,7 @@ struct Word {
 /// The words of a query, as the index knows them.
 pub(crate) struct Words<'a> {
     snapshot: &'a Snapshot,
+    bm25: Bm25,
     analyzer: TextAnalyzer,
     /// The different words.
     words: Vec<Word>,
@@ -54,7 +53,11 @@ pub(crate) struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    pub(crate) fn new(snapshot: &'a Snapshot, query: &str) -> Result<Self, SearchError> {
+    pub(crate) fn new(
+        snapshot: &'a Snapshot,
+        query: &str,
+        bm25: &Bm25,
+    ) -> Result<Self, SearchError> {
         let index = snapshot.searcher().index();
         let analyzer = index.tokenizer_for_field(snapshot.fields().body);
         let mut analyzer = analyzer.map_err(|e| SearchError::lexical(snapshot.store(), e))?;
@@ -75,6 +78,7 @@ impl<'a> Words<'a> {
         let phrases = phrases.filter(|p| !p.is_empty()).take(MAX_WORDS).collect();
         let mut all = Self {
             snapshot,
+            bm25: *bm25,
             analyzer,
             words,
             phrases,
@@ -87,13 +91,12 @@ impl<'a> Words<'a> {
     /// common ones, or all
     /// if the query has no others.
     fn find_telling(&mut self) -> Result<(), SearchError> {
-        let searcher = self.snapshot.searcher();
-        let most = (searcher.num_docs() as f64 * COMMON).max(1.0);
+        // In a few passages, one is no sign of a common word.
+        let one = 1.0 / self.snapshot.searcher().num_docs().max(1) as f64;
         for i in 0..self.words.len() {
-            let term = Term::from_field_text(self.snapshot.fields().body, &self.words[i].term);
-            let frequency = searcher.doc_freq(&term).map_err(|e| self.failed(e))?;
+            let share = self.share(&self.words[i].term)?;
             let word = &mut self.words[i];
-            word.telling = frequency as f64 <= most && is_telling(&word.spelled);
+            word.telling = share <= COMMON.max(one) && is_telling(&word.spelled);
         }
         if !self.words.iter().any(|word| word.telling) {
             self.words.iter_mut().for_each(|word| word.telling = true);
@@ -101,24 +104,40 @@ impl<'a> Words<'a> {
         Ok(())
     }
 
-    /// The `k` passages of the greatest BM25 score, best first.
+    /// The words with how much each counts: how often the query has it.
+    pub(crate) fn weights(&self) -> Vec<(&str, f32)> {
+        let words = self.words.iter();
+        words.map(|w| (&*w.term, w.count as f32)).collect()
+    }
+
+    /// The `k` passages of the greatest BM25 score, best first. `weights` says
+    /// which words count how much; those of the query are [`Words::weights`].
     pub(crate) fn search(
         &self,
+        weights: &[(&str, f32)],
         k: usize,
         allowed: Option<Arc<BitSet>>,
     ) -> Result<Vec<Ranked>, SearchError> {
         let searcher = self.snapshot.searcher();
         let k = k.min(searcher.num_docs() as usize);
-        if self.words.is_empty() || k == 0 {
+        if weights.is_empty() || k == 0 {
             return Ok(Vec::new());
         }
+        let terms = weights.iter().flat_map(|&(word, weight)| {
+            let terms = self.terms(word).into_iter();
+            terms.map(move |(term, boost)| (term, boost * weight))
+        });
+        if !self.bm25.is_of_index() {
+            let terms: Vec<(Term, Score)> = terms.collect();
+            let passage = self.snapshot.fields().passage;
+            return bm25::best(searcher, passage, &terms, &self.bm25, k, allowed.as_deref())
+                .map_err(|e| self.failed(e));
+        }
         let mut clauses: Vec<(Occur, Box<dyn Query>)> = Vec::new();
-        for word in &self.words {
-            for (term, boost) in self.terms(&word.term) {
-                let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
-                let query = BoostQuery::new(Box::new(query), boost * word.count as Score);
-                clauses.push((Occur::Should, Box::new(query)));
-            }
+        for (term, weight) in terms {
+            let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
+            let query = BoostQuery::new(Box::new(query), weight);
+            clauses.push((Occur::Should, Box::new(query)));
         }
         clauses.extend(self.required());
         let best = TopDocs::with_limit(k).order_by_score();
@@ -145,6 +164,24 @@ impl<'a> Words<'a> {
         }
         fuse::sort(&mut ranked);
         Ok(ranked)
+    }
+
+    /// How often each word stands in the text of a passage, headings included;
+    /// words ascending.
+    pub(crate) fn frequencies(&self, passage: &Passage) -> BTreeMap<String, u32> {
+        let mut all = BTreeMap::new();
+        for token in tokens(&mut self.analyzer.clone(), &passage.searchable().0) {
+            *all.entry(token.text).or_default() += 1;
+        }
+        all
+    }
+
+    /// In what share of the passages a word stands.
+    pub(crate) fn share(&self, word: &str) -> Result<f64, SearchError> {
+        let searcher = self.snapshot.searcher();
+        let term = Term::from_field_text(self.snapshot.fields().body, word);
+        let frequency = searcher.doc_freq(&term).map_err(|e| self.failed(e))?;
+        Ok(frequency as f64 / searcher.num_docs().max(1) as f64)
     }
 
     /// The ids of the passages that hold everything that is quoted; none if
@@ -191,14 +228,17 @@ impl<'a> Words<'a> {
     }
 
     /// Where a word is looked up, and what it is worth there.
-    fn terms(&self, word: &str) -> [(Term, Score); 3] {
+    fn terms(&self, word: &str) -> Vec<(Term, Score)> {
         let fields = self.snapshot.fields();
-        [
+        let all = [
             (fields.body, 1.0),
-            (fields.headings, HEADINGS_BOOST),
-            (fields.name, NAME_BOOST),
-        ]
-        .map(|(field, boost)| (Term::from_field_text(field, word), boost))
+            (fields.headings, self.bm25.headings),
+            (fields.name, self.bm25.name),
+        ];
+        all.into_iter()
+            .filter(|&(_, boost)| boost > 0.0)
+            .map(|(field, boost)| (Term::from_field_text(field, word), boost))
+            .collect()
     }
 
     /// One clause for each phrase.

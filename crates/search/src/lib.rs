@@ -1,15 +1,18 @@
 //! The store and the search engine over it.
 
+pub mod bm25;
 pub mod candidates;
 pub mod codebook;
 pub mod engine;
 pub mod error;
 pub mod explain;
+pub mod feedback;
 pub mod filter;
 pub mod fuse;
 pub mod index;
 mod lexical;
 mod score;
+pub mod sparse;
 pub mod store;
 
 pub use error::SearchError;

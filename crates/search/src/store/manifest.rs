@@ -40,6 +40,10 @@ pub(crate) struct Manifest {
     pub(crate) next_passage: u64,
     /// The number of the next new segment or codebook.
     pub(crate) next_file: u64,
+    /// That number when the store was made, by which a store is told from those that
+    /// were rebuilt from it in the same folder.
+    #[serde(default)]
+    pub(crate) birth: u64,
     pub(crate) codebooks: Vec<CodebookEntry>,
     pub(crate) segments: Vec<SegmentEntry>,
     /// The `meta.json` of the lexical index.
@@ -111,6 +115,7 @@ impl Manifest {
             options: serde_json::Value::Null,
             next_passage: 0,
             next_file: 1,
+            birth: 1,
             codebooks: Vec::new(),
             segments: Vec::new(),
             lexical: String::new(),

@@ -6,6 +6,8 @@
 //! segments/N.kfs  token vectors and the table of files, by segment
 //! codebooks/N.kfc what the vectors were coded with
 //! lexical/        passages and the lexical index, tantivy's files
+//! impacts/        learnt weights of terms, by model (see `beside`)
+//! anchors/        scores of anchors, by cross-encoder (see `beside`)
 //! write.lock      held by the one process that writes
 //! .gitignore      keeps the folder out of repositories
 //! ```
@@ -16,6 +18,7 @@
 //! one manifest and sees that commit for as long as it likes. The bytes are
 //! described in docs/FORMATS.md.
 
+pub(crate) mod beside;
 mod check;
 mod directory;
 mod files;

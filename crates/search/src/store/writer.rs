@@ -113,10 +113,14 @@ impl Writer {
                 program: manifest::program(),
                 ..manifest.clone()
             },
-            None => Manifest {
-                next_file: sweep::unused_number(&store)?,
-                ..Manifest::empty(encoder.clone(), options.bits.unwrap_or_default())
-            },
+            None => {
+                let number = sweep::unused_number(&store)?;
+                Manifest {
+                    next_file: number,
+                    birth: number,
+                    ..Manifest::empty(encoder.clone(), options.bits.unwrap_or_default())
+                }
+            }
         };
         let is_new = existing.is_none();
         let (directory, pending) = StoreDirectory::writer(&store, committed, next.clone())?;

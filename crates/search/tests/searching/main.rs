@@ -6,4 +6,5 @@
 mod candidates;
 mod codebook;
 mod engine;
+mod feedback;
 mod world;
