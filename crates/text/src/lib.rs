@@ -1,11 +1,13 @@
 //! Text encoders: BERT family, late interaction, and the built-in model.
 //!
 //! [`load`] turns a folder in one of the published layouts into an
-//! [`Encoder`](keyfold_core::Encoder). Inference runs on the CPU over
-//! `keyfold-kernels`.
+//! [`Encoder`](keyfold_core::Encoder); [`SparseTextEncoder`] and [`CrossEncoder`]
+//! load models that weigh terms and models that read pairs. Inference runs on the
+//! CPU over `keyfold-kernels`.
 
 mod backbone;
 pub mod builtin;
+mod cross_encoder;
 mod dense;
 pub mod distill;
 mod error;
@@ -15,10 +17,13 @@ mod modules;
 mod pooling;
 mod run;
 mod sentence;
+mod sparse;
 mod tokenize;
 mod weights;
 
+pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;
 pub use late::LateInteractionEncoder;
 pub use load::{LoadOptions, load};
 pub use sentence::SentenceEncoder;
+pub use sparse::SparseTextEncoder;

@@ -23,6 +23,19 @@ pub(crate) struct Input {
     pub(crate) ids: Vec<u32>,
     /// How many of the first tokens can be attended to.
     pub(crate) visible: usize,
+    /// Where the second of two texts begins; the number of ids if it is one.
+    pub(crate) second: usize,
+}
+
+impl Input {
+    /// One text of which all can be seen.
+    pub(crate) fn text(ids: Vec<u32>) -> Self {
+        Self {
+            visible: ids.len(),
+            second: ids.len(),
+            ids,
+        }
+    }
 }
 
 /// The number of threads that an option asks for; 0 means all of the machine's.
@@ -52,7 +65,8 @@ pub(crate) fn run<T: Send>(
         while let Some(places) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut pack = Packed::default();
             for &i in places {
-                pack.push(&inputs[i].ids, inputs[i].visible);
+                let input = &inputs[i];
+                pack.push(&input.ids, input.visible, input.second);
             }
             let states = backbone.forward(&pack, threads_each);
             let done = finish(places, &pack, states)?;
@@ -108,10 +122,7 @@ mod tests {
     #[test]
     fn packs_hold_every_text_once_and_stay_small() {
         let inputs: Vec<Input> = (0..100)
-            .map(|i| Input {
-                ids: vec![0; (i * 37) % 200],
-                visible: 0,
-            })
+            .map(|i| Input::text(vec![0; (i * 37) % 200]))
             .collect();
         for threads in [1, 2, 64] {
             let packs = packs(&inputs, threads);

@@ -208,10 +208,7 @@ impl SentenceEncoder {
             .map(|text| {
                 let limit = self.transformer.longest;
                 let tokens = self.transformer.tokenizer.tokens(prompt, text, limit)?;
-                Ok(Input {
-                    visible: tokens.ids.len(),
-                    ids: tokens.ids,
-                })
+                Ok(Input::text(tokens.ids))
             })
             .collect()
     }

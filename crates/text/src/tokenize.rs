@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use keyfold_core::{EncodeError, ModelFolder};
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Tokenizer, TruncationParams, TruncationStrategy};
 
 use crate::error::{LoadError, invalid};
 use crate::weights::join;
@@ -164,6 +164,32 @@ impl TextTokenizer {
                 .and_then(|s| original_span(&origins, s, prompt.len(), text));
         }
         Ok(tokens)
+    }
+
+    /// Cuts pairs of texts to `limit` tokens from now on: of the longer text first,
+    /// as the cross-encoders' libraries do it.
+    pub(crate) fn limit_pairs(&mut self, limit: usize) -> Result<(), LoadError> {
+        let truncation = TruncationParams {
+            max_length: limit,
+            strategy: TruncationStrategy::LongestFirst,
+            ..TruncationParams::default()
+        };
+        let done = self.inner.with_truncation(Some(truncation));
+        done.map(|_| ())
+            .map_err(|e| invalid(&self.path, e.to_string()))
+    }
+
+    /// The ids of two texts that are read together, and where the second begins.
+    pub(crate) fn pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, usize), EncodeError> {
+        // Unlike encoders' libraries, those of cross-encoders leave blanks where they are.
+        let encoding = quietly(|| self.inner.encode_fast((first, second), true));
+        let encoding = encoding.map_err(|reason| EncodeError::Tokenizer {
+            model: self.model.clone(),
+            reason,
+        })?;
+        let types = encoding.get_type_ids();
+        let second = types.iter().position(|&t| t == 1).unwrap_or(types.len());
+        Ok((encoding.get_ids().to_vec(), second))
     }
 
     fn prepare<'a>(&self, prompt: &str, text: &'a str) -> Cow<'a, str> {

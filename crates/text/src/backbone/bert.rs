@@ -118,6 +118,9 @@ pub(crate) struct Bert {
     words: Embedding,
     /// Vectors by position, with that of token type 0 added.
     positions: Embedding,
+    /// What a token of the second of two texts has beyond that: the vector of type 1
+    /// less that of type 0; none where the model knows one type.
+    second: Option<Vec<f32>>,
     /// RoBERTa and MPNet: the id that does not count as a position; the
     /// positions begin one after it.
     padding: Option<u32>,
@@ -214,6 +217,7 @@ impl Bert {
         let words = Embedding::load(weights, "embeddings.word_embeddings.weight", hidden)?;
         let mut positions =
             Embedding::load(weights, "embeddings.position_embeddings.weight", hidden)?;
+        let mut second = None;
         if matches!(family, Family::Bert | Family::Roberta) {
             let types =
                 Embedding::load(weights, "embeddings.token_type_embeddings.weight", hidden)?;
@@ -221,6 +225,10 @@ impl Bert {
                 return Err(invalid(weights.path(), "its token type table has no rows"));
             }
             positions.add_to_all(types.row(0));
+            if types.rows() > 1 {
+                let pairs = types.row(1).iter().zip(types.row(0));
+                second = Some(pairs.map(|(one, zero)| one - zero).collect());
+            }
         }
         let padding = match family {
             Family::Bert | Family::DistilBert => None,
@@ -245,6 +253,7 @@ impl Bert {
         let bert = Self {
             words,
             positions,
+            second,
             padding,
             norm: LayerNorm::load(weights, "embeddings.LayerNorm", hidden, true, eps)?,
             layers: (0..config.num_hidden_layers)
@@ -308,7 +317,7 @@ impl Bert {
         for text in &batch.sequences {
             let ids = &batch.ids[text.start..text.start + text.len];
             let mut next = self.padding.map_or(0, |p| p as usize + 1);
-            for &id in ids {
+            for (row, &id) in ids.iter().enumerate() {
                 let position = match self.padding {
                     Some(padding) if padding == id => padding as usize,
                     _ => {
@@ -319,6 +328,12 @@ impl Bert {
                 let word = self.words.row(id as usize);
                 let position = self.positions.row(position);
                 x.extend(word.iter().zip(position).map(|(w, p)| w + p));
+                if row >= text.second
+                    && let Some(second) = &self.second
+                {
+                    let last = x.len() - second.len();
+                    kernels::add_assign(&mut x[last..], second);
+                }
             }
         }
         self.norm.apply(&mut x);

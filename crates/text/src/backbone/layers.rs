@@ -35,6 +35,16 @@ impl Linear {
         })
     }
 
+    /// Of a weight `[outputs, inputs]` and one bias for each output.
+    pub(crate) fn new(weight: Vec<f32>, bias: Option<Vec<f32>>, inputs: usize) -> Self {
+        Self {
+            outputs: weight.len() / inputs,
+            weight,
+            bias,
+            inputs,
+        }
+    }
+
     /// Several layers over the same input as one, outputs one after the other.
     /// All have a bias or none has.
     pub(crate) fn stack(layers: Vec<Self>) -> Self {

@@ -20,7 +20,7 @@ use bert::Bert;
 use modernbert::ModernBert;
 use t5::T5;
 
-pub(crate) use layers::{Activation, Linear};
+pub(crate) use layers::{Activation, LayerNorm, Linear};
 
 const CONFIG: &str = "config.json";
 const KNOWN: &str = "bert, distilbert, roberta, xlm-roberta, camembert, mpnet, modernbert, t5, mt5";
@@ -45,15 +45,19 @@ pub(crate) struct Sequence {
     /// How many of its first rows can be attended to. The rows after them
     /// (query expansion) look at those, but are not seen themselves.
     pub(crate) visible: usize,
+    /// Where the second of two texts begins among its rows; `len` if it is one.
+    pub(crate) second: usize,
 }
 
 impl Packed {
-    /// Adds a text.
-    pub(crate) fn push(&mut self, ids: &[u32], visible: usize) {
+    /// Adds a text, or two that are read together; from the token `second` on it is
+    /// the second.
+    pub(crate) fn push(&mut self, ids: &[u32], visible: usize, second: usize) {
         self.sequences.push(Sequence {
             start: self.ids.len(),
             len: ids.len(),
             visible,
+            second,
         });
         self.ids.extend_from_slice(ids);
     }

@@ -210,7 +210,11 @@ impl LateInteractionEncoder {
             }
         }
         Ok(Prepared {
-            input: Input { ids, visible },
+            input: Input {
+                second: ids.len(),
+                ids,
+                visible,
+            },
             spans,
             keep,
         })
