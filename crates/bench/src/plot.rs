@@ -1,4 +1,4 @@
-//! Bar charts as SVG.
+//! Charts as SVG.
 
 use plotters::prelude::*;
 
@@ -71,6 +71,61 @@ fn draw(
     Ok(())
 }
 
+/// A line with its name.
+pub(crate) type Line = (String, Vec<(f64, f64)>);
+
+/// Lines with a logarithmic horizontal axis; points at 0 and below are left out.
+pub(crate) fn lines(title: &str, x: &str, y: &str, lines: &[Line]) -> Result<String, BenchError> {
+    let mut svg = String::new();
+    draw_lines(&mut svg, title, x, y, lines).map_err(|e| BenchError::Plot(e.to_string()))?;
+    Ok(svg)
+}
+
+fn draw_lines(
+    svg: &mut String,
+    title: &str,
+    x: &str,
+    y: &str,
+    lines: &[Line],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::with_string(svg, (760, 460)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let shown = |line: &Line| -> Vec<(f64, f64)> {
+        let points = line.1.iter().copied();
+        points.filter(|(x, y)| *x > 0.0 && y.is_finite()).collect()
+    };
+    let all: Vec<(f64, f64)> = lines.iter().flat_map(shown).collect();
+    let least = all
+        .iter()
+        .map(|p| p.0)
+        .fold(f64::INFINITY, f64::min)
+        .min(1e9);
+    let most = all.iter().map(|p| p.0).fold(2.0 * least, f64::max);
+    let top = all.iter().map(|p| p.1).fold(1e-9, f64::max);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(52)
+        .build_cartesian_2d((least..most).log_scale(), 0.0..top * 1.03)?;
+    chart.configure_mesh().x_desc(x).y_desc(y).draw()?;
+    for (i, line) in lines.iter().enumerate() {
+        let color = Palette99::pick(i).to_rgba();
+        chart
+            .draw_series(LineSeries::new(shown(line), color.stroke_width(2)))?
+            .label(&*line.0)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE.mix(0.8))
+        .label_font(("sans-serif", 12))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}
+
 /// Three digits that matter.
 pub(crate) fn shown(value: f64) -> String {
     match value.abs() {
@@ -93,5 +148,21 @@ mod tests {
             assert!(svg.contains(part), "no {part}");
         }
         bars("empty", "x", &[], None).unwrap();
+    }
+
+    #[test]
+    fn lines_are_named_and_need_no_points() {
+        let data = [
+            (
+                "one way".to_owned(),
+                vec![(0.0, 0.1), (1.0, 0.2), (100.0, 0.9)],
+            ),
+            ("nothing".to_owned(), Vec::new()),
+        ];
+        let svg = lines("a title", "candidates", "recall", &data).unwrap();
+        for part in ["<svg", "a title", "one way", "candidates", "recall"] {
+            assert!(svg.contains(part), "no {part}");
+        }
+        lines("empty", "x", "y", &[]).unwrap();
     }
 }

@@ -109,6 +109,7 @@ fn main() {
     packed(&mut bench);
     assignment(&mut bench);
     scans(&mut bench);
+    fixed_dimensional(&mut bench);
     bench.criterion.final_summary();
 }
 
@@ -333,6 +334,54 @@ fn scans(bench: &mut Bench) {
             &format!("top {k} of 100000"),
             Bound::Numbers(scores.len()),
             || kernels::top_k(&scores, k),
+        );
+    }
+}
+
+/// SimHash, and product quantisation of encodings of 10240 coordinates.
+fn fixed_dimensional(bench: &mut Bench) {
+    let (planes, partitions) = (5, 20);
+    let products = random(40 * planes * partitions, 21);
+    let mut cells = vec![0; 40 * partitions];
+    bench.run(
+        "simhash 40 x 20 cells of 5 planes",
+        Bound::Numbers(products.len()),
+        || {
+            kernels::simhash_cells(&products, planes, partitions, &mut cells);
+        },
+    );
+    let (dim, docs) = (10_240, 64 * 64);
+    let vector = random(dim, 22);
+    for (bits, len) in [(4, 4), (8, 8)] {
+        let pq = kernels::ProductQuantizer::new(dim, len, bits, random(dim << bits, 23)).unwrap();
+        let name = format!("{}x{len}", 1 << bits);
+        let mut codes = vec![0; pq.groups()];
+        bench.run(&format!("pq encode {name}"), Bound::Numbers(dim), || {
+            pq.encode(&vector, &mut codes);
+        });
+        // A third of the cells, as queries of ten vectors have it.
+        let width = 16 / len as u32;
+        let used: Vec<u32> = (0..pq.groups() as u32)
+            .filter(|g| (g / width).is_multiple_of(3))
+            .collect();
+        let values = random(used.len() * len, 24);
+        bench.run(
+            &format!("pq tables {name}"),
+            Bound::Numbers(used.len() << bits),
+            || pq.query(&used, &values),
+        );
+        let query = pq.query(&used, &values);
+        let block: Vec<u8> = random(pq.block_bytes(), 25)
+            .iter()
+            .map(|x| (x * 128.0) as i32 as u8)
+            .collect();
+        let blocks = block.repeat(docs / 64);
+        let mut out = vec![0.0; docs];
+        let bytes = used.len() * docs * bits as usize / 8;
+        bench.run(
+            &format!("pq scan {name}, {docs} documents"),
+            Bound::Bytes(bytes),
+            || query.scan(&blocks, &mut out),
         );
     }
 }

@@ -17,6 +17,7 @@
 //! A filter is applied before the choice, so that it never empties the result.
 
 mod centroids;
+pub mod fde;
 mod rows;
 
 use std::time::{Duration, Instant};
