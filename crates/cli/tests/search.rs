@@ -456,3 +456,35 @@ fn pdf_files_are_found_by_page_and_damaged_ones_are_named() {
         .ok();
     assert!(shown.starts_with("nature.pdf page 2"), "{shown}");
 }
+
+#[test]
+fn a_higher_limit_lets_a_file_pass_that_failed_before() {
+    let notes = Notes::new();
+    // A row is a passage.
+    notes.write(
+        "zoo.csv",
+        "animal,place\nlion,north\ngiraffe,east\nseal,west\n",
+    );
+    // Of a file that has just changed nobody can tell whether it changes again.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(notes.file("zoo.csv"));
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    file.unwrap().set_modified(hour_ago).unwrap();
+    let index = |options: &[&str]| {
+        let report = notes.run(&[&["index", ".", "--json"], options].concat());
+        report.json()
+    };
+    let report = index(&["--max-passages-per-file", "2"]);
+    assert_eq!(report["failed"], 1, "{report}");
+    // It is remembered as it is, until a limit is given.
+    let report = index(&[]);
+    assert_eq!((&report["failed"], &report["read"]), (&0.into(), &0.into()));
+    assert_eq!(notes.find("giraffe", &["--mode", "lexical"]), [""; 0]);
+    let report = index(&["--max-passages-per-file", "100"]);
+    assert_eq!((&report["failed"], &report["read"]), (&0.into(), &1.into()));
+    assert_eq!(
+        notes.find("giraffe", &["--mode", "lexical", "-k", "1"]),
+        ["zoo.csv"]
+    );
+}

@@ -31,8 +31,8 @@ const SAMPLE: usize = 64;
 #[command(after_help = "\
 The store remembers PATHs, --glob, --type, --hidden, --no-ignore, --max-file-size and
 --passage-tokens; later runs and searches use them again. Any of the options about files
-replaces all of those that the store remembers. A file that was not read is read again when it
-changes, or with --rebuild.
+replaces all of those that the store remembers. A file that was not read is tried again when it
+changes, when a limit is given, or with --retry.
 
 Examples:
   keyfold index ~/notes
@@ -92,6 +92,9 @@ pub(crate) struct IndexArgs {
     /// Size of a passage, in tokens [default: 180]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(16..=4096))]
     passage_tokens: Option<u16>,
+    /// Try again to read the files that could not be read
+    #[arg(long)]
+    retry: bool,
     /// Make the store anew, whatever is there
     #[arg(long)]
     rebuild: bool,
@@ -182,6 +185,12 @@ fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
     });
     options.memory = usize::try_from(args.memory.as_u64()).unwrap_or(usize::MAX);
     options.rebuild = args.rebuild;
+    options.retry = args.retry
+        || args.max_file_size.is_some()
+        || args.max_unpacked_size.is_some()
+        || args.max_passages_per_file.is_some()
+        || args.pdf_timeout.is_some()
+        || args.pdf_max_memory.is_some();
     let read = &mut options.read;
     let bytes = |size: Option<ByteSize>, default| size.map_or(default, |size| size.as_u64());
     read.max_file_size = bytes(args.max_file_size, read.max_file_size);

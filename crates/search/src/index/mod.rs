@@ -44,6 +44,9 @@ pub struct IndexOptions {
     pub seed: u64,
     /// Threads that encode; reading has one of its own.
     pub threads: usize,
+    /// Read those files again that could not be read, though they are as they
+    /// were: with other limits they may pass.
+    pub retry: bool,
     /// Make the store anew, whatever is there.
     pub rebuild: bool,
 }
@@ -59,6 +62,7 @@ impl Default for IndexOptions {
             commit_every: Duration::from_secs(30),
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            retry: false,
             rebuild: false,
         }
     }
@@ -90,7 +94,7 @@ pub struct IndexSummary {
 /// Files of the store that lie below a root and are gone are removed. A root that
 /// cannot be read is an error, and a folder within that cannot be read keeps
 /// what the store has of it. Files that give no passages are remembered with the
-/// reason and not read again before they change.
+/// reason and not read again before they change, unless [`IndexOptions::retry`] says so.
 ///
 /// When `progress` asks to stop, what is done is committed and given out as usual.
 pub fn update(
@@ -116,7 +120,7 @@ pub fn update(
         return Ok(summary);
     }
     if !options.rebuild && stored.remembers(&roots, &settings) {
-        let plan = Plan::new(&found, &roots, stored.files());
+        let plan = Plan::new(&found, &roots, stored.files(), options.retry);
         if plan.is_empty() {
             plan.report_closed(&mut summary.files, progress);
             summary.unchanged = plan.unchanged;
@@ -127,7 +131,7 @@ pub fn update(
 
     let mut writer = Writer::open(&store, encoder.identity(), &options.writer(&stored))?;
     // Another process may have written since the store was read.
-    let mut plan = Plan::new(&found, &roots, writer.files());
+    let mut plan = Plan::new(&found, &roots, writer.files(), options.retry);
     if writer.codebook().is_none() {
         plan.shuffle(options.seed);
     }

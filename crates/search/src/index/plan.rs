@@ -339,12 +339,20 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(found: &Found, roots: &Roots, known: &HashMap<String, KnownFile>) -> Self {
+    /// With `retry`, what the store knows and could not read is read again.
+    pub(super) fn new(
+        found: &Found,
+        roots: &Roots,
+        known: &HashMap<String, KnownFile>,
+        retry: bool,
+    ) -> Self {
         let mut plan = Self::default();
         let mut seen = HashSet::new();
         for (key, entry) in &found.files {
             seen.insert(key.as_str());
             let before = known.get(key).filter(|k| k.size == entry.size);
+            // Only what was read has a hash.
+            let before = before.filter(|k| !retry || k.hash.is_some());
             if before.is_some_and(|k| k.modified == nanoseconds(entry.modified)) {
                 plan.unchanged += 1;
                 continue;
@@ -447,7 +455,7 @@ mod tests {
             paths: vec![base.to_owned()],
             all: vec![".".to_owned()],
         };
-        let plan = Plan::new(&found, &roots, &store);
+        let plan = Plan::new(&found, &roots, &store, false);
         let tasks: Vec<&str> = plan.tasks.iter().map(|t| &*t.key).collect();
         assert_eq!(tasks, ["new"]);
         assert_eq!(plan.remove, ["closedness", "gone"]);
@@ -455,5 +463,11 @@ mod tests {
         // There is no such file, which stands for one that cannot be opened.
         assert_eq!(plan.closed.len(), 1);
         assert!(plan.closed[0].0.ends_with("changed but locked"));
+
+        // What has no hash was not read, and is tried again when asked to.
+        std::fs::write(base.join("same"), "x").unwrap();
+        let plan = Plan::new(&found, &roots, &store, true);
+        let tasks: Vec<&str> = plan.tasks.iter().map(|t| &*t.key).collect();
+        assert_eq!(tasks, ["same", "new"]);
     }
 }
