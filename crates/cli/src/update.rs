@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::Context;
-use keyfold_core::Encoder;
+use keyfold_core::{Encoder, Progress};
 use keyfold_data::{FilterError, PathFilter, ReadOptions};
+use keyfold_search::SearchError;
+use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::index::IndexOptions;
-use keyfold_search::store::Snapshot;
+use keyfold_search::store::{self, Snapshot, WriterOptions};
 
 use crate::args::Globals;
 use crate::failure::wrong_use;
@@ -53,6 +55,29 @@ pub(crate) fn options(globals: &Globals) -> IndexOptions {
         options.threads = threads.into();
     }
     options
+}
+
+/// Encodes the passages that have no encoding yet, where the store has encodings
+/// or `wanted` asks for them.
+pub(crate) fn encode(
+    store: &Path,
+    encoder: &dyn Encoder,
+    wanted: Option<&FdeOptions>,
+    options: &IndexOptions,
+    progress: &dyn Progress,
+) -> Result<bool, SearchError> {
+    let writing = writer_options(options);
+    store::update_encodings(store, encoder.identity(), wanted, &writing, progress)
+}
+
+/// How a store is written when nothing is read.
+pub(crate) fn writer_options(options: &IndexOptions) -> WriterOptions {
+    WriterOptions {
+        memory: options.memory,
+        seed: options.seed,
+        threads: options.threads,
+        ..WriterOptions::default()
+    }
 }
 
 /// Globs and file types that mean nothing are wrong use, before anything is done.

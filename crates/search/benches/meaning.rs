@@ -3,7 +3,8 @@
 //!
 //! `cargo bench -p keyfold-search --bench meaning -- STORE [PASSAGES] [DIM] [BITS]`
 //! makes the store in the folder STORE if it is not there, then measures it.
-//! Without STORE it does nothing.
+//! Without STORE it does nothing. GRID names other probes, estimates and exact
+//! scores (`16,4096,128 8,2048,128`), FDE other encodings (`reps=10,proj=8`).
 //!
 //! The vectors imitate those of late-interaction models: word types with Zipf
 //! frequencies and related types near each other; an occurrence of a type is its
@@ -16,11 +17,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use keyfold_core::{EncoderIdentity, Vectors};
+use keyfold_core::{EncoderIdentity, NoProgress, Vectors};
 use keyfold_data::Passage;
-use keyfold_search::candidates::{CandidateOptions, MeaningTimings, nearest};
+use keyfold_search::candidates::fde::FdeOptions;
+use keyfold_search::candidates::{CandidateOptions, MeaningTimings, Method, nearest};
 use keyfold_search::codebook::Bits;
-use keyfold_search::store::{FileRecord, FileState, Rows, Snapshot, Writer, WriterOptions};
+use keyfold_search::store::{
+    FileRecord, FileState, Rows, Snapshot, Writer, WriterOptions, update_encodings,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -301,6 +305,55 @@ fn main() {
                 ..CandidateOptions::default()
             };
             measure(&snapshot, &queries, &truth, &options);
+        }
+    }
+    other_methods(store, snapshot, &language, &queries, &truth);
+}
+
+/// The same by other ways to find candidates; makes encodings if there are none.
+fn other_methods(
+    store: &Path,
+    snapshot: Snapshot,
+    language: &Language,
+    queries: &[Vectors],
+    truth: &[Vec<u64>],
+) {
+    let identity = snapshot.encoder().clone();
+    drop(snapshot);
+    let wanted: Option<FdeOptions> = std::env::var("FDE").ok().map(|s| s.parse().unwrap());
+    let options = WriterOptions {
+        threads: 2,
+        memory: 1 << 30,
+        ..WriterOptions::default()
+    };
+    let start = Instant::now();
+    let wanted = wanted.unwrap_or_default();
+    if update_encodings(store, &identity, Some(&wanted), &options, &NoProgress).unwrap() {
+        println!(
+            "encoded with {wanted} in {:.1} s, {} bytes each",
+            start.elapsed().as_secs_f64(),
+            wanted.bytes(language.dim)
+        );
+    }
+    let snapshot = Snapshot::open(store).unwrap();
+    for (method, encoded) in [
+        (Method::Fde, 128),
+        (Method::Fde, 256),
+        (Method::Fde, 512),
+        (Method::Fde, 1024),
+        (Method::Fde, 2048),
+        (Method::Plaid, 0),
+        (Method::Warp, 0),
+    ] {
+        for threads in [1, 2] {
+            let options = CandidateOptions {
+                method,
+                encoded,
+                threads,
+                ..CandidateOptions::default()
+            };
+            print!("{method:?} {encoded}: ");
+            measure(&snapshot, queries, truth, &options);
         }
     }
 }

@@ -329,8 +329,8 @@ impl<'a> LookedFor<'a> {
         rankings.timings.lexical = candidates::lap(&mut clock);
         if let Some((_, query)) = &self.meaning {
             let nearest = |rows: &Vectors| {
-                let candidates = &options.candidates;
-                candidates::nearest(snapshot.segments(), rows, depth, allowed, candidates)
+                let candidates = options.candidates.tuned(snapshot.tuned());
+                candidates::nearest(snapshot.segments(), rows, depth, allowed, &candidates)
             };
             (rankings.meaning, rankings.timings.meaning) = nearest(&query.rows)?;
             if let Feedback::Vector(how) = &options.feedback {

@@ -167,6 +167,23 @@ pub enum SearchError {
         /// The model of the store.
         stored: String,
     },
+    /// A search by encodings of fixed length in a store without them.
+    #[error(
+        "the passages of {segment} have no encodings of fixed length: make them with \
+         'keyfold index PATH --fde', or search with --candidates auto"
+    )]
+    NoEncodings {
+        /// The file of the passages.
+        segment: PathBuf,
+    },
+    /// Encodings of fixed length could not be made.
+    #[error("the encodings of {store} failed: {source}")]
+    Encodings {
+        /// The folder of the store.
+        store: PathBuf,
+        /// What the encoding said.
+        source: crate::candidates::fde::CoderError,
+    },
     /// The vectors could not be coded.
     #[error("the codebook of {store} failed: {source}")]
     Codebook {

@@ -99,11 +99,20 @@ pub(crate) fn exact(
 
 /// The rows of a passage as they are read back from their codes, `[rows, dim]`.
 pub(crate) fn decoded(segment: &Segment, local: u32) -> Result<Vec<f32>, SearchError> {
-    let rows = segment.rows(local)?;
-    let mut out = Vec::with_capacity(rows.len() * segment.codebook().dim());
-    let codes = segment.codes(rows.clone())?;
-    segment
-        .codebook()
-        .decode(codes, segment.packed(rows)?, &mut out);
+    let mut out = Vec::new();
+    decode_into(segment, local, &mut out)?;
     Ok(out)
+}
+
+/// Appends [`decoded`] rows to `out`; how many they are.
+pub(crate) fn decode_into(
+    segment: &Segment,
+    local: u32,
+    out: &mut Vec<f32>,
+) -> Result<usize, SearchError> {
+    let rows = segment.rows(local)?;
+    let codes = segment.codes(rows.clone())?;
+    let packed = segment.packed(rows.clone())?;
+    segment.codebook().decode(codes, packed, out);
+    Ok(rows.len())
 }

@@ -9,13 +9,14 @@ use clap::builder::PossibleValuesParser;
 use indicatif::{HumanBytes, HumanDuration};
 use keyfold_core::{Encoder, Role};
 use keyfold_data::{ChunkOptions, WalkOptions};
+use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::codebook::{Bits, QuantizationLoss};
 use keyfold_search::index::{self, IndexOptions, IndexSummary};
-use keyfold_search::store::{FileState, Segment, Snapshot};
+use keyfold_search::store::{FileState, Segment, Snapshot, remove_encodings};
 use serde::Serialize;
 
 use crate::args::Globals;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, wrong_use};
 use crate::output::terminal::{PATH, printable};
 use crate::place;
 use crate::progress::{StderrProgress, with_separators};
@@ -92,6 +93,15 @@ pub(crate) struct IndexArgs {
     /// Size of a passage, in tokens [default: 180]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(16..=4096))]
     passage_tokens: Option<u16>,
+    /// Also give each passage an encoding of fixed length (MUVERA), for --candidates fde
+    ///
+    /// SPEC changes the encoding, as in --fde=reps=20,simhash=5,proj=16,pq=16x4; it may
+    /// also name seed, sketch (dense, count, identity), fill (on, off), center (auto, on,
+    /// off), final (none or a number) and pq=256x8. --fde=none removes the encodings.
+    /// Without SPEC, those of the store are kept. Later runs keep them up to date.
+    #[arg(long, value_name = "SPEC", num_args = 0..=1, require_equals = true,
+          default_missing_value = "")]
+    fde: Option<String>,
     /// Try again to read the files that could not be read
     #[arg(long)]
     retry: bool,
@@ -127,6 +137,9 @@ struct Report {
     /// Bytes of the vectors by the number of tokens.
     bytes_per_token: Option<f64>,
     loss: Option<QuantizationLoss>,
+    /// How passages are encoded, if they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fde: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_read: Option<Vec<NotRead>>,
 }
@@ -146,15 +159,24 @@ pub(crate) fn run(args: &IndexArgs, globals: &Globals) -> anyhow::Result<Outcome
     }
     let store = place::locate(&args.paths[0], args.store.as_deref())?.store;
     update::path_filter(&roots[0], &args.glob, &args.types)?;
+    let wanted = match args.fde.as_deref() {
+        None | Some("" | "none") => None,
+        Some(spec) => Some(spec.parse::<FdeOptions>().map_err(wrong_use)?),
+    };
     let encoder = update::encoder(&store, args.model.as_deref(), globals)?;
+    if let Some(wanted) = &wanted {
+        let dim = encoder.identity().dim;
+        wanted
+            .config
+            .check(dim)
+            .map_err(|e| wrong_use(e.to_string()))?;
+    }
     let progress = StderrProgress::new(globals.quiet, NOTES);
-    let summary = index::update(
-        &store,
-        &roots,
-        &*encoder,
-        &options(args, globals),
-        &progress,
-    )?;
+    let indexing = options(args, globals);
+    let summary = index::update(&store, &roots, &*encoder, &indexing, &progress)?;
+    if !summary.cancelled {
+        encode(args, &store, &*encoder, wanted, &indexing, &progress)?;
+    }
     if progress.hidden_notes() > 0 {
         progress.say(&format!(
             "{} more files were not read; --list-skipped names them all",
@@ -174,6 +196,28 @@ pub(crate) fn run(args: &IndexArgs, globals: &Globals) -> anyhow::Result<Outcome
         return Ok(Outcome::Interrupted);
     }
     Ok(Outcome::Done)
+}
+
+/// Encodes passages as --fde says.
+fn encode(
+    args: &IndexArgs,
+    store: &Path,
+    encoder: &dyn Encoder,
+    wanted: Option<FdeOptions>,
+    options: &IndexOptions,
+    progress: &StderrProgress,
+) -> anyhow::Result<()> {
+    if args.fde.as_deref() == Some("none") {
+        remove_encodings(store, encoder.identity(), &update::writer_options(options))?;
+        return Ok(());
+    }
+    let has_some = || Snapshot::open(store).is_ok_and(|s| s.encoded_with().is_some());
+    let wanted = match args.fde.as_deref() {
+        Some("") if !has_some() => Some(FdeOptions::default()),
+        _ => wanted,
+    };
+    update::encode(store, encoder, wanted.as_ref(), options, progress)?;
+    Ok(())
 }
 
 fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
@@ -260,6 +304,7 @@ fn report(
         } else {
             None
         },
+        fde: snapshot.encoded_with().map(ToString::to_string),
         not_read,
     })
 }
@@ -366,6 +411,9 @@ fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
         )?;
     }
     writeln!(out)?;
+    if let Some(fde) = &report.fde {
+        writeln!(out, "passages are encoded with {fde}")?;
+    }
     if let Some(loss) = &report.loss {
         writeln!(
             out,

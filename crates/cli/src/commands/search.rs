@@ -8,6 +8,8 @@ use clap::ValueEnum;
 use keyfold_core::Encoder;
 use keyfold_data::WalkOptions;
 use keyfold_search::SearchError;
+use keyfold_search::candidates::Method;
+use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::engine::{self, Mode, SearchOptions};
 use keyfold_search::filter::Filters;
 use keyfold_search::index;
@@ -70,8 +72,11 @@ pub(crate) struct SearchArgs {
     /// Search the store as it is, without reading what changed
     #[arg(long)]
     no_update: bool,
-    /// Compare the query with every passage, to check the fast way
-    #[arg(long)]
+    /// How passages are found whose vectors are then compared with the query
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    candidates: CandidatesArg,
+    /// Compare the query with every passage; short for --candidates exhaustive
+    #[arg(long, conflicts_with = "candidates")]
     exhaustive: bool,
     /// Where the store is [default: .keyfold in PATH or above it]
     #[arg(long, value_name = "DIR")]
@@ -96,6 +101,23 @@ enum ModeArg {
     Meaning,
     /// Both, fused by rank
     Both,
+}
+
+/// How passages are found by meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CandidatesArg {
+    /// As 'keyfold tune' found best, else centroids
+    Auto,
+    /// By encodings of fixed length (MUVERA), which are made if the store has none
+    Fde,
+    /// By centroids of rows near the query, then by one row for each of the query
+    Centroids,
+    /// By the centroids of all rows (PLAID)
+    Plaid,
+    /// By rows of probed centroids alone (WARP)
+    Warp,
+    /// Every passage
+    Exhaustive,
 }
 
 /// The document that `--json` prints.
@@ -148,7 +170,15 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
         explain: args.explain,
         ..SearchOptions::default()
     };
-    options.candidates.exhaustive = args.exhaustive;
+    options.candidates.method = match args.candidates {
+        _ if args.exhaustive => Method::Exhaustive,
+        CandidatesArg::Auto => Method::Auto,
+        CandidatesArg::Fde => Method::Fde,
+        CandidatesArg::Centroids => Method::Centroids,
+        CandidatesArg::Plaid => Method::Plaid,
+        CandidatesArg::Warp => Method::Warp,
+        CandidatesArg::Exhaustive => Method::Exhaustive,
+    };
     if let Some(threads) = globals.threads {
         options.candidates.threads = threads.into();
     }
@@ -188,7 +218,15 @@ fn bring_up_to_date(
     }
     let path = std::slice::from_ref(&place.path);
     let roots = if whole_store(args) { &[] } else { path };
-    let summary = match index::update(&place.store, roots, encoder, &options, &progress) {
+    let updated = index::update(&place.store, roots, encoder, &options, &progress);
+    let encoded = updated.and_then(|summary| {
+        if !summary.cancelled {
+            let wanted = wanted_encodings(args, &place.store);
+            update::encode(&place.store, encoder, wanted.as_ref(), &options, &progress)?;
+        }
+        Ok(summary)
+    });
+    let summary = match encoded {
         Ok(summary) => summary,
         // What cannot be written can still be searched, if it is there.
         Err(e @ (SearchError::Busy { .. } | SearchError::Write { .. }))
@@ -213,6 +251,15 @@ fn bring_up_to_date(
         ));
     }
     Ok(summary.cancelled)
+}
+
+/// The encodings that the search needs and the store has not.
+fn wanted_encodings(args: &SearchArgs, store: &Path) -> Option<FdeOptions> {
+    if args.candidates != CandidatesArg::Fde || args.mode == ModeArg::Lexical {
+        return None;
+    }
+    let snapshot = Snapshot::open(store).ok()?;
+    snapshot.encoded_with().is_none().then(FdeOptions::default)
 }
 
 /// The filters that the user set; none if no file of the store passes them.

@@ -34,9 +34,13 @@ pub(super) struct Probes {
     pub(super) scores: Vec<f32>,
     /// The same in a few bits.
     pub(super) coarse: CoarseScores,
+    /// The lengths of the query rows.
+    pub(super) lengths: Vec<f32>,
     /// For every query row that is probed the centroids it names and what a
     /// passage gains by having them, best first.
     named: Vec<Vec<(u16, f32)>>,
+    /// The places of these query rows.
+    rows: Vec<usize>,
     /// What a passage scores that has none of these.
     base: f32,
 }
@@ -71,11 +75,13 @@ impl Probes {
         let probed: Vec<bool> = lengths.iter().map(|&x| is_probed(x)).collect();
         let best = best_of_columns(&scores, &probed, options.probes.max(1));
         let mut named = Vec::with_capacity(best.len());
+        let mut of_rows = Vec::with_capacity(best.len());
         let mut base = 0.0;
-        for (list, &length) in best.into_iter().zip(&lengths) {
+        for (row, (list, &length)) in best.into_iter().zip(&lengths).enumerate() {
             let Some(&(least, _)) = list.last() else {
                 continue;
             };
+            of_rows.push(row);
             base += least;
             let gain = |score| score - least + NAMED * length;
             named.push(
@@ -87,9 +93,25 @@ impl Probes {
         Self {
             coarse: CoarseScores::new(&scores, &lengths),
             scores,
+            lengths,
             named,
+            rows: of_rows,
             base,
         }
+    }
+
+    /// The centroids that each probed query row names, best first, with its place.
+    pub(super) fn named_by_row(&self) -> impl Iterator<Item = (usize, Vec<u16>)> + '_ {
+        let codes = |named: &Vec<(u16, f32)>| named.iter().map(|n| n.0).collect();
+        self.rows.iter().copied().zip(self.named.iter().map(codes))
+    }
+
+    /// All named centroids, each once.
+    pub(super) fn codes(&self) -> Vec<u16> {
+        let mut codes: Vec<u16> = self.named.iter().flatten().map(|n| n.0).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        codes
     }
 }
 
@@ -149,7 +171,7 @@ pub(super) fn probe(
                     Some(allowed) => allowed.in_segment(number, local),
                     None => segment.is_live(local),
                 };
-                if score > best.enough && selectable() {
+                if best.wants(score) && selectable() {
                     best.push(Candidate {
                         score,
                         segment: number as u32,
@@ -167,7 +189,7 @@ pub(super) fn probe(
 }
 
 /// The best of many candidates that come in the order of the store.
-struct Best {
+pub(super) struct Best {
     keep: usize,
     found: Vec<Candidate>,
     /// What a score must exceed.
@@ -175,7 +197,7 @@ struct Best {
 }
 
 impl Best {
-    fn new(keep: usize) -> Self {
+    pub(super) fn new(keep: usize) -> Self {
         Self {
             keep,
             found: Vec::new(),
@@ -183,7 +205,12 @@ impl Best {
         }
     }
 
-    fn push(&mut self, candidate: Candidate) {
+    /// Whether a score may enter.
+    pub(super) fn wants(&self, score: f32) -> bool {
+        score > self.enough
+    }
+
+    pub(super) fn push(&mut self, candidate: Candidate) {
         self.found.push(candidate);
         if self.found.len() >= 2 * self.keep {
             super::keep_best(&mut self.found, self.keep);
@@ -192,7 +219,7 @@ impl Best {
         }
     }
 
-    fn finish(mut self) -> Vec<Candidate> {
+    pub(super) fn finish(mut self) -> Vec<Candidate> {
         super::keep_best(&mut self.found, self.keep);
         self.found
     }

@@ -18,7 +18,9 @@
 
 mod centroids;
 pub mod fde;
+mod plaid;
 mod rows;
+mod warp;
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,67 @@ use crate::fuse::{self, Ranked};
 use crate::score::{self, Query};
 use crate::store::Segment;
 
+/// By what passages are found whose vectors are then compared.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// As the store was tuned (see [`Tuned`]); else by centroids.
+    #[default]
+    Auto,
+    /// By encodings of fixed length (MUVERA, see [`fde`]), which the store must have.
+    Fde,
+    /// By the centroids of rows near the query's, then by one row for each of the
+    /// query's.
+    Centroids,
+    /// By the centroids of all rows (PLAID).
+    Plaid,
+    /// By the rows of probed centroids alone (WARP).
+    Warp,
+    /// Not at all: every passage is scored.
+    Exhaustive,
+}
+
+impl std::str::FromStr for Method {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "fde" => Ok(Self::Fde),
+            "centroids" => Ok(Self::Centroids),
+            "plaid" => Ok(Self::Plaid),
+            "warp" => Ok(Self::Warp),
+            "exhaustive" => Ok(Self::Exhaustive),
+            _ => Err(format!(
+                "'{s}' finds no candidates: choose auto, fde, centroids, plaid, warp or exhaustive"
+            )),
+        }
+    }
+}
+
+/// What was found to search a store fast enough and well enough; the store keeps it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Tuned {
+    /// By what.
+    pub method: Method,
+    /// See [`CandidateOptions::probes`].
+    pub probes: usize,
+    /// See [`CandidateOptions::estimated`].
+    pub estimated: usize,
+    /// See [`CandidateOptions::encoded`].
+    pub encoded: usize,
+    /// See [`CandidateOptions::exact`].
+    pub exact: usize,
+    /// Share of the ten best by MaxSim that was found, in the mean of the queries.
+    pub recall: f64,
+    /// Time of a query, in the median, milliseconds.
+    pub milliseconds: f64,
+    /// Passages of the store at that time.
+    pub passages: u64,
+}
+
 /// How thoroughly to look.
 ///
 /// The default finds 98.6 % of the true best ten among 100,000 passages of 145
@@ -39,6 +102,8 @@ use crate::store::Segment;
 /// more `probes` or `exact` gain nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CandidateOptions {
+    /// By what.
+    pub method: Method,
     /// How many centroids every query row names.
     pub probes: usize,
     /// Query rows shorter than this share of the longest name none; they still
@@ -47,10 +112,13 @@ pub struct CandidateOptions {
     /// How many passages are estimated, at least; four times as many as are
     /// scored exactly if that is more.
     pub estimated: usize,
+    /// How many passages encodings of fixed length find, at least; as many as are
+    /// scored exactly if that is more. More than these are estimated first.
+    pub encoded: usize,
     /// How many passages are scored exactly, at least; twice the number of
     /// wanted passages if that is more.
     pub exact: usize,
-    /// Score every passage exactly instead.
+    /// Score every passage exactly, whatever the method.
     pub exhaustive: bool,
     /// At most this many threads of the current rayon pool work on a query; 1
     /// works on the calling thread.
@@ -60,12 +128,31 @@ pub struct CandidateOptions {
 impl Default for CandidateOptions {
     fn default() -> Self {
         Self {
+            method: Method::Auto,
             probes: 16,
             shortest: 0.1,
             estimated: 3072,
+            encoded: 512,
             exact: 128,
             exhaustive: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+impl CandidateOptions {
+    /// What was found best for the store, where the method is left to it.
+    pub(crate) fn tuned(&self, tuned: Option<&Tuned>) -> Self {
+        match tuned {
+            Some(t) if self.method == Method::Auto => Self {
+                method: t.method,
+                probes: t.probes,
+                estimated: t.estimated,
+                encoded: t.encoded,
+                exact: t.exact,
+                ..*self
+            },
+            _ => *self,
         }
     }
 }
@@ -105,42 +192,133 @@ pub fn nearest(
     if query.is_empty() || k == 0 || segments.is_empty() {
         return Ok((Vec::new(), timings));
     }
-    let query = Query::new(segments, query);
     let exact = options.exact.max(k.saturating_mul(2));
     let selectable: usize = match allowed {
         Some(allowed) => allowed.count(),
         None => segments.iter().map(Segment::live_passages).sum(),
     };
-    let estimated = options.estimated.max(exact.saturating_mul(4));
+    let rows = query;
+    let query = Query::new(segments, rows);
     let mut clock = Instant::now();
-    let mut candidates;
-    if options.exhaustive || selectable <= exact {
-        candidates = every(segments, allowed);
-    } else {
-        let probes = centroids::probes(&query, options);
-        timings.centroids = lap(&mut clock);
-        candidates = if selectable <= estimated {
-            every(segments, allowed)
-        } else {
-            centroids::probe(
-                segments,
-                &query,
-                &probes,
-                allowed,
-                estimated,
-                options.threads,
-            )?
-        };
-        timings.probing = lap(&mut clock);
-        rows::estimate(segments, &query, &probes, &mut candidates, options.threads)?;
-        keep_best(&mut candidates, exact);
-        sort_by_place(&mut candidates);
-        timings.estimating = lap(&mut clock);
-    }
+    let method = match options.method {
+        _ if options.exhaustive || selectable <= exact => Method::Exhaustive,
+        method => method,
+    };
+    let search = Search {
+        segments,
+        query: &query,
+        allowed,
+        options,
+        exact,
+        selectable,
+    };
+    let mut candidates = match method {
+        Method::Exhaustive => every(segments, allowed),
+        Method::Auto | Method::Centroids => search.by_centroids(&mut clock, &mut timings)?,
+        Method::Fde => search.by_encodings(rows, &mut clock, &mut timings)?,
+        Method::Plaid => {
+            let options = CandidateOptions {
+                probes: plaid::probes(k),
+                shortest: 0.0,
+                ..*options
+            };
+            let probes = centroids::probes(&query, &options);
+            timings.centroids = lap(&mut clock);
+            let threads = options.threads;
+            let found = plaid::candidates(segments, &query, &probes, k, allowed, threads)?;
+            timings.probing = lap(&mut clock);
+            found
+        }
+        Method::Warp => {
+            let options = CandidateOptions {
+                probes: warp::BOUND,
+                shortest: 0.0,
+                ..*options
+            };
+            let probes = centroids::probes(&query, &options);
+            timings.centroids = lap(&mut clock);
+            let threads = options.threads;
+            let found = warp::candidates(segments, &query, &probes, exact, allowed, threads)?;
+            timings.probing = lap(&mut clock);
+            found
+        }
+    };
     score::exact(segments, &query, &mut candidates, options.threads)?;
     let ranked = rank(segments, candidates, k)?;
     timings.exact = lap(&mut clock);
     Ok((ranked, timings))
+}
+
+/// What is searched for, where, and how.
+struct Search<'a> {
+    segments: &'a [Segment],
+    query: &'a Query,
+    allowed: Option<&'a Allowed>,
+    options: &'a CandidateOptions,
+    /// How many passages will be scored exactly.
+    exact: usize,
+    /// How many may be found.
+    selectable: usize,
+}
+
+impl Search<'_> {
+    fn by_centroids(
+        &self,
+        clock: &mut Instant,
+        timings: &mut MeaningTimings,
+    ) -> Result<Vec<Candidate>, SearchError> {
+        let probes = centroids::probes(self.query, self.options);
+        timings.centroids = lap(clock);
+        let estimated = self.options.estimated.max(self.exact.saturating_mul(4));
+        let candidates = if self.selectable <= estimated {
+            every(self.segments, self.allowed)
+        } else {
+            centroids::probe(
+                self.segments,
+                self.query,
+                &probes,
+                self.allowed,
+                estimated,
+                self.options.threads,
+            )?
+        };
+        timings.probing = lap(clock);
+        self.estimate(candidates, &probes, clock, timings)
+    }
+
+    fn by_encodings(
+        &self,
+        rows: &Vectors,
+        clock: &mut Instant,
+        timings: &mut MeaningTimings,
+    ) -> Result<Vec<Candidate>, SearchError> {
+        let encoded = self.options.encoded.max(self.exact);
+        let threads = self.options.threads;
+        let found = fde::scan(self.segments, rows, self.allowed, encoded, threads)?;
+        timings.probing = lap(clock);
+        if found.len() <= self.exact {
+            return Ok(found);
+        }
+        let probes = centroids::probes(self.query, self.options);
+        timings.centroids = lap(clock);
+        self.estimate(found, &probes, clock, timings)
+    }
+
+    /// The best of the candidates by estimates.
+    fn estimate(
+        &self,
+        mut candidates: Vec<Candidate>,
+        probes: &[centroids::Probes],
+        clock: &mut Instant,
+        timings: &mut MeaningTimings,
+    ) -> Result<Vec<Candidate>, SearchError> {
+        let threads = self.options.threads;
+        rows::estimate(self.segments, self.query, probes, &mut candidates, threads)?;
+        keep_best(&mut candidates, self.exact);
+        sort_by_place(&mut candidates);
+        timings.estimating = lap(clock);
+        Ok(candidates)
+    }
 }
 
 /// The time since `clock`, which is set to now.

@@ -156,6 +156,8 @@ pub fn update(
     writer.commit()?;
     if !progress.cancelled() {
         writer.merge(progress)?;
+        // Of a store that has encodings, what is new gets them too.
+        writer.encode(None, progress)?;
     }
     summary.cancelled = progress.cancelled();
     summary.time = begun.elapsed();

@@ -7,11 +7,14 @@ use tantivy::index::SegmentComponent;
 use tantivy::{Index, SegmentReader};
 
 use super::directory::{StoreDirectory, open_folder};
+use super::encodings::Opener;
 use super::lexical::Fields;
-use super::manifest::{Manifest, SegmentEntry, codebook_file};
+use super::manifest::{
+    EncodingsEntry, Manifest, SegmentEntry, codebook_file, coder_file, codes_file,
+};
 use super::segment::{SegmentFile, open_sealed};
 use super::snapshot::{open_codebook, open_index};
-use super::{CODEBOOKS, LEXICAL, MANIFEST, SEGMENTS};
+use super::{CODEBOOKS, ENCODINGS, LEXICAL, MANIFEST, SEGMENTS};
 use crate::error::SearchError;
 
 /// What [`check`] found.
@@ -162,6 +165,9 @@ impl Run<'_> {
             let path = store.join(CODEBOOKS).join(codebook_file(entry.number));
             self.file(&path, || open_codebook(store, entry))?;
         }
+        if let Some(entry) = &manifest.encodings {
+            self.encodings(store, manifest, entry)?;
+        }
         let mut all = Some(Ids::default());
         for entry in &manifest.segments {
             if self.cancelled() {
@@ -178,6 +184,35 @@ impl Run<'_> {
             all = all.and(done).map(|()| ids);
         }
         Ok(all)
+    }
+
+    /// Checks the encodings of the passages.
+    fn encodings(
+        &mut self,
+        store: &Path,
+        manifest: &Manifest,
+        entry: &EncodingsEntry,
+    ) -> Result<(), SearchError> {
+        let folder = store.join(ENCODINGS);
+        let path = folder.join(coder_file(entry.number));
+        let Some(opener) = self.file(&path, || Opener::new(store, manifest))? else {
+            return Ok(());
+        };
+        for segment in &manifest.segments {
+            if self.cancelled() {
+                return Ok(());
+            }
+            if entry.segments.iter().any(|s| s.0 == segment.number) {
+                let path = folder.join(codes_file(entry.number, segment.number));
+                self.file(&path, || {
+                    match opener.open(segment.number, segment.passages as usize)? {
+                        Some(encodings) => encodings.verify(),
+                        None => Ok(()),
+                    }
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks the files of the lexical index; the ids of its documents, if all

@@ -14,6 +14,7 @@ use keyfold_core::{EncoderIdentity, atomic};
 
 use super::seal::{Seal, u32_at, u64_at};
 use super::{FORMAT, MANIFEST};
+use crate::candidates::Tuned;
 use crate::codebook::Bits;
 use crate::error::SearchError;
 
@@ -46,6 +47,12 @@ pub(crate) struct Manifest {
     pub(crate) birth: u64,
     pub(crate) codebooks: Vec<CodebookEntry>,
     pub(crate) segments: Vec<SegmentEntry>,
+    /// Short codes of the passages, if they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encodings: Option<EncodingsEntry>,
+    /// How to search by meaning, if that was tuned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tuned: Option<Tuned>,
     /// The `meta.json` of the lexical index.
     pub(crate) lexical: String,
 }
@@ -58,6 +65,18 @@ pub(crate) struct CodebookEntry {
     pub(crate) seal: Seal,
     /// How many tokens it was made for; far more ask for a new one.
     pub(crate) tokens: u64,
+}
+
+/// Encodings of the passages (see [`super::encodings`]).
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct EncodingsEntry {
+    /// Number in the name of the file of the coder.
+    pub(crate) number: u64,
+    pub(crate) seal: Seal,
+    /// How many passages it was made for; far more ask for a new one.
+    pub(crate) passages: u64,
+    /// The segments that have codes: number, seal of the codes.
+    pub(crate) segments: Vec<(u64, Seal)>,
 }
 
 /// A vector segment of the store.
@@ -98,6 +117,16 @@ pub(crate) fn codebook_file(number: u64) -> PathBuf {
     format!("{number:08}.kfc").into()
 }
 
+/// File name of the coder with a number.
+pub(crate) fn coder_file(number: u64) -> PathBuf {
+    format!("{number:08}.kfe").into()
+}
+
+/// File name of the codes that a coder made of a segment.
+pub(crate) fn codes_file(coder: u64, segment: u64) -> PathBuf {
+    format!("{coder:08}-{segment:08}.kff").into()
+}
+
 /// What this program calls itself in manifests.
 pub(crate) fn program() -> String {
     concat!("keyfold ", env!("CARGO_PKG_VERSION")).to_owned()
@@ -118,6 +147,8 @@ impl Manifest {
             birth: 1,
             codebooks: Vec::new(),
             segments: Vec::new(),
+            encodings: None,
+            tuned: None,
             lexical: String::new(),
         }
     }

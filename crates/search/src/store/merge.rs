@@ -268,6 +268,9 @@ impl Writer {
         let segments = &mut pending.next.segments;
         segments.retain(|s| !old.contains(&s.number));
         segments.extend(new);
+        if let Some(encodings) = &mut pending.next.encodings {
+            encodings.segments.retain(|s| !old.contains(&s.0));
+        }
         set_codebooks(
             &mut pending.next,
             codebook.as_ref().map(|(entry, _)| entry.clone()),

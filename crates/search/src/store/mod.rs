@@ -5,6 +5,7 @@
 //!                 replaced as a whole; nothing else in the store ever changes)
 //! segments/N.kfs  token vectors and the table of files, by segment
 //! codebooks/N.kfc what the vectors were coded with
+//! encodings/      one short code for each passage, if asked for (see `encodings.rs`)
 //! lexical/        passages and the lexical index, tantivy's files
 //! impacts/        learnt weights of terms, by model (see `beside`)
 //! anchors/        scores of anchors, by cross-encoder (see `beside`)
@@ -21,6 +22,7 @@
 pub(crate) mod beside;
 mod check;
 mod directory;
+mod encodings;
 mod files;
 mod known;
 mod lexical;
@@ -42,6 +44,7 @@ use std::path::{Path, PathBuf};
 use keyfold_core::EncoderIdentity;
 
 pub use check::{CheckReport, DamagedFile, check};
+pub use encodings::{Encodings, remove_encodings, update_encodings};
 pub use files::{FileRecord, FileState};
 pub(crate) use known::Known;
 pub use known::KnownFile;
@@ -49,6 +52,7 @@ pub(crate) use lexical::nanoseconds;
 pub use lexical::{Fields, StoredPassage};
 pub(crate) use paths::{base, is_below, key, path};
 pub use rows::Rows;
+pub(crate) use seal::u32_at;
 pub use segment::Segment;
 pub(crate) use segment::section;
 pub use snapshot::Snapshot;
@@ -66,6 +70,7 @@ pub(crate) const MANIFEST: &str = "manifest";
 pub(crate) const LEXICAL: &str = "lexical";
 pub(crate) const SEGMENTS: &str = "segments";
 pub(crate) const CODEBOOKS: &str = "codebooks";
+pub(crate) const ENCODINGS: &str = "encodings";
 const LOCK: &str = "write.lock";
 const IGNORE: &str = ".gitignore";
 
@@ -110,7 +115,7 @@ fn refuse_other_folder(store: &Path) -> Result<(), SearchError> {
         return Ok(());
     }
     // A store that was killed before its first commit has nothing else in it.
-    let ours = [LEXICAL, SEGMENTS, CODEBOOKS, LOCK, IGNORE];
+    let ours = [LEXICAL, SEGMENTS, CODEBOOKS, ENCODINGS, LOCK, IGNORE];
     let entries = std::fs::read_dir(store).map_err(|e| SearchError::read(store, e))?;
     for entry in entries {
         let name = entry.map_err(|e| SearchError::read(store, e))?.file_name();

@@ -28,6 +28,7 @@ use bytemuck::Pod;
 use tantivy::directory::{Directory as _, MmapDirectory};
 
 use super::SEGMENTS;
+use super::encodings::Encodings;
 use super::files::FileRecord;
 use super::manifest::SegmentEntry;
 use super::seal::{Sealed, u32_at, u64_at};
@@ -370,14 +371,17 @@ pub struct Segment {
     codebook: Arc<Codebook>,
     /// One bit for every passage that is gone; empty if all are live.
     dead: Vec<u64>,
+    encodings: Option<Encodings>,
 }
 
 impl Segment {
-    /// Puts an open file, its codebook and the runs of dead files together.
+    /// Puts an open file, its codebook, the runs of dead files and the encodings,
+    /// if there are some, together.
     pub(crate) fn new(
         file: Arc<SegmentFile>,
         codebook: Arc<Codebook>,
         dead: &[(u32, u32)],
+        encodings: Option<Encodings>,
     ) -> Result<Self, SearchError> {
         if file.directory.shape != Shape::of(Some(&codebook)) {
             return Err(file.damaged("it does not fit its codebook"));
@@ -398,6 +402,7 @@ impl Segment {
             file,
             codebook,
             dead: gone,
+            encodings,
         })
     }
 
@@ -414,6 +419,22 @@ impl Segment {
     /// The codebook of its rows.
     pub fn codebook(&self) -> &Arc<Codebook> {
         &self.codebook
+    }
+
+    /// Encodings of fixed length of its passages, if it has them.
+    pub fn encodings(&self) -> Option<&Encodings> {
+        self.encodings.as_ref()
+    }
+
+    pub(crate) fn require_encodings(&self) -> Result<&Encodings, SearchError> {
+        self.encodings().ok_or_else(|| SearchError::NoEncodings {
+            segment: self.file.file.path().to_owned(),
+        })
+    }
+
+    /// What is wrong with rows that an encoding refuses.
+    pub(crate) fn refused(&self, error: &dyn std::fmt::Display) -> SearchError {
+        self.file.damaged(&error.to_string())
     }
 
     /// The id of a passage.
@@ -456,6 +477,15 @@ impl Segment {
     /// The coded bytes of some rows, `[rows, codebook().bytes_per_row()]`.
     pub fn packed(&self, rows: Range<usize>) -> Result<&[u8], SearchError> {
         self.file.packed(rows)
+    }
+
+    /// Length of all [`Segment::postings`].
+    pub(crate) fn all_postings(&self) -> Result<usize, SearchError> {
+        let end = self.codebook.count();
+        let starts = self
+            .file
+            .part::<u64>(section::POSTING_STARTS, end..end + 1)?;
+        Ok(starts[0] as usize)
     }
 
     /// The passages that have a row of a centroid, ascending, dead ones

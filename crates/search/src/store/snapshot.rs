@@ -11,11 +11,14 @@ use tantivy::{
 };
 
 use super::directory::{StoreDirectory, open_folder};
+use super::encodings::Opener;
 use super::files::FileRecord;
 use super::lexical::{self, Fields, StoredPassage};
 use super::manifest::{CodebookEntry, Manifest, codebook_file};
 use super::segment::{Segment, SegmentFile, open_sealed};
 use super::{CODEBOOKS, SEGMENTS, paths};
+use crate::candidates::Tuned;
+use crate::candidates::fde::FdeOptions;
 use crate::codebook::{Bits, Codebook};
 use crate::error::SearchError;
 
@@ -47,6 +50,7 @@ impl Snapshot {
     fn open_commit(store: &Path, manifest: &Manifest) -> Result<Self, SearchError> {
         let manifest = Arc::new(manifest.clone());
         let codebooks = open_codebooks(store, &manifest)?;
+        let encodings = Opener::new(store, &manifest)?;
         let folder = open_folder(&store.join(SEGMENTS))?;
         let mut files = Vec::new();
         let mut segments = Vec::new();
@@ -58,7 +62,13 @@ impl Snapshot {
                     path: store.join(SEGMENTS).join(entry.file()),
                     what: "its codebook is not in the manifest".to_owned(),
                 })?;
-                segments.push(Segment::new(file, codebook.clone(), &entry.dead)?);
+                let encodings = encodings.open(entry.number, entry.passages as usize)?;
+                segments.push(Segment::new(
+                    file,
+                    codebook.clone(),
+                    &entry.dead,
+                    encodings,
+                )?);
             }
         }
         let directory = StoreDirectory::reader(store, manifest.clone())?;
@@ -103,6 +113,17 @@ impl Snapshot {
     /// How many bits are kept of every entry of a vector.
     pub fn bits(&self) -> Bits {
         self.manifest.bits
+    }
+
+    /// How passages are encoded, if they are.
+    pub fn encoded_with(&self) -> Option<&FdeOptions> {
+        let encodings = self.segments.iter().find_map(Segment::encodings);
+        encodings.map(|e| e.coder().options())
+    }
+
+    /// How to search by meaning, if that was tuned.
+    pub fn tuned(&self) -> Option<&Tuned> {
+        self.manifest.tuned.as_ref()
     }
 
     /// The folders and files that were indexed.
@@ -245,6 +266,24 @@ pub(crate) fn live_records(
         }
     }
     Ok(live)
+}
+
+/// Opens the segments with rows, with their numbers, without encodings.
+pub(super) fn open_segments(
+    store: &Path,
+    manifest: &Manifest,
+) -> Result<Vec<(u64, Segment)>, SearchError> {
+    let codebooks = open_codebooks(store, manifest)?;
+    let folder = open_folder(&store.join(SEGMENTS))?;
+    let mut all = Vec::new();
+    for entry in &manifest.segments {
+        if let Some(codebook) = entry.codebook.and_then(|n| codebooks.get(&n)) {
+            let file = Arc::new(SegmentFile::open(store, &folder, entry)?);
+            let segment = Segment::new(file, codebook.clone(), &entry.dead, None)?;
+            all.push((entry.number, segment));
+        }
+    }
+    Ok(all)
 }
 
 /// Opens the codebooks that a manifest names.

@@ -12,8 +12,8 @@ use keyfold_core::atomic::TEMPORARY_SUFFIX;
 use tantivy::Index;
 use tantivy::index::SegmentComponent;
 
-use super::manifest::{Manifest, codebook_file};
-use super::{CODEBOOKS, LEXICAL, SEGMENTS};
+use super::manifest::{Manifest, codebook_file, coder_file, codes_file};
+use super::{CODEBOOKS, ENCODINGS, LEXICAL, SEGMENTS};
 use crate::error::SearchError;
 
 /// Removes everything that the manifest and the lexical index do not name.
@@ -55,6 +55,12 @@ pub(super) fn sweep_vectors(store: &Path, manifest: &Manifest) {
         .map(|c| codebook_file(c.number))
         .collect();
     keep(&store.join(CODEBOOKS), |name| codebooks.contains(name));
+    let mut encodings = HashSet::new();
+    if let Some(entry) = &manifest.encodings {
+        encodings.insert(coder_file(entry.number));
+        encodings.extend(entry.segments.iter().map(|s| codes_file(entry.number, s.0)));
+    }
+    keep(&store.join(ENCODINGS), |name| encodings.contains(name));
 }
 
 fn keep(folder: &Path, wanted: impl Fn(&Path) -> bool) {
@@ -71,8 +77,11 @@ fn keep(folder: &Path, wanted: impl Fn(&Path) -> bool) {
 /// A number above those of all segments and codebooks that lie in the store.
 pub(super) fn unused_number(store: &Path) -> Result<u64, SearchError> {
     let mut last = 0;
-    for folder in [SEGMENTS, CODEBOOKS] {
+    for folder in [SEGMENTS, CODEBOOKS, ENCODINGS] {
         let folder = store.join(folder);
+        if !folder.exists() {
+            continue;
+        }
         let entries = fs::read_dir(&folder).map_err(|e| SearchError::read(&folder, e))?;
         for entry in entries.flatten() {
             let name = entry.file_name();

@@ -5,6 +5,7 @@
 
 mod candidates;
 mod codebook;
+mod encodings;
 mod engine;
 mod feedback;
 mod world;

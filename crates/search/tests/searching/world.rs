@@ -1,6 +1,7 @@
 //! A small store to search in, and a model that knows a few synonyms.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use keyfold_core::{EncodeError, Encoder, EncoderIdentity, Role, Vectors};
 use keyfold_data::Passage;
@@ -137,7 +138,7 @@ impl World {
 
     /// Adds or replaces files and removes others, in one commit.
     pub(crate) fn change(&self, files: &[File<'_>], removed: &[&str]) {
-        let store = self.folder.path().join(".keyfold");
+        let store = self.store();
         let options = WriterOptions {
             bits: Some(self.bits),
             ..WriterOptions::default()
@@ -189,7 +190,11 @@ impl World {
             .unwrap();
     }
 
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join(".keyfold")
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot::open(&self.folder.path().join(".keyfold")).unwrap()
+        Snapshot::open(&self.store()).unwrap()
     }
 }

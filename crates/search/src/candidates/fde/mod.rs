@@ -27,7 +27,10 @@
 //! Cost of a document of `n` vectors: `2·n·d·R·(k + p)` operations in two matrix
 //! products, and `R·B·p` numbers written.
 
+mod coder;
 mod config;
+mod options;
+mod scan;
 
 use std::borrow::Cow;
 use std::f64::consts::TAU;
@@ -36,7 +39,11 @@ use keyfold_kernels::{add_assign, matmul_nt, norm, simhash_cells, simhash_sides}
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+pub(crate) use coder::BLOCK;
+pub use coder::{CoderError, FdeCoder};
 pub use config::{CENTER_FROM, Choice, FdeConfig, FdeError, Projection};
+pub use options::FdeOptions;
+pub(crate) use scan::scan;
 
 /// Makes encodings; one for documents and queries alike.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,53 @@
+//! Ways to find candidates, from the command line.
+
+mod common;
+
+use common::Notes;
+
+const QUERY: [&str; 5] = ["search", "boat in the wind", "--mode", "meaning", "--json"];
+
+#[test]
+fn every_way_gives_the_same_hits_on_a_small_store() {
+    let notes = Notes::new();
+    let exact = notes.run(&[&QUERY[..], &["--exhaustive"]].concat()).json();
+    for way in ["auto", "fde", "centroids", "plaid", "warp", "exhaustive"] {
+        let found = notes.run(&[&QUERY[..], &["--candidates", way]].concat());
+        assert_eq!(found.json()["hits"], exact["hits"], "{way}");
+    }
+    notes
+        .run(&["search", "boat", "--candidates", "guessing"])
+        .fails(2, &["guessing", "centroids"]);
+}
+
+#[test]
+fn encodings_are_made_kept_changed_and_removed_on_request() {
+    let notes = Notes::new();
+    let fde = |args: &[&str]| {
+        let report = notes
+            .run(&[&["index", ".", "--json"], args].concat())
+            .json();
+        report["fde"].as_str().map(str::to_owned)
+    };
+    assert_eq!(fde(&[]), None);
+    let default = fde(&["--fde"]).unwrap();
+    assert!(default.contains("reps=20,simhash=5,proj=16"), "{default}");
+    let small = fde(&["--fde=reps=4,simhash=3,proj=8"]).unwrap();
+    assert!(small.contains("reps=4,simhash=3,proj=8"), "{small}");
+    // Kept by later runs, and by one that asks for no particular ones.
+    assert_eq!(fde(&[]).as_deref(), Some(&*small));
+    assert_eq!(fde(&["--fde"]).as_deref(), Some(&*small));
+    notes.run(&["check"]).ok();
+    assert_eq!(fde(&["--fde=none"]), None);
+    for (bad, part) in [
+        ("planes=3", "simhash=5"),
+        ("simhash=30", "at most 16"),
+        ("proj=4096", "at most"),
+    ] {
+        let bad = format!("--fde={bad}");
+        notes.run(&["index", ".", &bad]).fails(2, &[part]);
+    }
+    // So few passages are all scored: encodings are not needed.
+    notes
+        .run(&[&QUERY[..], &["--candidates", "fde", "--no-update"]].concat())
+        .json();
+}

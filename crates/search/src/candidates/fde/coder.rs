@@ -1,0 +1,225 @@
+//! Encodings in few bytes, and what makes them, as it is stored.
+
+use std::io;
+
+use keyfold_kernels::{PQ_BLOCK, PqError, PqQuery, ProductQuantizer, add_assign};
+
+use super::{Fde, FdeConfig, FdeError, FdeOptions, Projection};
+
+const MAGIC: &[u8; 8] = b"KFFDEN1\n";
+
+/// Documents on which the quantizer is trained, at most and at least as far as
+/// there are any.
+const SAMPLE: std::ops::RangeInclusive<usize> = 256..=4096;
+
+/// Makes the coded encodings of a store: planes, projections, mean, quantizer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FdeCoder {
+    options: FdeOptions,
+    fde: Fde,
+    quantizer: ProductQuantizer,
+}
+
+/// Why there is no coder.
+#[derive(Debug, thiserror::Error)]
+pub enum CoderError {
+    /// The encoding refused its parameters.
+    #[error(transparent)]
+    Fde(#[from] FdeError),
+    /// The quantizer refused its own.
+    #[error(transparent)]
+    Pq(#[from] PqError),
+    /// Bytes that are no coder.
+    #[error("not a usable encoder: {0}")]
+    Damaged(&'static str),
+}
+
+impl FdeCoder {
+    /// How many documents [`FdeCoder::train`] is to be given, in `memory` bytes.
+    pub fn sample_size(dim: usize, options: &FdeOptions, memory: usize) -> usize {
+        let fits = memory / 4 / options.config.len(dim).max(1);
+        fits.clamp(*SAMPLE.start(), *SAMPLE.end())
+    }
+
+    /// Learns mean and quantizer from documents: `counts[i]` of `rows` (`[n, dim]`)
+    /// are those of document `i`.
+    pub fn train(
+        rows: &[f32],
+        counts: &[usize],
+        dim: usize,
+        options: &FdeOptions,
+        seed: u64,
+        threads: usize,
+    ) -> Result<Self, CoderError> {
+        options.config.check(dim)?;
+        let mut mean = vec![0.0; dim];
+        rows.chunks_exact(dim)
+            .for_each(|row| add_assign(&mut mean, row));
+        let scale = dim as f32 / rows.len().max(1) as f32;
+        mean.iter_mut().for_each(|x| *x *= scale);
+        let mean = options.center.centers(&mean).then_some(&mean[..]);
+        let fde = Fde::new(dim, options.config.clone(), mean)?;
+        let mut encoded = vec![0.0; counts.len() * fde.len()];
+        fde.documents(rows, counts, &mut encoded)?;
+        let quantizer = ProductQuantizer::train(
+            &encoded,
+            fde.len(),
+            group_of(options, &fde),
+            options.bits,
+            seed,
+            threads,
+        )?;
+        Ok(Self {
+            options: options.clone(),
+            fde,
+            quantizer,
+        })
+    }
+
+    /// What the user chose.
+    pub fn options(&self) -> &FdeOptions {
+        &self.options
+    }
+
+    /// The encoding itself.
+    pub fn fde(&self) -> &Fde {
+        &self.fde
+    }
+
+    /// Bytes of the codes of [`PQ_BLOCK`] documents.
+    pub fn block_bytes(&self) -> usize {
+        self.quantizer.block_bytes()
+    }
+
+    /// The coded encodings of at most [`PQ_BLOCK`] documents, as one block.
+    pub fn block(&self, rows: &[f32], counts: &[usize]) -> Result<Vec<u8>, FdeError> {
+        let mut encoded = vec![0.0; counts.len() * self.fde.len()];
+        self.fde.documents(rows, counts, &mut encoded)?;
+        let groups = self.quantizer.groups();
+        let mut codes = vec![0; counts.len() * groups];
+        let documents = encoded.chunks_exact(self.fde.len());
+        for (document, codes) in documents.zip(codes.chunks_exact_mut(groups)) {
+            self.quantizer.encode(document, codes);
+        }
+        let mut block = vec![0; self.block_bytes()];
+        self.quantizer.pack(&codes, &mut block);
+        Ok(block)
+    }
+
+    /// Prepares a query (`[n, dim]`) for scanning blocks.
+    pub fn query(&self, rows: &[f32]) -> Result<PqQuery, FdeError> {
+        let query = self.fde.query(rows)?;
+        let per_block = (query.width / self.quantizer.len_of_group()) as u32;
+        let groups: Vec<u32> = query
+            .blocks
+            .iter()
+            .flat_map(|b| b * per_block..(b + 1) * per_block)
+            .collect();
+        Ok(self.quantizer.query(&groups, &query.values))
+    }
+
+    /// As it is stored: see docs/FORMATS.md.
+    pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        let header = serde_json::to_vec(&Header {
+            dim: self.fde.dim,
+            centred: !self.fde.mean.is_empty(),
+            options: self.options.clone(),
+        })?;
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&(header.len() as u32).to_le_bytes());
+        out.extend_from_slice(&header);
+        for numbers in [
+            &self.fde.mean[..],
+            &self.fde.planes,
+            &self.fde.projections,
+            self.quantizer.centroids(),
+        ] {
+            out.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        for (place, sign) in &self.fde.last {
+            out.extend_from_slice(&place.to_le_bytes());
+            out.extend_from_slice(&sign.to_le_bytes());
+        }
+        Ok(out)
+    }
+
+    /// Reads [`FdeCoder::to_bytes`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CoderError> {
+        let damaged = CoderError::Damaged;
+        let head = bytes.split_at_checked(12);
+        let (magic, rest) = head.ok_or(damaged("it is too short"))?;
+        if &magic[..8] != MAGIC {
+            return Err(damaged("it has another form"));
+        }
+        let length = crate::store::u32_at(magic, 8) as usize;
+        let parts = rest.split_at_checked(length);
+        let (header, mut rest) = parts.ok_or(damaged("its header is cut off"))?;
+        let header: Header =
+            serde_json::from_slice(header).map_err(|_| damaged("its header cannot be read"))?;
+        let (dim, options) = (header.dim, header.options);
+        let c = options.config.clone();
+        c.check(dim)?;
+        let mut take = |n: usize| -> Result<Vec<f32>, CoderError> {
+            let bytes = rest.split_off(..n.saturating_mul(4));
+            Ok(floats(bytes.ok_or(damaged("it is cut off"))?).collect())
+        };
+        let of_identity = c.projection_type == Projection::Identity;
+        let mean = take(if header.centred { dim } else { 0 })?;
+        let planes = take(c.num_repetitions * c.num_simhash_projections * dim)?;
+        let width = if of_identity { 0 } else { c.width(dim) };
+        let projections = take(c.num_repetitions * width * dim)?;
+        let centroids = take(c.len(dim) << options.bits.min(8))?;
+        let places = match c.final_projection_dimension {
+            Some(_) => c.inner_len(dim),
+            None => 0,
+        };
+        if rest.len() != places * 8 {
+            return Err(damaged("its length is wrong"));
+        }
+        let last = rest.chunks_exact(8).map(|pair| {
+            let sign = floats(&pair[4..]).next().unwrap_or(f32::NAN);
+            (crate::store::u32_at(pair, 0), sign)
+        });
+        let mean = header.centred.then_some(&mean[..]);
+        let fde = Fde::with_matrices(dim, c, mean, planes, projections, last.collect())?;
+        let group = group_of(&options, &fde);
+        let quantizer = ProductQuantizer::new(fde.len(), group, options.bits, centroids)?;
+        Ok(Self {
+            options,
+            fde,
+            quantizer,
+        })
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Header {
+    dim: usize,
+    centred: bool,
+    options: FdeOptions,
+}
+
+/// Coordinates that share a code: as many as the user wants, or as divide a block.
+fn group_of(options: &FdeOptions, fde: &Fde) -> usize {
+    let (mut a, mut b) = (options.group, fde.block_width());
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a.max(1)
+}
+
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|w| f32::from_le_bytes(*w))
+}
+
+impl FdeOptions {
+    /// Bytes of the codes of one document of vectors of `dim` numbers, about.
+    pub fn bytes(&self, dim: usize) -> usize {
+        let c: &FdeConfig = &self.config;
+        c.len(dim) * self.bits as usize / 8 / self.group.max(1)
+    }
+}
+
+/// Documents whose codes lie together.
+pub(crate) const BLOCK: usize = PQ_BLOCK;
