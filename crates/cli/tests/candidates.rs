@@ -51,3 +51,33 @@ fn encodings_are_made_kept_changed_and_removed_on_request() {
         .run(&[&QUERY[..], &["--candidates", "fde", "--no-update"]].concat())
         .json();
 }
+
+#[test]
+fn tuning_is_told_kept_and_forgotten() {
+    let notes = Notes::new();
+    notes.run(&["index", "."]).ok();
+    let report = notes
+        .run(&["tune", ".", "--fde", "--queries", "5", "--json"])
+        .json();
+    assert!(report["trials"].as_array().unwrap().len() > 2);
+    assert!(report["chosen"]["recall"].as_f64().unwrap() >= 0.98);
+    let table = notes.run(&["tune", ".", "--queries", "5"]).ok();
+    assert!(
+        table.contains("exhaustive") && table.contains("chosen"),
+        "{table}"
+    );
+    notes.run(&QUERY).json();
+    notes.run(&["check"]).ok();
+    notes.run(&["tune", ".", "--forget"]).ok();
+    notes
+        .run(&["tune", ".", "--recall", "1.5"])
+        .fails(2, &["0.98"]);
+    notes
+        .run(&["tune", ".", "--forget", "--fde"])
+        .fails(2, &["--fde"]);
+    std::fs::create_dir(notes.file("elsewhere")).unwrap();
+    let none = notes.file("elsewhere/none");
+    notes
+        .run(&["tune", "--store", none.to_str().unwrap()])
+        .fails(1, &["no store"]);
+}

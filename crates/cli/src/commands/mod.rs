@@ -14,6 +14,7 @@ mod model;
 mod search;
 mod systems;
 mod train;
+mod tune;
 
 /// What Keyfold can do.
 #[derive(Debug, Subcommand)]
@@ -25,6 +26,7 @@ pub(crate) enum Command {
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
     Train(train::TrainArgs),
+    Tune(tune::TuneArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -38,6 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Bench(bench) => bench::run(bench, &args.globals),
         Command::Systems(systems) => systems::run(systems, &args.globals),
         Command::Train(train) => train::run(train, &args.globals),
+        Command::Tune(tune) => tune::run(tune, &args.globals),
         Command::Model(model) => model::run(model, &args.globals),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

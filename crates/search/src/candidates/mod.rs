@@ -20,6 +20,7 @@ mod centroids;
 pub mod fde;
 mod plaid;
 mod rows;
+pub mod tune;
 mod warp;
 
 use std::time::{Duration, Instant};

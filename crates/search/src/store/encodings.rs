@@ -34,6 +34,7 @@ use super::seal::{Seal, SealWriter, Sealed, u32_at, u64_at};
 use super::segment::{Segment, open_sealed};
 use super::snapshot::open_segments;
 use super::writer::{Writer, WriterOptions};
+use crate::candidates::Tuned;
 use crate::candidates::fde::{BLOCK, FdeCoder, FdeOptions};
 use crate::error::SearchError;
 
@@ -237,6 +238,19 @@ pub fn remove_encodings(
     writer.pending().next.encodings = None;
     writer.publish()?;
     Ok(true)
+}
+
+/// Sets how the store in the folder `store` is searched by meaning, or forgets it.
+pub fn set_tuned(
+    store: &Path,
+    encoder: &EncoderIdentity,
+    tuned: Option<&Tuned>,
+    options: &WriterOptions,
+) -> Result<(), SearchError> {
+    let store = super::existing(store)?;
+    let mut writer = Writer::open(&store, encoder, options)?;
+    writer.pending().next.tuned = tuned.cloned();
+    writer.publish()
 }
 
 impl Writer {

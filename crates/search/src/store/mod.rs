@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use keyfold_core::EncoderIdentity;
 
 pub use check::{CheckReport, DamagedFile, check};
-pub use encodings::{Encodings, remove_encodings, update_encodings};
+pub use encodings::{Encodings, remove_encodings, set_tuned, update_encodings};
 pub use files::{FileRecord, FileState};
 pub(crate) use known::Known;
 pub use known::KnownFile;

@@ -17,8 +17,8 @@ use super::lexical::{self, Fields, StoredPassage};
 use super::manifest::{CodebookEntry, Manifest, codebook_file};
 use super::segment::{Segment, SegmentFile, open_sealed};
 use super::{CODEBOOKS, SEGMENTS, paths};
-use crate::candidates::Tuned;
 use crate::candidates::fde::FdeOptions;
+use crate::candidates::{Method, Tuned};
 use crate::codebook::{Bits, Codebook};
 use crate::error::SearchError;
 
@@ -121,9 +121,14 @@ impl Snapshot {
         encodings.map(|e| e.coder().options())
     }
 
-    /// How to search by meaning, if that was tuned.
+    /// How to search by meaning, if that was tuned and still holds: not when the
+    /// store has grown fourfold, nor while it lacks the encodings that were used.
     pub fn tuned(&self) -> Option<&Tuned> {
-        self.manifest.tuned.as_ref()
+        let encoded = || self.segments.iter().all(|s| s.encodings().is_some());
+        let tuned = self.manifest.tuned.as_ref();
+        tuned
+            .filter(|t| self.passage_count() <= 4 * t.passages)
+            .filter(|t| t.method != Method::Fde || encoded())
     }
 
     /// The folders and files that were indexed.

@@ -4,10 +4,12 @@
 use keyfold_core::{NoProgress, Role, Vectors};
 use keyfold_search::SearchError;
 use keyfold_search::candidates::fde::FdeOptions;
-use keyfold_search::candidates::{CandidateOptions, Method, nearest};
+use keyfold_search::candidates::tune::{TuneOptions, tune, tune_encodings};
+use keyfold_search::candidates::{CandidateOptions, Method, Tuned, nearest};
+use keyfold_search::engine::{Mode, SearchOptions, rank};
 use keyfold_search::filter::{Allowed, Filters};
 use keyfold_search::store::{
-    Snapshot, Writer, WriterOptions, check, remove_encodings, update_encodings,
+    Snapshot, Writer, WriterOptions, check, remove_encodings, set_tuned, update_encodings,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -265,4 +267,86 @@ fn damage_and_swapped_files_are_noticed() {
         searched().unwrap_err(),
         SearchError::Damaged { .. }
     ));
+}
+
+#[test]
+fn tuning_chooses_what_finds_enough_and_the_store_keeps_it() {
+    let texts = texts(1200, 5);
+    let world = world(&texts);
+    let identity = keyfold_core::Encoder::identity(&world.model);
+    let options = TuneOptions {
+        queries: 15,
+        recall: 0.9,
+        threads: 1,
+        ..TuneOptions::default()
+    };
+    let plain = tune(&world.snapshot(), &world.model, &options, &NoProgress).unwrap();
+    assert!(plain.trials.iter().all(|t| t.method != Method::Fde));
+    assert_eq!(plain.trials[0].method, Method::Exhaustive);
+    assert!(plain.best.is_some());
+
+    let encodings = tune_encodings(&world.snapshot(), &world.model, &options, &NoProgress).unwrap();
+    let (first, last) = (&encodings[0], &encodings[encodings.len() - 1]);
+    assert!(
+        first.candidates >= 9 && first.candidates < last.candidates,
+        "{first:?} {last:?}"
+    );
+    let writing = WriterOptions::default();
+    let wanted = Some(&first.options);
+    update_encodings(&world.store(), identity, wanted, &writing, &NoProgress).unwrap();
+    let tuning = tune(&world.snapshot(), &world.model, &options, &NoProgress).unwrap();
+    let best = tuning.best.unwrap();
+    assert!(best.recall >= 0.9, "{best:?}");
+    let enough = tuning.trials.iter().filter(|t| t.recall >= 0.9);
+    assert!(enough.clone().all(|t| t.milliseconds >= best.milliseconds));
+    assert!(enough.into_iter().any(|t| t.method == Method::Fde));
+
+    // What is kept is used; a passage that only much work finds is then not found.
+    let few = Tuned {
+        method: Method::Fde,
+        encoded: 1,
+        exact: 10,
+        milliseconds: 0.5,
+        ..best
+    };
+    let snapshot = || world.snapshot();
+    let lists = || -> Vec<Vec<u64>> {
+        let options = SearchOptions {
+            mode: Mode::Meaning,
+            k: 5,
+            ..SearchOptions::default()
+        };
+        let query = |t: &String| {
+            let found = rank(&snapshot(), &t[..30], Some(&world.model), &options).unwrap();
+            found.ranked.into_iter().map(|r| r.passage).collect()
+        };
+        texts.iter().step_by(100).map(query).collect()
+    };
+    let thorough = lists();
+    set_tuned(&world.store(), identity, Some(&few), &writing).unwrap();
+    assert_eq!(snapshot().tuned(), Some(&few));
+    assert_ne!(lists(), thorough);
+    // While a new file has no encodings, and once there are none, it does not hold.
+    world.change(&[file("new.md", &["w1 w2"])], &[]);
+    assert_eq!(snapshot().tuned(), None);
+    update_encodings(&world.store(), identity, None, &writing, &NoProgress).unwrap();
+    assert_eq!(snapshot().tuned(), Some(&few));
+    let grown = Tuned {
+        passages: 10,
+        ..few.clone()
+    };
+    set_tuned(&world.store(), identity, Some(&grown), &writing).unwrap();
+    assert_eq!(snapshot().tuned(), None);
+    set_tuned(&world.store(), identity, None, &writing).unwrap();
+    assert_eq!(lists(), thorough);
+}
+
+#[test]
+fn a_store_without_passages_cannot_be_tuned() {
+    let world = World::new(&[file("a.md", &["!", "?"])]);
+    let options = TuneOptions::default();
+    let tuning = tune(&world.snapshot(), &world.model, &options, &NoProgress).unwrap();
+    assert_eq!(tuning.best, None);
+    let trials = tune_encodings(&world.snapshot(), &world.model, &options, &NoProgress).unwrap();
+    assert!(trials.is_empty());
 }
