@@ -3,6 +3,7 @@
 
 mod error;
 mod experiments;
+mod lsa;
 mod memory;
 mod plot;
 mod quality;
@@ -54,6 +55,10 @@ pub struct BenchOptions {
     pub teacher: Option<String>,
     /// The model to measure; none is the built-in one.
     pub model: Option<String>,
+    /// A model that weighs terms, to measure beside words: a folder or a hub name.
+    pub sparse: Option<String>,
+    /// Look for the best options, where the experiment can.
+    pub sweep: bool,
     /// Seed of everything random.
     pub seed: u64,
     /// Threads; 0 means all of the machine's.

@@ -48,6 +48,44 @@ fn an_empty_query() {
 fn options_that_mean_nothing() {
     let notes = indexed();
     let before = contents(notes.path());
+    for (options, said) in [
+        (&["--sparse-weight", "1.5"][..], "between 0 and 1"),
+        (&["--k1", "-1"], "0 or more"),
+        (&["--k1", "NaN"], "finite"),
+        (&["--feedback-k", "0"], "--feedback-k"),
+        (
+            &["--feedback", "vector", "--mode", "lexical"],
+            "--mode lexical",
+        ),
+        (
+            &["--feedback", "rm3", "--mode", "meaning"],
+            "--mode meaning",
+        ),
+        (&["--feedback", "none,rm3"], "do not go together"),
+        (
+            &["--fuse", "after", "--mode", "meaning"],
+            "leave out --mode",
+        ),
+        (&["--fuse", "rank,after"], "before,after"),
+    ] {
+        let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+        // Numbers below 0 look like options unless they are tied to theirs.
+        let options = match &options[..] {
+            [name, value] => vec![format!("{name}={value}")],
+            _ => options,
+        };
+        let views: Vec<&str> = options.iter().map(String::as_str).collect();
+        notes
+            .run(&[&["search", "boat"], &views[..]].concat())
+            .fails(2, &[said]);
+    }
+    let no_model = notes.run(&["search", "boat", "--sparse", "no/model"]);
+    no_model.fails(1, &["no/model", "not a folder"]);
+    let no_model = notes.run(&["search", "boat", "--rerank", "no/model"]);
+    no_model.fails(1, &["no/model", "not a folder"]);
+    notes
+        .run(&["search", "boat", "--calls", "5"])
+        .fails(2, &["--rerank"]);
     for (args, parts) in [
         (&["search", "x", "-k", "0"][..], &["--limit", "0"][..]),
         (&["search", "x", "--mode", "magic"], &["magic", "lexical"]),

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{BANK, Notes};
 use serde_json::Value;
 
@@ -487,4 +489,120 @@ fn a_higher_limit_lets_a_file_pass_that_failed_before() {
         notes.find("giraffe", &["--mode", "lexical", "-k", "1"]),
         ["zoo.csv"]
     );
+}
+
+/// A tiny random model of those that the text encoders are tested with.
+fn model(name: &str) -> String {
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests/fixtures-scorers");
+    text.join(name).display().to_string()
+}
+
+#[test]
+fn feedback_and_mixing_change_the_list() {
+    let notes = Notes::new();
+    let search = |options: &[&str]| {
+        let query = ["search", "boat in the wind", "--json"];
+        notes.run(&[&query[..], options].concat()).json()
+    };
+    let plain = search(&[]);
+    let scores = |found: &Value| -> Vec<f64> {
+        let hits = found["hits"].as_array().unwrap().iter();
+        hits.map(|h| h["score"].as_f64().unwrap()).collect()
+    };
+    for options in [
+        &["--feedback", "vector", "--fuse", "before,after"][..],
+        &["--feedback", "rm3,vector", "--fuse", "after"],
+        &[
+            "--feedback",
+            "vector",
+            "--feedback-by",
+            "rocchio",
+            "--fuse",
+            "none",
+        ],
+        &[
+            "--feedback",
+            "vector",
+            "--feedback-rows",
+            "added",
+            "--fuse",
+            "before",
+        ],
+        &[
+            "--mode",
+            "lexical",
+            "--k1",
+            "0.9",
+            "--b",
+            "0.4",
+            "--feedback",
+            "rm3",
+        ],
+    ] {
+        let found = search(options);
+        assert_eq!(
+            found["hits"][0]["path"], plain["hits"][0]["path"],
+            "{options:?}"
+        );
+        assert_ne!(scores(&found), scores(&plain), "{options:?}");
+    }
+}
+
+#[test]
+fn learnt_weights_take_the_place_of_words() {
+    let notes = Notes::new();
+    let model = model("splade-bert");
+    let query = ["search", "boat", "--mode", "lexical", "--sparse", &model];
+    let found = notes.run(&[&query[..], &["--json"]].concat()).json();
+    assert!(!found["hits"].as_array().unwrap().is_empty());
+    assert!(notes.file(".keyfold/impacts").is_dir());
+    // The weights are kept: the second search only reads them.
+    let again = notes.run(&query);
+    assert!(!again.stderr.contains("weigh terms"), "{}", again.stderr);
+    // The store stays whole for everybody else.
+    notes.run(&["check", "."]).ok();
+}
+
+#[test]
+fn a_cross_encoder_makes_the_last_order() {
+    let notes = Notes::new();
+    let model = model("cross-bert");
+    let search = |options: &[&str]| {
+        let query = ["search", "boat in the wind", "--json", "--rerank", &model];
+        notes.run(&[&query[..], options].concat())
+    };
+    let scores = |found: &Value| -> Vec<f64> {
+        let hits = found["hits"].as_array().unwrap().iter();
+        hits.map(|h| h["score"].as_f64().unwrap()).collect()
+    };
+    let all = scores(&search(&["--calls", "1000"]).json());
+    assert!(all.is_sorted_by(|a, b| a >= b), "{all:?}");
+    assert_eq!(scores(&search(&["--calls", "2"]).json()).len(), 2);
+    // Without scores of anchor queries, the message says how to get them.
+    let missing = search(&["--rerank-by", "cur"]);
+    missing.fails(1, &["--anchor-queries FILE"]);
+    notes.write(
+        "queries.txt",
+        "flowers\n\nmoney in the bank\nships and storms\n",
+    );
+    let given = [
+        "--rerank-by",
+        "cur",
+        "--anchor-queries",
+        "queries.txt",
+        "--anchors",
+        "1",
+    ];
+    let given: Vec<&str> = given
+        .into_iter()
+        .chain(["--glob", "!queries.txt"])
+        .collect();
+    let first = scores(&search(&given).json());
+    assert!(notes.file(".keyfold/anchors").is_dir());
+    // The budget is larger than the store: all is read, and the order is exact.
+    assert_eq!(first[0], all[0]);
+    let again = scores(&search(&["--rerank-by", "adacur", "--glob", "!queries.txt"]).json());
+    assert_eq!(again, first);
+    let odd = search(&["--rerank-by", "cur", "--anchors", "100"]);
+    odd.fails(1, &["100 anchors", "--calls"]);
 }

@@ -15,6 +15,7 @@ use crate::feedback::{Feedback, VectorFeedback};
 use crate::filter::{Allowed, Filters};
 use crate::fuse::{self, Fuse, FusionOptions, Ranked};
 use crate::lexical::Words;
+use crate::rerank::Reranker;
 use crate::score;
 use crate::sparse::SparseRetriever;
 use crate::store::{Snapshot, StoredPassage};
@@ -91,6 +92,8 @@ pub struct Models<'a> {
     pub encoder: Option<&'a dyn Encoder>,
     /// Learnt weights of terms, in the place of BM25.
     pub sparse: Option<&'a SparseRetriever<'a>>,
+    /// A cross-encoder that makes the last order.
+    pub reranker: Option<&'a Reranker<'a>>,
 }
 
 /// What a search found.
@@ -125,8 +128,8 @@ pub struct Hit {
     /// The text.
     pub text: String,
     /// How well it fits: BM25 (or the sum of learnt weights), MaxSim, or the fused
-    /// score, by mode. Scores of one list fall; scores of different lists do not
-    /// compare.
+    /// score, by mode; the cross-encoder's where one made the order. Scores of one
+    /// list fall; scores of different lists do not compare.
     pub score: f32,
     /// Its place in the lexical list, if it is there.
     pub lexical: Option<Place>,
@@ -159,6 +162,8 @@ pub struct Timings {
     pub lexical: Duration,
     /// Searching by meaning; with feedback, the second time.
     pub meaning: MeaningTimings,
+    /// Reranking.
+    pub rerank: Duration,
     /// With feedback of vectors: the first search by meaning, and learning from it.
     pub feedback: Duration,
     /// Reading the hits, aligning and marking their words.
@@ -268,6 +273,8 @@ struct LookedFor<'a> {
     /// The model and the query rows, unless only the words count or the model
     /// finds nothing in the query.
     meaning: Option<(&'a dyn Encoder, QueryRows)>,
+    /// Makes the last order, if there is one.
+    reranker: Option<&'a Reranker<'a>>,
     /// Learnt weights in the place of BM25, unless only the meaning counts.
     sparse: Option<&'a SparseRetriever<'a>>,
     /// What must occur, if something is quoted.
@@ -305,6 +312,7 @@ impl<'a> LookedFor<'a> {
             text: query,
             words: (options.mode != Mode::Meaning).then_some(words),
             meaning,
+            reranker: models.reranker,
             sparse: models.sparse.filter(|_| options.mode != Mode::Meaning),
             quoted,
             encode: encoding.elapsed(),
@@ -321,9 +329,10 @@ impl<'a> LookedFor<'a> {
         }
         rankings.timings.filter = candidates::lap(&mut clock);
         let allowed = allowed.as_ref();
+        let wanted = self.reranker.map_or(options.k, Reranker::depth);
         let depth = match options.mode {
-            Mode::Both => options.fusion.list_depth(options.k),
-            _ => options.k,
+            Mode::Both => options.fusion.list_depth(wanted),
+            _ => wanted,
         };
         rankings.lexical = self.by_words(snapshot, depth, allowed, options)?;
         rankings.timings.lexical = candidates::lap(&mut clock);
@@ -333,13 +342,18 @@ impl<'a> LookedFor<'a> {
                 candidates::nearest(snapshot.segments(), rows, depth, allowed, &candidates)
             };
             (rankings.meaning, rankings.timings.meaning) = nearest(&query.rows)?;
-            if let Feedback::Vector(how) = &options.feedback {
+            if let Some(how) = &options.feedback.vector {
                 let rows = learned(snapshot, &query.rows, &rankings, how, options)?;
                 rankings.timings.feedback = candidates::lap(&mut clock);
                 (rankings.meaning, rankings.timings.meaning) = nearest(&rows)?;
             }
         }
         rankings.ranked = mixed(&rankings, options);
+        if let Some(reranker) = self.reranker {
+            clock = Instant::now();
+            rankings.ranked = reranker.rerank(snapshot, self.text, &rankings.ranked, allowed)?;
+            rankings.timings.rerank = candidates::lap(&mut clock);
+        }
         rankings.ranked.truncate(options.k);
         Ok(rankings)
     }
@@ -360,7 +374,7 @@ impl<'a> LookedFor<'a> {
         };
         let search =
             |weights: &[(&str, f32)], k| words.search(weights, k, allowed.map(Allowed::ids));
-        let Feedback::Rm3(rm3) = &options.feedback else {
+        let Some(rm3) = &options.feedback.rm3 else {
             return search(&words.weights(), depth);
         };
         let found = search(&words.weights(), rm3.passages)?;

@@ -184,6 +184,12 @@ pub enum SearchError {
         /// What the encoding said.
         source: crate::candidates::fde::CoderError,
     },
+    /// What was asked of reranking cannot be done.
+    #[error("cannot rerank: {what}")]
+    Rerank {
+        /// What is wrong and what to do.
+        what: String,
+    },
     /// The vectors could not be coded.
     #[error("the codebook of {store} failed: {source}")]
     Codebook {

@@ -11,6 +11,7 @@ pub mod filter;
 pub mod fuse;
 pub mod index;
 mod lexical;
+pub mod rerank;
 mod score;
 pub mod sparse;
 pub mod store;

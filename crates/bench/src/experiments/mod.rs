@@ -1,7 +1,9 @@
 //! One file per experiment.
 
+mod anncur;
 mod machine;
 mod muvera;
+mod prf_interpolation;
 mod scale;
 mod search;
 
@@ -12,4 +14,6 @@ pub(crate) const ALL: &[Experiment] = &[
     search::EXPERIMENT,
     scale::EXPERIMENT,
     muvera::EXPERIMENT,
+    prf_interpolation::EXPERIMENT,
+    anncur::EXPERIMENT,
 ];

@@ -32,11 +32,12 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 /// Documents that are ranked for every query.
 const DEPTH: usize = 1000;
 
-struct Collection {
-    documents: Vec<Text>,
-    queries: Vec<String>,
+/// Documents, queries, and which belong together.
+pub(super) struct Collection {
+    pub(super) documents: Vec<Text>,
+    pub(super) queries: Vec<String>,
     /// For every query, gain by place of the document.
-    relevant: Vec<Relevant>,
+    pub(super) relevant: Vec<Relevant>,
 }
 
 /// One method's results, a number for each query.
@@ -271,7 +272,7 @@ struct Document {
     text: String,
 }
 
-fn read(folder: &Path) -> Result<Collection, BenchError> {
+pub(super) fn read(folder: &Path) -> Result<Collection, BenchError> {
     let open = |name: &str| -> Result<(PathBuf, String), BenchError> {
         let path = folder.join(name);
         let text = std::fs::read_to_string(&path).map_err(|e| {
@@ -290,7 +291,7 @@ fn read(folder: &Path) -> Result<Collection, BenchError> {
 }
 
 /// The little collection that is part of the project.
-fn fixture() -> Result<Collection, BenchError> {
+pub(super) fn fixture() -> Result<Collection, BenchError> {
     let file = |name: &str, text: &str| (PathBuf::from(name), text.to_owned());
     collection(
         &file(

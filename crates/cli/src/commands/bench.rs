@@ -46,6 +46,12 @@ pub(crate) struct BenchArgs {
     /// A model to compare with: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     teacher: Option<String>,
+    /// A model that weighs terms, to measure beside words: a folder or a hub name
+    #[arg(long, value_name = "NAME")]
+    sparse: Option<String>,
+    /// Look for the best options, where the experiment can: prf-interpolation
+    #[arg(long)]
+    sweep: bool,
 }
 
 /// How much to run.
@@ -108,6 +114,8 @@ fn options(args: &BenchArgs, globals: &Globals) -> BenchOptions {
         data: args.data.clone(),
         teacher: args.teacher.clone(),
         model: args.model.clone(),
+        sparse: args.sparse.clone(),
+        sweep: args.sweep,
         seed: globals.seed,
         threads: globals.threads.map_or(0, usize::from),
     }

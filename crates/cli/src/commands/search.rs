@@ -10,20 +10,23 @@ use keyfold_data::WalkOptions;
 use keyfold_search::SearchError;
 use keyfold_search::candidates::Method;
 use keyfold_search::candidates::fde::FdeOptions;
-use keyfold_search::engine::{self, Mode, SearchOptions};
+use keyfold_search::engine::{self, Mode, Models, SearchOptions};
 use keyfold_search::filter::Filters;
 use keyfold_search::index;
+use keyfold_search::sparse::SparseRetriever;
 use keyfold_search::store::Snapshot;
 use serde::Serialize;
 
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
+use crate::mixing::MixArgs;
 use crate::output::hits::{self, ShownHit};
 use crate::output::passage::Layout;
 use crate::output::terminal;
 use crate::place::{self, Place};
 use crate::progress::StderrProgress;
-use crate::{update, when};
+use crate::reranking::RerankArgs;
+use crate::{model, update, when};
 
 /// Rows of a passage that are shown without --full.
 const ROWS: usize = 6;
@@ -35,7 +38,8 @@ Examples:
   keyfold search \"plants before the frost\"
   keyfold search \"contracts that end this year\" ~/papers --type pdf --since 2024-01-01
   keyfold search \"boat in the wind\" notes -k 3 --explain
-  keyfold search \"open questions\" . -l | xargs $EDITOR")]
+  keyfold search \"open questions\" . -l | xargs $EDITOR
+  keyfold search \"wing flutter\" papers --feedback vector --fuse before,after")]
 pub(crate) struct SearchArgs {
     /// What to look for; words "in double quotes" must occur
     query: String,
@@ -90,6 +94,10 @@ pub(crate) struct SearchArgs {
     /// Also read what .gitignore and the like leave out
     #[arg(long, conflicts_with = "no_update")]
     no_ignore: bool,
+    #[command(flatten)]
+    mix: MixArgs,
+    #[command(flatten)]
+    rerank: RerankArgs,
 }
 
 /// By what to search.
@@ -99,7 +107,7 @@ enum ModeArg {
     Lexical,
     /// By meaning (late interaction)
     Meaning,
-    /// Both, fused by rank
+    /// Both, mixed as --fuse says
     Both,
 }
 
@@ -138,6 +146,13 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
             "the query is empty; say what you look for: keyfold search \"how does it work\" [PATH]",
         ));
     }
+    let mut options = options(args, globals)?;
+    // Models that cannot be loaded are said before anything is read.
+    let sparse = args.mix.sparse.as_deref();
+    let sparse = sparse
+        .map(|name| model::load_sparse(name, globals))
+        .transpose()?;
+    let cross_encoder = args.rerank.load(globals)?;
     let place = locate(args)?;
     update::path_filter(&place.path, &args.glob, &args.types)?;
     let encoder = if args.no_update && args.mode == ModeArg::Lexical {
@@ -159,6 +174,35 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
     let Some(filters) = filters(args, &place, &snapshot)? else {
         return show(args, globals, &place, Vec::new(), 0.0);
     };
+    options.filters = filters;
+    let progress = StderrProgress::new(globals.quiet, 0);
+    let sparse = match &sparse {
+        Some(model) => match SparseRetriever::open(&snapshot, model, &progress)? {
+            Some(ready) => Some(ready),
+            None => return Ok(Outcome::Interrupted),
+        },
+        None => None,
+    };
+    let reranker = match &cross_encoder {
+        Some(model) => match args.rerank.open(&snapshot, model, globals, &progress)? {
+            Some(ready) => Some(ready),
+            None => return Ok(Outcome::Interrupted),
+        },
+        None => None,
+    };
+    let models = Models {
+        encoder: encoder.as_deref(),
+        sparse: sparse.as_ref(),
+        reranker: reranker.as_ref(),
+    };
+    let found = engine::search_with(&snapshot, &args.query, &models, &options)?;
+    let milliseconds = found.timings.total.as_secs_f64() * 1e3;
+    let hits = found.hits.into_iter().map(ShownHit::new).collect();
+    show(args, globals, &place, hits, milliseconds)
+}
+
+/// How to search, without the filters, which need a store.
+fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions> {
     let mut options = SearchOptions {
         k: args.k as usize,
         mode: match args.mode {
@@ -166,7 +210,6 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
             ModeArg::Meaning => Mode::Meaning,
             ModeArg::Both => Mode::Both,
         },
-        filters,
         explain: args.explain,
         ..SearchOptions::default()
     };
@@ -182,10 +225,8 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
     if let Some(threads) = globals.threads {
         options.candidates.threads = threads.into();
     }
-    let found = engine::search(&snapshot, &args.query, encoder.as_deref(), &options)?;
-    let milliseconds = found.timings.total.as_secs_f64() * 1e3;
-    let hits = found.hits.into_iter().map(ShownHit::new).collect();
-    show(args, globals, &place, hits, milliseconds)
+    args.mix.apply(&mut options)?;
+    Ok(options)
 }
 
 /// What to search: a path of its own narrows the search, a store without a path

@@ -10,14 +10,11 @@ pub mod vector;
 pub use rm3::Rm3;
 pub use vector::{Rocchio, TokenRows, VectorFeedback, VectorKind};
 
-/// What a second search learns from the first.
+/// What a second search learns from the first; the default is that there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum Feedback {
-    /// There is no second search.
-    #[default]
-    None,
+pub struct Feedback {
     /// Words, for the search by words.
-    Rm3(Rm3),
+    pub rm3: Option<Rm3>,
     /// Vectors, for the search by meaning.
-    Vector(VectorFeedback),
+    pub vector: Option<VectorFeedback>,
 }

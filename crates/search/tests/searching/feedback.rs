@@ -1,15 +1,36 @@
 //! Feedback, learnt sparse weights and interpolation, from end to end.
 
-use keyfold_core::{EncodeError, EncoderIdentity, NoProgress, Role, SparseEncoder, SparseVector};
+use keyfold_core::{
+    EncodeError, EncoderIdentity, NoProgress, Role, SparseEncoder, SparseVector, Vectors,
+};
 use keyfold_search::bm25::Bm25;
 use keyfold_search::engine::{Mode, Models, Rankings, SearchOptions, rank, rank_with};
 use keyfold_search::feedback::{Feedback, Rm3, Rocchio, TokenRows, VectorFeedback, VectorKind};
-use keyfold_search::fuse::{self, Fuse};
+use keyfold_search::fuse::{self, Fuse, Interpolation, Scale};
 use keyfold_search::sparse::SparseRetriever;
 use keyfold_search::store::Snapshot;
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::world::{World, file};
+
+const NONE: Feedback = Feedback {
+    rm3: None,
+    vector: None,
+};
+
+fn rm3(how: Rm3) -> Feedback {
+    Feedback {
+        rm3: Some(how),
+        ..NONE
+    }
+}
+
+fn vector(how: VectorFeedback) -> Feedback {
+    Feedback {
+        vector: Some(how),
+        ..NONE
+    }
+}
 
 /// Boats are sailed in wind: those passages share words that the query lacks.
 fn harbour() -> World {
@@ -44,15 +65,15 @@ fn rm3_finds_passages_without_any_word_of_the_query() {
         };
         texts(&snapshot, &ranked(&world, "boat", &options).ranked)
     };
-    assert_eq!(find(Feedback::None).len(), 2);
-    let with = find(Feedback::Rm3(Rm3::default()));
+    assert_eq!(find(NONE).len(), 2);
+    let with = find(rm3(Rm3::default()));
     assert!(with.contains(&"sails wind storm".to_owned()), "{with:?}");
     // With the whole weight on the query, nothing is learned.
-    let only = find(Feedback::Rm3(Rm3 {
+    let only = find(rm3(Rm3 {
         weight: 1.0,
         ..Rm3::default()
     }));
-    assert_eq!(only[..2], find(Feedback::None));
+    assert_eq!(only[..2], find(NONE));
 }
 
 #[test]
@@ -70,25 +91,25 @@ fn feedback_of_vectors_changes_the_order_by_meaning() {
         found.iter().position(|t| t == "sails wind storm").unwrap()
     };
     let learned = |rows| {
-        Feedback::Vector(VectorFeedback {
+        vector(VectorFeedback {
             k: 2,
             rows,
             ..VectorFeedback::average()
         })
     };
     assert_eq!(place(learned(TokenRows::Added)), 2);
-    assert!(place(Feedback::None) > 2);
+    assert!(place(NONE) > 2);
     // All weight on the query: the same list again.
     let nothing = VectorKind::Rocchio(Rocchio {
         alpha: 1.0,
         beta: 0.0,
         ..Rocchio::default()
     });
-    let nothing = Feedback::Vector(VectorFeedback {
+    let nothing = vector(VectorFeedback {
         kind: nothing,
         ..VectorFeedback::rocchio()
     });
-    assert_eq!(place(nothing), place(Feedback::None));
+    assert_eq!(place(nothing), place(NONE));
 }
 
 #[test]
@@ -103,12 +124,12 @@ fn interpolation_mixes_where_it_is_told_to() {
         options.fusion.fuse = fuse;
         options
     };
-    let feedback = Feedback::Vector(VectorFeedback::average());
+    let feedback = vector(VectorFeedback::average());
     let query = "boat storm";
-    let none = ranked(&world, query, &options(Fuse::None, Feedback::None));
+    let none = ranked(&world, query, &options(Fuse::None, NONE));
     assert_eq!(none.ranked, none.meaning);
-    let after = ranked(&world, query, &options(Fuse::After, Feedback::None));
-    let how = options(Fuse::After, Feedback::None).fusion.interpolation;
+    let after = ranked(&world, query, &options(Fuse::After, NONE));
+    let how = options(Fuse::After, NONE).fusion.interpolation;
     let mut expected = fuse::interpolate(&after.lexical, &after.meaning, &how);
     expected.truncate(40);
     assert_eq!(after.ranked, expected);
@@ -213,6 +234,7 @@ fn learnt_weights_stand_for_words_and_follow_the_store() {
         let models = Models {
             encoder: Some(&world.model),
             sparse: Some(&sparse),
+            ..Models::default()
         };
         let options = SearchOptions {
             mode: Mode::Lexical,
@@ -250,5 +272,125 @@ fn learnt_weights_stand_for_words_and_follow_the_store() {
     for cut in [0, 8, 17, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..cut]).unwrap();
         assert_eq!(search(&world).0, ["boat storm"]);
+    }
+}
+
+/// What Anserini and Pyserini gave (parity/feedback.py).
+#[derive(serde::Deserialize)]
+struct Reference {
+    documents: Vec<String>,
+    queries: Vec<String>,
+    bm25: Vec<Vec<(u64, f32)>>,
+    rm3: Vec<Vec<(u64, f32)>>,
+    vectors: ReferenceVectors,
+    hybrid: ReferenceHybrid,
+}
+
+#[derive(serde::Deserialize)]
+struct ReferenceVectors {
+    query: Vec<f32>,
+    passages: Vec<Vec<f32>>,
+    average: Vec<f32>,
+    rocchio: Vec<f32>,
+}
+
+#[derive(serde::Deserialize)]
+struct ReferenceHybrid {
+    sparse: Vec<(u64, f32)>,
+    dense: Vec<(u64, f32)>,
+    alpha: f32,
+    centre: Vec<(u64, f32)>,
+    raw: Vec<(u64, f32)>,
+}
+
+fn reference() -> Reference {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/feedback.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn bm25_and_rm3_are_those_of_anserini() {
+    let reference = reference();
+    let views: Vec<&str> = reference.documents.iter().map(String::as_str).collect();
+    let world = World::new(&[file("all.md", &views)]);
+    for (feedback, expected) in [
+        (NONE, &reference.bm25),
+        (rm3(Rm3::default()), &reference.rm3),
+    ] {
+        for (query, expected) in reference.queries.iter().zip(expected) {
+            let options = SearchOptions {
+                mode: Mode::Lexical,
+                k: 150,
+                bm25: Bm25::anserini(),
+                feedback,
+                ..SearchOptions::default()
+            };
+            let found = ranked(&world, query, &options).ranked;
+            assert!(!expected.is_empty());
+            for (i, &(id, score)) in expected.iter().enumerate() {
+                // It prints four digits, and takes a little off equal scores.
+                let close = |r: &fuse::Ranked| (r.score - score).abs() < 3e-4;
+                assert!(close(&found[i]), "{query} {i}: {:?}, not {score}", found[i]);
+                let ours = found.iter().find(|r| r.passage == id);
+                assert!(ours.is_some_and(close), "{query}: {ours:?}, not {score}");
+            }
+        }
+    }
+}
+
+#[test]
+fn vector_feedback_is_that_of_pyserini() {
+    let ReferenceVectors {
+        query,
+        passages,
+        average,
+        rocchio,
+    } = reference().vectors;
+    let one = |v: &Vec<f32>| Vectors::new(v.len(), v.clone()).unwrap();
+    let passages: Vec<Vectors> = passages.iter().map(one).collect();
+    let new = VectorFeedback::average().apply(&one(&query), &passages, &[]);
+    let how = VectorFeedback {
+        kind: VectorKind::Rocchio(Rocchio {
+            gamma: 0.1,
+            bottom: 2,
+            ..Rocchio::default()
+        }),
+        ..VectorFeedback::rocchio()
+    };
+    let taken_away = how.apply(&one(&query), &passages, &passages[6..]);
+    for (ours, theirs) in [(new, average), (taken_away, rocchio)] {
+        for (a, b) in ours.as_slice().iter().zip(&theirs) {
+            assert!((a - b).abs() < 1e-6, "{ours:?} {theirs:?}");
+        }
+    }
+}
+
+#[test]
+fn interpolated_scores_are_those_of_pyserini() {
+    let ReferenceHybrid {
+        sparse,
+        dense,
+        alpha,
+        centre,
+        raw,
+    } = reference().hybrid;
+    let list = |pairs: &[(u64, f32)]| -> Vec<fuse::Ranked> {
+        let ranked = |&(passage, score): &(u64, f32)| fuse::Ranked { passage, score };
+        pairs.iter().map(ranked).collect()
+    };
+    for (scale, theirs) in [(Scale::Centre, centre), (Scale::Raw, raw)] {
+        // There the dense list counts 1 and the sparse one alpha.
+        let how = Interpolation {
+            weight: alpha / (1.0 + alpha),
+            scale,
+            depth: 100,
+        };
+        let ours = fuse::interpolate(&list(&sparse), &list(&dense), &how);
+        assert_eq!(ours.len(), theirs.len());
+        for (a, b) in ours.iter().zip(theirs) {
+            // Single precision of sums near 80.
+            assert!((a.score * (1.0 + alpha) - b.1).abs() < 5e-5, "{a:?} {b:?}");
+        }
     }
 }

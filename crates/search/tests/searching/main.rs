@@ -8,4 +8,5 @@ mod codebook;
 mod encodings;
 mod engine;
 mod feedback;
+mod rerank;
 mod world;

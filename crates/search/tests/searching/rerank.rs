@@ -1,0 +1,215 @@
+//! Reranking by a dear scorer, from end to end.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keyfold_core::{EncodeError, EncoderIdentity, NoProgress, PairScorer, Progress};
+use keyfold_search::SearchError;
+use keyfold_search::engine::{Models, SearchOptions, search_with};
+use keyfold_search::filter::Filters;
+use keyfold_search::rerank::{Anchors, RerankBy, RerankOptions, Reranker};
+
+use crate::world::{World, file};
+
+/// Two words with numbers far apart score low: `-(a - b)^2 / 1000`, which is of rank
+/// three.
+struct Distance {
+    identity: EncoderIdentity,
+    read: Mutex<Vec<(String, String)>>,
+}
+
+impl Distance {
+    fn new() -> Self {
+        Self {
+            identity: EncoderIdentity {
+                name: "distance".to_owned(),
+                hash: "0123456789abcdef".to_owned(),
+                dim: 1,
+            },
+            read: Mutex::default(),
+        }
+    }
+
+    fn calls(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.read.lock().unwrap())
+    }
+}
+
+fn number(text: &str) -> f32 {
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0.0)
+}
+
+impl PairScorer for Distance {
+    fn identity(&self) -> &EncoderIdentity {
+        &self.identity
+    }
+
+    fn score(&self, pairs: &[(&str, &str)]) -> Result<Vec<f32>, EncodeError> {
+        let mut read = self.read.lock().unwrap();
+        read.extend(
+            pairs
+                .iter()
+                .map(|(q, p)| ((*q).to_owned(), (*p).to_owned())),
+        );
+        let score = |(q, p): &(&str, &str)| -(number(q) - number(p)).powi(2) / 1000.0;
+        Ok(pairs.iter().map(score).collect())
+    }
+}
+
+fn numbers() -> World {
+    let passages: Vec<String> = (0..200).map(|i| format!("item{i}")).collect();
+    let views: Vec<&str> = passages.iter().map(String::as_str).collect();
+    World::new(&[
+        file("low.md", &views[..100]),
+        file("high.md", &views[100..]),
+    ])
+}
+
+fn queries() -> Vec<String> {
+    (0..20).map(|i| format!("query {}", i * 11)).collect()
+}
+
+fn options(by: RerankBy, calls: usize) -> RerankOptions {
+    RerankOptions {
+        by,
+        calls,
+        anchors: 6,
+        rounds: 4,
+        ..RerankOptions::default()
+    }
+}
+
+/// The texts of the best passages for a query that shares no word with any.
+fn find(world: &World, scorer: &Distance, how: RerankOptions, filters: Filters) -> Vec<String> {
+    let snapshot = world.snapshot();
+    let anchors = match how.by {
+        RerankBy::All => None,
+        _ => Anchors::open(&snapshot, scorer, Some(&queries()), &NoProgress).unwrap(),
+    };
+    scorer.calls();
+    let reranker = Reranker::new(scorer, anchors, how).unwrap();
+    let models = Models {
+        encoder: Some(&world.model),
+        reranker: Some(&reranker),
+        ..Models::default()
+    };
+    let options = SearchOptions {
+        k: 3,
+        filters,
+        ..SearchOptions::default()
+    };
+    let found = search_with(&snapshot, "query 42", &models, &options).unwrap();
+    found.hits.into_iter().map(|h| h.text).collect()
+}
+
+#[test]
+fn few_calls_find_the_best_of_the_scorer() {
+    let (world, scorer) = (numbers(), Distance::new());
+    for by in [RerankBy::Cur, RerankBy::AdaCur] {
+        let found = find(&world, &scorer, options(by, 20), Filters::default());
+        assert_eq!(found, ["item42", "item41", "item43"], "{by:?}");
+        let calls = scorer.calls();
+        assert_eq!(calls.len(), 20, "{by:?}");
+        assert!(calls.iter().all(|(q, _)| q == "query 42"));
+    }
+    // Of all passages, the best of the search are no better than any others here.
+    let found = find(
+        &world,
+        &scorer,
+        options(RerankBy::All, 200),
+        Filters::default(),
+    );
+    assert_eq!(found, ["item42", "item41", "item43"]);
+    assert_eq!(scorer.calls().len(), 200);
+}
+
+#[test]
+fn filters_hold_and_anchors_outside_do_not_come_back() {
+    let (world, scorer) = (numbers(), Distance::new());
+    let filters = || Filters {
+        globs: vec!["high.md".to_owned()],
+        ..Filters::default()
+    };
+    for by in [RerankBy::All, RerankBy::Cur, RerankBy::AdaCur] {
+        let found = find(&world, &scorer, options(by, 100), filters());
+        assert_eq!(found, ["item100", "item101", "item102"], "{by:?}");
+    }
+}
+
+#[test]
+fn scores_of_anchors_follow_the_store() {
+    let (world, scorer) = (numbers(), Distance::new());
+    let open = |queries: Option<&[String]>| {
+        scorer.calls();
+        let anchors = Anchors::open(&world.snapshot(), &scorer, queries, &NoProgress)
+            .unwrap()
+            .unwrap();
+        (anchors, scorer.calls().len())
+    };
+    let missing = Anchors::open(&world.snapshot(), &scorer, None, &NoProgress)
+        .err()
+        .unwrap();
+    assert!(
+        missing.to_string().contains("--anchor-queries"),
+        "{missing}"
+    );
+    let (anchors, calls) = open(Some(&queries()));
+    assert_eq!((anchors.ids().len(), calls), (200, 4000));
+    assert_eq!(open(None).1, 0);
+    // Ten come, a hundred go.
+    let passages: Vec<String> = (300..310).map(|i| format!("item{i}")).collect();
+    let views: Vec<&str> = passages.iter().map(String::as_str).collect();
+    world.change(&[file("new.md", &views)], &["low.md"]);
+    let (anchors, calls) = open(None);
+    assert_eq!((anchors.ids().len(), calls), (110, 200));
+    assert_eq!(anchors.queries(), queries());
+    assert_eq!(anchors.scores().items(), 110);
+    // Other queries begin anew.
+    assert_eq!(open(Some(&queries()[..5])).1, 550);
+    let none = Anchors::open(&world.snapshot(), &scorer, Some(&[]), &NoProgress);
+    assert!(none.err().unwrap().to_string().contains("no anchor query"));
+}
+
+/// Asks to stop after some advances.
+struct Impatient(AtomicUsize);
+
+impl Progress for Impatient {
+    fn start(&self, _: &str, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+    fn set_total(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+#[test]
+fn a_stopped_run_keeps_what_is_done() {
+    let (world, scorer) = (numbers(), Distance::new());
+    let stop = Impatient(AtomicUsize::new(5));
+    let stopped = Anchors::open(&world.snapshot(), &scorer, Some(&queries()), &stop).unwrap();
+    assert!(stopped.is_none());
+    let before = scorer.calls().len();
+    assert!(before > 0 && before < 4000);
+    let anchors = Anchors::open(&world.snapshot(), &scorer, None, &NoProgress).unwrap();
+    assert_eq!(anchors.unwrap().ids().len(), 200);
+    assert_eq!(before + scorer.calls().len(), 4000);
+}
+
+#[test]
+fn budgets_that_mean_nothing_are_refused() {
+    let (world, scorer) = (numbers(), Distance::new());
+    let anchors =
+        || Anchors::open(&world.snapshot(), &scorer, Some(&queries()), &NoProgress).unwrap();
+    let refused = |anchors, how| match Reranker::new(&scorer, anchors, how) {
+        Err(SearchError::Rerank { what }) => what,
+        _ => panic!("not refused"),
+    };
+    assert!(refused(None, options(RerankBy::All, 0)).contains("--calls"));
+    assert!(refused(None, options(RerankBy::Cur, 9)).contains("--anchor-queries"));
+    assert!(refused(anchors(), options(RerankBy::Cur, 6)).contains("--anchors"));
+}
