@@ -6,11 +6,13 @@
 //! ```text
 //! u  = layer_norm(x)
 //! c  = depthwise_conv(u)                      # kernel_size tokens around t
-//! m  = mean of u over the text
+//! m  = mean of x over the text
 //! x ← x + W_outer relu(W_inner c + W_context m + b_inner) + b_outer
 //! ```
 //!
-//! and `y = W_output layer_norm(x) + b_output`. There is no attention, so the
+//! and `y = W_output layer_norm(x) + b_output`. The mean is of `x`, not of `u`, so
+//! that the length of a token's vector can say how much it counts for the text's
+//! direction. There is no attention, so the
 //! cost grows linearly with the text: about `blocks · 2 · hidden · inner`
 //! multiply-adds a token.
 
@@ -71,7 +73,7 @@ pub(crate) struct BlockTape {
     pub(crate) x: Vec<f32>,
     /// Its layer norm.
     pub(crate) u: Vec<f32>,
-    /// Mean of `u` per text.
+    /// Mean of `x` per text.
     pub(crate) mean: Vec<f32>,
     /// Output of the convolution.
     pub(crate) conv: Vec<f32>,
@@ -238,12 +240,12 @@ impl Space {
         );
     }
 
-    /// `mean` = mean row of `u` of each text; zero for a text without tokens.
+    /// `mean` = mean row of `x` of each text; zero for a text without tokens.
     fn mean_of_texts(&mut self, starts: &[usize], dim: usize) {
         self.mean.clear();
         self.mean.resize((starts.len() - 1) * dim, 0.0);
         for (text, mean) in starts.windows(2).zip(self.mean.chunks_exact_mut(dim)) {
-            for row in self.u[text[0] * dim..text[1] * dim].chunks_exact(dim) {
+            for row in self.x[text[0] * dim..text[1] * dim].chunks_exact(dim) {
                 kernels::add_assign(mean, row);
             }
             let scale = 1.0 / (text[1] - text[0]).max(1) as f32;

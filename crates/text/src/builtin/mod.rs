@@ -2,16 +2,23 @@
 //!
 //! It gives one key per word piece: a static vector from a table of bytes,
 //! mixed lightly with its neighbours and with the whole text, and
-//! scaled to length one. Word pieces without a letter or digit give no key. The
+//! scaled to length one. Word pieces without a letter or digit give no key. In a
+//! query the key of a word piece has the length
+//! `ln((N + 1) / (n + 1)) / ln(N + 1)`, where `n` of the `N` texts that it was
+//! trained on hold the piece: rare words say more about what is looked for
+//! (inverse document frequency; Sparck Jones 1972, A statistical interpretation of
+//! term specificity and its application in retrieval). The
 //! weights are distilled from a sentence encoder by `keyfold train builtin` (see
 //! [`crate::distill`] and docs/model.md).
 
 pub(crate) mod mixer;
+mod words;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Mutex;
 
 use half::f16;
 use keyfold_core::{EncodeError, Encoder, EncoderIdentity, ModelFolder, Role, Vectors};
@@ -23,6 +30,7 @@ use crate::error::{LoadError, invalid};
 use crate::run::thread_count;
 pub use mixer::MixerConfig;
 use mixer::{Mixer, Space};
+use words::Kept;
 
 /// What the encoder that is part of this library is called.
 pub const BUILTIN: &str = "builtin";
@@ -39,9 +47,14 @@ const TOKENIZER: &str = "tokenizer.json";
 pub struct TokenMixerEncoder {
     identity: EncoderIdentity,
     tokenizer: Tokenizer,
+    /// Words that were read before, for each thread that is not at work; none
+    /// where words do not stand for themselves.
+    kept: Option<Mutex<Vec<Kept>>>,
     /// Which token ids give a key.
     is_key: Vec<bool>,
     table: TokenTable,
+    /// Length of a token's key in a query, `[vocab]`.
+    query_weight: Vec<f32>,
     mixer: Mixer,
     threads: usize,
 }
@@ -129,7 +142,11 @@ impl TokenMixerEncoder {
         let config: MixerConfig = serde_json::from_slice(files.config)
             .map_err(|e| invalid(&folder.join(CONFIG), e.to_string()))?;
         check(&config).map_err(|what| invalid(&folder.join(CONFIG), what))?;
-        let (table, mixer) = read_weights(&config, files.weights)
+        let Weights {
+            table,
+            query_weight,
+            mixer,
+        } = read_weights(&config, files.weights)
             .map_err(|what| invalid(&folder.join(WEIGHTS), what))?;
         let tokenizer = read_tokenizer(files.tokenizer)
             .map_err(|what| invalid(&folder.join(TOKENIZER), what))?;
@@ -145,44 +162,65 @@ impl TokenMixerEncoder {
                 hash: hasher.finalize().to_hex().to_string(),
                 dim: config.output_size,
             },
+            kept: words::reads_words_alone(&tokenizer).then(Mutex::default),
             tokenizer,
             is_key,
             table,
+            query_weight,
             mixer,
             threads: thread_count(threads),
         })
     }
 
-    /// Token ids of a text and, if asked for, the bytes that they stand for.
-    fn tokens(
-        &self,
-        text: &str,
-        spans: bool,
-    ) -> Result<(Vec<u32>, Vec<Range<usize>>), EncodeError> {
-        let limit = self.mixer.config.max_length;
-        let run = || {
-            if spans {
-                self.tokenizer.encode(text, false)
-            } else {
-                self.tokenizer.encode_fast(text, false)
-            }
-        };
-        let failed = |reason: String| EncodeError::Tokenizer {
-            model: self.identity.name.clone(),
-            reason,
-        };
+    /// Token ids of a text and the bytes that they stand for.
+    fn tokens(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), EncodeError> {
+        let run = || self.tokenizer.encode(text, false);
         let encoding = catch_unwind(AssertUnwindSafe(run))
-            .map_err(|_| failed("it stopped with an internal error".to_owned()))?
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|_| self.tokenizer_failed("it stopped with an internal error".to_owned()))?
+            .map_err(|e| self.tokenizer_failed(e.to_string()))?;
+        let limit = self.mixer.config.max_length;
         let ids = encoding.get_ids().iter().copied().take(limit).collect();
         let offsets = encoding.get_offsets().iter().take(limit);
         Ok((ids, offsets.map(|&(from, to)| from..to).collect()))
+    }
+
+    /// Token ids of a text.
+    fn ids(&self, text: &str, kept: &mut Kept) -> Result<Vec<u32>, EncodeError> {
+        let limit = self.mixer.config.max_length;
+        let ids = match &self.kept {
+            Some(_) => kept.ids(&self.tokenizer, text, limit),
+            None => words::pieces(&self.tokenizer, text),
+        };
+        let mut ids = ids.map_err(|reason| self.tokenizer_failed(reason))?;
+        ids.truncate(limit);
+        Ok(ids)
+    }
+
+    fn tokenizer_failed(&self, reason: String) -> EncodeError {
+        EncodeError::Tokenizer {
+            model: self.identity.name.clone(),
+            reason,
+        }
+    }
+
+    /// Takes the words that another thread left, or none.
+    fn take_kept(&self) -> Kept {
+        let shelf = self.kept.as_ref().and_then(|shelf| shelf.lock().ok());
+        shelf.and_then(|mut shelf| shelf.pop()).unwrap_or_default()
+    }
+
+    /// Leaves them for the next thread.
+    fn put_kept(&self, kept: Kept) {
+        if let Some(mut shelf) = self.kept.as_ref().and_then(|shelf| shelf.lock().ok()) {
+            shelf.push(kept);
+        }
     }
 
     /// Appends the keys of `texts` to `done`.
     fn encode_pack(
         &self,
         texts: &[Vec<u32>],
+        role: Role,
         space: &mut Space,
         done: &mut Vec<Vectors>,
     ) -> Result<(), EncodeError> {
@@ -195,14 +233,21 @@ impl TokenMixerEncoder {
         }
         self.mixer.forward(space, &starts, None);
         kernels::normalize_rows(&mut space.y, o);
+        if role == Role::Query {
+            for (id, row) in texts.iter().flatten().zip(space.y.chunks_exact_mut(o)) {
+                let weight = self.query_weight[*id as usize];
+                row.iter_mut().for_each(|x| *x *= weight);
+            }
+        }
         for (ids, text) in texts.iter().zip(starts.windows(2)) {
             let rows = space.y[text[0] * o..text[1] * o].chunks_exact(o);
-            let keys = ids
-                .iter()
-                .zip(rows)
-                .filter(|(id, _)| self.is_key[**id as usize]);
-            let rows = keys.flat_map(|(_, row)| row.iter().copied()).collect();
-            let vectors = Vectors::new(o, rows).map_err(|source| EncodeError::BadOutput {
+            let mut keys = Vec::with_capacity(rows.len() * o);
+            for (id, row) in ids.iter().zip(rows) {
+                if self.is_key[*id as usize] {
+                    keys.extend_from_slice(row);
+                }
+            }
+            let vectors = Vectors::new(o, keys).map_err(|source| EncodeError::BadOutput {
                 model: self.identity.name.clone(),
                 source,
             })?;
@@ -217,24 +262,26 @@ impl Encoder for TokenMixerEncoder {
         &self.identity
     }
 
-    fn encode(&self, texts: &[&str], _: Role) -> Result<Vec<Vectors>, EncodeError> {
+    fn encode(&self, texts: &[&str], role: Role) -> Result<Vec<Vectors>, EncodeError> {
         let share = texts.len().div_ceil(self.threads).max(1);
         let work = |texts: &[&str]| -> Result<Vec<Vectors>, EncodeError> {
             let mut done = Vec::with_capacity(texts.len());
             let mut space = Space::default();
             let mut pack = Vec::new();
+            let mut kept = self.take_kept();
             let mut size = 0;
             for text in texts {
-                let (ids, _) = self.tokens(text, false)?;
+                let ids = self.ids(text, &mut kept)?;
                 size += ids.len();
                 pack.push(ids);
                 if size >= PACK {
-                    self.encode_pack(&pack, &mut space, &mut done)?;
+                    self.encode_pack(&pack, role, &mut space, &mut done)?;
                     pack.clear();
                     size = 0;
                 }
             }
-            self.encode_pack(&pack, &mut space, &mut done)?;
+            self.encode_pack(&pack, role, &mut space, &mut done)?;
+            self.put_kept(kept);
             Ok(done)
         };
         if self.threads == 1 || texts.len() < 2 {
@@ -258,7 +305,7 @@ impl Encoder for TokenMixerEncoder {
     }
 
     fn spans(&self, text: &str, _: Role) -> Result<Vec<Option<Range<usize>>>, EncodeError> {
-        let (ids, spans) = self.tokens(text, true)?;
+        let (ids, spans) = self.tokens(text)?;
         let keys = ids.iter().zip(spans);
         Ok(keys
             .filter(|(id, _)| self.is_key[**id as usize])
@@ -318,7 +365,14 @@ pub(crate) fn keys(tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<bool>
     Ok(keys)
 }
 
-fn read_weights(config: &MixerConfig, bytes: &[u8]) -> Result<(TokenTable, Mixer), String> {
+/// What `model.safetensors` holds.
+pub(crate) struct Weights {
+    pub(crate) table: TokenTable,
+    pub(crate) query_weight: Vec<f32>,
+    pub(crate) mixer: Mixer,
+}
+
+fn read_weights(config: &MixerConfig, bytes: &[u8]) -> Result<Weights, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| format!("it is damaged: {e}"))?;
     let (v, h) = (config.vocab_size, config.hidden_size);
     let codes = tensor(&file, "embeddings.weight", &[v, h], Dtype::I8)?;
@@ -327,6 +381,11 @@ fn read_weights(config: &MixerConfig, bytes: &[u8]) -> Result<(TokenTable, Mixer
         codes: codes.iter().map(|&b| b as i8).collect(),
         scales: halves(scales).collect(),
     };
+    let query_weight = tensor(&file, "query.weight", &[v], Dtype::F16)?;
+    let query_weight: Vec<f32> = halves(query_weight).map(f16::to_f32).collect();
+    if query_weight.iter().any(|&w| !(w.is_finite() && w >= 0.0)) {
+        return Err("tensor 'query.weight' holds numbers that are no lengths".to_owned());
+    }
     let mut mixer = Mixer::zeros(config);
     for (name, shape, data) in mixer.tensors_mut() {
         let bytes = tensor(&file, &name, &shape, Dtype::F16)?;
@@ -339,7 +398,11 @@ fn read_weights(config: &MixerConfig, bytes: &[u8]) -> Result<(TokenTable, Mixer
     if table.scales.iter().any(|s| !s.is_finite()) {
         return Err("tensor 'embeddings.scale' holds numbers that are not finite".to_owned());
     }
-    Ok((table, mixer))
+    Ok(Weights {
+        table,
+        query_weight,
+        mixer,
+    })
 }
 
 fn tensor<'a>(
@@ -367,8 +430,18 @@ fn halves(bytes: &[u8]) -> impl Iterator<Item = f16> + '_ {
         .map(|b| f16::from_le_bytes([b[0], b[1]]))
 }
 
+fn halved(numbers: &[f32]) -> Vec<u8> {
+    let half = |&x: &f32| f16::from_f32(x).to_le_bytes();
+    numbers.iter().flat_map(half).collect()
+}
+
 /// The weights as the bytes of a safetensors file.
-pub(crate) fn write_weights(table: &TokenTable, mixer: &mut Mixer) -> Result<Vec<u8>, String> {
+pub(crate) fn write_weights(weights: &mut Weights) -> Result<Vec<u8>, String> {
+    let Weights {
+        table,
+        query_weight,
+        mixer,
+    } = weights;
     let (v, h) = (mixer.config.vocab_size, mixer.config.hidden_size);
     let mut all: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = vec![
         (
@@ -383,13 +456,15 @@ pub(crate) fn write_weights(table: &TokenTable, mixer: &mut Mixer) -> Result<Vec
             Dtype::F16,
             table.scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
         ),
+        (
+            "query.weight".to_owned(),
+            vec![v],
+            Dtype::F16,
+            halved(query_weight),
+        ),
     ];
     for (name, shape, data) in mixer.tensors_mut() {
-        let bytes = data
-            .iter()
-            .flat_map(|&x| f16::from_f32(x).to_le_bytes())
-            .collect();
-        all.push((name, shape, Dtype::F16, bytes));
+        all.push((name, shape, Dtype::F16, halved(data)));
     }
     let views = all
         .iter()

@@ -123,7 +123,7 @@ fn block_backward(
         );
         let scale = 1.0 / (text[1] - text[0]).max(1) as f32;
         dmean.iter_mut().for_each(|x| *x *= scale);
-        kernels::add_bias(&mut du[range], dmean);
+        kernels::add_bias(&mut dx[range], dmean);
     }
     grad.conv_bias = column_sums(&dconv, h);
     let back = layer_norm_backward(

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::SentenceEncoder;
 use crate::builtin::mixer::{Mixer, MixerConfig};
-use crate::builtin::{self, TokenTable};
+use crate::builtin::{self, TokenTable, Weights};
 use adam::{Moments, Step};
 pub use targets::Targets;
 
@@ -81,7 +81,7 @@ impl Default for DistillConfig {
             output_size: 96,
             max_length: 512,
             text_share: 0.7,
-            steps: 12_000,
+            steps: 16_000,
             batch_tokens: 2048,
             learning_rate: 2e-3,
             table_learning_rate: 3e-3,
@@ -179,7 +179,7 @@ pub fn distill(
     let is_key = builtin::read_tokenizer(&tokenizer)
         .and_then(|t| builtin::keys(&t, targets.table.len() / config.hidden_size))
         .map_err(|what| DistillError::Config { what })?;
-    let mut student = train(&targets, &is_key, config, progress)?;
+    let student = train(&targets, &is_key, config, progress)?;
     let held_out_cosine = student.held_out_cosine;
     let weights = student
         .to_safetensors()
@@ -205,6 +205,7 @@ pub fn distill(
 /// A trained student.
 pub struct Student {
     table: Vec<f32>,
+    query_weight: Vec<f32>,
     mixer: Mixer,
     /// Mean cosine to the teacher on the texts that were held out.
     pub held_out_cosine: f64,
@@ -212,9 +213,12 @@ pub struct Student {
 
 impl Student {
     /// Its weights, the table rounded to bytes.
-    pub fn to_safetensors(&mut self) -> Result<Vec<u8>, String> {
-        let table = TokenTable::quantize(&self.table, self.mixer.config.hidden_size);
-        builtin::write_weights(&table, &mut self.mixer)
+    pub fn to_safetensors(&self) -> Result<Vec<u8>, String> {
+        builtin::write_weights(&mut Weights {
+            table: TokenTable::quantize(&self.table, self.mixer.config.hidden_size),
+            query_weight: self.query_weight.clone(),
+            mixer: self.mixer.clone(),
+        })
     }
 
     /// Its `config.json`.
@@ -314,6 +318,7 @@ fn start(targets: &Targets, config: &DistillConfig, rng: &mut StdRng) -> Student
     }
     Student {
         table: targets.table.clone(),
+        query_weight: targets.rarity(mixer.config.vocab_size),
         mixer,
         held_out_cosine: 0.0,
     }

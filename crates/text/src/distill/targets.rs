@@ -1,7 +1,7 @@
 //! What the student shall learn: the teacher's hidden states of every token of
 //! the training texts, projected to the size of a key.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use half::f16;
@@ -120,6 +120,20 @@ impl Targets {
         });
         all.table = start_table(teacher, &axes, &sums, config, progress)?;
         Ok(all)
+    }
+
+    /// How rare each token is, `[vocab]`: `ln((N + 1) / (n + 1)) / ln(N + 1)` of a
+    /// token that `n` of the `N` texts hold; one for a token of none.
+    pub(super) fn rarity(&self, vocab_size: usize) -> Vec<f32> {
+        let texts = self.starts.len() - 1;
+        let mut holding = vec![0u32; vocab_size];
+        for text in self.starts.windows(2) {
+            let held: BTreeSet<u32> = self.ids[text[0]..text[1]].iter().copied().collect();
+            held.iter().for_each(|&id| holding[id as usize] += 1);
+        }
+        let most = (texts as f32 + 1.0).ln().max(f32::MIN_POSITIVE);
+        let rarity = |&n: &u32| 1.0 - (n as f32 + 1.0).ln() / most;
+        holding.iter().map(rarity).collect()
     }
 
     fn to_bytes(&self, key: &str, config: &DistillConfig) -> Result<Vec<u8>, String> {
