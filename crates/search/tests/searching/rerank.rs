@@ -7,6 +7,7 @@ use keyfold_core::{EncodeError, EncoderIdentity, NoProgress, PairScorer, Progres
 use keyfold_search::SearchError;
 use keyfold_search::engine::{Models, SearchOptions, search_with};
 use keyfold_search::filter::Filters;
+use keyfold_search::rerank::cur::{AnchorScores, Inverse};
 use keyfold_search::rerank::{Anchors, RerankBy, RerankOptions, Reranker};
 
 use crate::world::{World, file};
@@ -212,4 +213,41 @@ fn budgets_that_mean_nothing_are_refused() {
     assert!(refused(None, options(RerankBy::All, 0)).contains("--calls"));
     assert!(refused(None, options(RerankBy::Cur, 9)).contains("--anchor-queries"));
     assert!(refused(anchors(), options(RerankBy::Cur, 6)).contains("--anchors"));
+}
+
+/// What the authors' code gave (parity/cur.py).
+#[derive(serde::Deserialize)]
+struct Reference {
+    anchors: Vec<usize>,
+    /// `[queries][items]`.
+    scores: Vec<Vec<f32>>,
+    /// `[anchors][queries]`.
+    inverse: Vec<Vec<f64>>,
+    /// Of held-out queries with the anchors, and what follows for all items.
+    queries: Vec<Vec<f32>>,
+    estimates: Vec<Vec<f32>>,
+}
+
+#[test]
+fn estimates_are_those_of_the_authors_code() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cur.json");
+    let reference: Reference = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let items = 0..reference.scores[0].len();
+    let by_item = items.flat_map(|i| reference.scores.iter().map(move |row| row[i]));
+    let index = AnchorScores::new(by_item.collect(), reference.scores.len()).unwrap();
+    let factor = index.factor(&reference.anchors, Inverse::Pseudo);
+    let theirs = reference.inverse.concat();
+    let largest = theirs.iter().copied().fold(0.0, |m: f64, x| m.max(x.abs()));
+    assert_eq!(factor.as_slice().len(), theirs.len());
+    for (a, b) in factor.as_slice().iter().zip(&theirs) {
+        assert!((a - b).abs() < 1e-8 * largest, "{a} {b}");
+    }
+    for (scores, expected) in reference.queries.iter().zip(&reference.estimates) {
+        let ridge = index.estimate(&reference.anchors, scores, Inverse::default());
+        for (found, tolerance) in [(index.estimate_with(&factor, scores), 2e-5), (ridge, 1e-3)] {
+            for (a, b) in found.iter().zip(expected) {
+                assert!((a - b).abs() < tolerance, "{a} {b}");
+            }
+        }
+    }
 }
