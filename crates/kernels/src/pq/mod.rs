@@ -47,7 +47,8 @@ pub enum PqError {
     Centroids,
 }
 
-/// Centroids of every group, see the [module](self).
+/// Centroids of every group. A long vector is cut into groups of a few coordinates,
+/// and of each group only the number of the nearest centroid is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProductQuantizer {
     bits: u32,

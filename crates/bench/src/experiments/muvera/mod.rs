@@ -10,8 +10,12 @@
 //! the same with a common part in all vectors, as most encoders have it; and the
 //! passages and queries of a collection in the encoder's vectors (`--data`; see
 //! the experiment `search` for its files).
+//!
+//! Then the whole way in a store, beside other ways to find candidates, and what
+//! encoding and scanning cost.
 
 mod sets;
+mod ways;
 
 use std::time::Instant;
 
@@ -95,6 +99,12 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         let lines = curves.iter().filter(|c| shown.contains(&&*c.name));
         plotted.extend(lines.map(|c| (format!("{}: {}", set.short, c.name), c.points.clone())));
     }
+    let mut stores = Vec::new();
+    for set in [&sets::many_made_up(options), &sets[2]] {
+        let (table, of_store) = ways::compare(set, options, progress)?;
+        tables.push(table);
+        stores.push(of_store);
+    }
     let (speed, fastest, of_speed) = speed(options)?;
     tables.push(speed);
     findings.push(format!(
@@ -105,7 +115,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
-        values: json!({"sets": values, "speed": of_speed}),
+        values: json!({"sets": values, "stores": stores, "speed": of_speed}),
         svg: plot::lines(
             "What is found among the candidates",
             "candidates",

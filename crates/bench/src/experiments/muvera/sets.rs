@@ -77,13 +77,43 @@ fn near(base: &[f32], scale: f32, noise: f32, rng: &mut StdRng) -> Vec<f32> {
 /// a query takes concepts of a document, and others of its topics, with more
 /// noise. `common` times a fixed unit vector is added to all vectors.
 pub(super) fn made_up(options: &BenchOptions, common: f32) -> Set {
-    const DIM: usize = 64;
     let (documents, queries) = match (options.scale, common > 0.0) {
         (Scale::Smoke, _) => (300, 20),
         (Scale::Small, false) => (3000, 100),
         (Scale::Small, true) => (1500, 100),
         (Scale::Full, _) => (20_000, 300),
     };
+    let mut set = draw(options, documents, queries);
+    if common > 0.0 {
+        set.name = "made-up vectors with a common part".to_owned();
+        set.short = "common part";
+        let part: Vec<f32> = unit_rows(1, DIM, options.seed.wrapping_add(3))
+            .iter()
+            .map(|x| common * x)
+            .collect();
+        for rows in set.documents.iter_mut().chain(&mut set.queries) {
+            rows.chunks_exact_mut(DIM)
+                .for_each(|row| add_assign(row, &part));
+            normalize_rows(rows, DIM);
+        }
+    }
+    set
+}
+
+/// More of the same, for a store.
+pub(super) fn many_made_up(options: &BenchOptions) -> Set {
+    let (documents, queries) = match options.scale {
+        Scale::Smoke => (500, 10),
+        Scale::Small => (20_000, 100),
+        Scale::Full => (100_000, 200),
+    };
+    draw(options, documents, queries)
+}
+
+/// Length of made-up vectors.
+const DIM: usize = 64;
+
+fn draw(options: &BenchOptions, documents: usize, queries: usize) -> Set {
     let mut rng = StdRng::seed_from_u64(options.seed.wrapping_add(1));
     let topics = unit_rows(60, DIM, options.seed.wrapping_add(2));
     let concepts: Vec<(usize, Vec<f32>)> = (0..1500)
@@ -129,19 +159,6 @@ pub(super) fn made_up(options: &BenchOptions, common: f32) -> Set {
             .iter()
             .flat_map(|&c| near(&concepts[c].1, 1.0, 1.3, &mut rng));
         set.queries.push(rows.collect());
-    }
-    if common > 0.0 {
-        set.name = "made-up vectors with a common part".to_owned();
-        set.short = "common part";
-        let part: Vec<f32> = unit_rows(1, DIM, options.seed.wrapping_add(3))
-            .iter()
-            .map(|x| common * x)
-            .collect();
-        for rows in set.documents.iter_mut().chain(&mut set.queries) {
-            rows.chunks_exact_mut(DIM)
-                .for_each(|row| add_assign(row, &part));
-            normalize_rows(rows, DIM);
-        }
     }
     set
 }
