@@ -15,6 +15,10 @@
 //! with the row the best ten are nearly always among the first fifty.
 //!
 //! A filter is applied before the choice, so that it never empties the result.
+//!
+//! Steps 1 and 2 can be done otherwise (see [`Method`]): by one scan over encodings
+//! of fixed length (`fde`), and, to compare with, as PLAID (`plaid`) and WARP
+//! (`warp`) do it. [`tune`] tries them on a store.
 
 mod centroids;
 pub mod fde;

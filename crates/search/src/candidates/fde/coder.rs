@@ -8,9 +8,11 @@ use super::{Fde, FdeConfig, FdeError, FdeOptions, Projection};
 
 const MAGIC: &[u8; 8] = b"KFFDEN1\n";
 
-/// Documents on which the quantizer is trained, at most and at least as far as
-/// there are any.
-const SAMPLE: std::ops::RangeInclusive<usize> = 256..=4096;
+/// Documents on which the quantizer is trained, as far as there are any: at least
+/// and at most.
+const SAMPLE: std::ops::RangeInclusive<usize> = 512..=4096;
+/// Vectors of a document, about.
+const VECTORS: usize = 128;
 
 /// Makes the coded encodings of a store: planes, projections, mean, quantizer.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,9 +37,11 @@ pub enum CoderError {
 }
 
 impl FdeCoder {
-    /// How many documents [`FdeCoder::train`] is to be given, in `memory` bytes.
+    /// How many documents [`FdeCoder::train`] is to be given, so that it takes
+    /// about `memory` bytes.
     pub fn sample_size(dim: usize, options: &FdeOptions, memory: usize) -> usize {
-        let fits = memory / 4 / options.config.len(dim).max(1);
+        let each = size_of::<f32>() * (options.config.len(dim) + VECTORS * dim);
+        let fits = memory / each.max(1);
         fits.clamp(*SAMPLE.start(), *SAMPLE.end())
     }
 
