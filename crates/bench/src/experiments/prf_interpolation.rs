@@ -8,6 +8,8 @@
 //! semantic analysis, learnt from the collection itself, and those of a sentence
 //! encoder (`--teacher`). All runs go through the engine; every passage is scored.
 
+use std::cell::RefCell;
+
 use keyfold_core::{Encoder, Progress};
 use keyfold_search::bm25::Bm25;
 use keyfold_search::candidates::Method;
@@ -172,6 +174,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         lines: Vec::new(),
         sparse_alone: Vec::new(),
         sweeps: Vec::new(),
+        times: RefCell::default(),
     };
     for dense in &denses {
         // The stores hold the same passages by the same numbers, so that weights that
@@ -299,6 +302,8 @@ struct Bench<'a> {
     lines: Vec<Line>,
     sparse_alone: Vec<(String, Measured)>,
     sweeps: Vec<Sweep>,
+    /// What a search is, and its milliseconds.
+    times: RefCell<Vec<(String, f64)>>,
 }
 
 /// What a sweep found for a row.
@@ -313,9 +318,11 @@ struct Sweep {
 }
 
 impl Bench<'_> {
-    /// Runs all queries.
+    /// Runs all queries; how long they took on average is remembered as `what`, the
+    /// first time.
     fn rank(
         &self,
+        what: String,
         dense: &Dense,
         sparse: &Sparse<'_>,
         options: &SearchOptions,
@@ -330,7 +337,13 @@ impl Bench<'_> {
         };
         let queries = self.collection.queries.iter();
         let rank = |q: &String| Ok(rank_with(&dense.snapshot, q, &models, options)?);
-        queries.map(rank).collect()
+        let ranked: Vec<Rankings> = queries.map(rank).collect::<Result<_, BenchError>>()?;
+        let mut times = self.times.borrow_mut();
+        if !times.iter().any(|(known, _)| *known == what) {
+            let seconds = ranked.iter().map(|r| r.timings.total.as_secs_f64());
+            times.push((what, mean(&seconds.collect::<Vec<_>>()) * 1e3));
+        }
+        Ok(ranked)
     }
 
     fn options(&self, mode: Mode, feedback: Feedback, bm25: Bm25) -> SearchOptions {
@@ -357,7 +370,8 @@ impl Bench<'_> {
             rm3: sparse.rm3,
             vector: None,
         };
-        let ranked = self.rank(dense, sparse, &self.options(Mode::Lexical, feedback, bm25))?;
+        let options = self.options(Mode::Lexical, feedback, bm25);
+        let ranked = self.rank(sparse.name.clone(), dense, sparse, &options)?;
         Ok(ranked.into_iter().map(|r| r.lexical).collect())
     }
 
@@ -368,7 +382,8 @@ impl Bench<'_> {
                 vector: row.feedback(),
             };
             let options = self.options(Mode::Meaning, feedback, Bm25::default());
-            let ranked = self.rank(dense, &sparses(None)[0], &options)?;
+            let what = format!("{}: {}", dense.name, row.name());
+            let ranked = self.rank(what, dense, &sparses(None)[0], &options)?;
             self.progress.advance(1);
             Ok(ranked.into_iter().map(|r| r.meaning).collect())
         };
@@ -394,7 +409,8 @@ impl Bench<'_> {
         let mut options = self.options(Mode::Both, feedback, bm25);
         options.fusion.interpolation = mixing(weight);
         options.fusion.fuse = Fuse::Before;
-        let ranked = self.rank(dense, sparse, &options)?;
+        let what = format!("{}: before, with {}", dense.name, sparse.name);
+        let ranked = self.rank(what, dense, sparse, &options)?;
         self.progress.advance(1);
         Ok(ranked.into_iter().map(|r| r.meaning).collect())
     }
@@ -521,7 +537,7 @@ impl Bench<'_> {
         &self,
         reference: Option<Vec<(&'static str, Measured)>>,
     ) -> Result<Report, BenchError> {
-        let mut tables = vec![self.sparse_table(), self.main_table()];
+        let mut tables = vec![self.sparse_table(), self.main_table(), self.time_table()];
         if !self.sweeps.is_empty() {
             tables.push(self.sweep_table());
         }
@@ -587,6 +603,7 @@ impl Bench<'_> {
             "sparse": self.sparse_alone.iter().map(|(n, m)| json!({"name": n, "measured": m.json()})).collect::<Vec<_>>(),
             "rows": self.lines.iter().map(Line::json).collect::<Vec<_>>(),
             "differences": differences,
+            "milliseconds": self.times.borrow().iter().map(|(what, t)| json!({"search": what, "milliseconds": t})).collect::<Vec<_>>(),
             "sweep": self.sweeps.iter().map(Sweep::json).collect::<Vec<_>>(),
             "reference": reference.iter().flatten().map(|(n, m)| json!({"name": n, "measured": m.json()})).collect::<Vec<_>>(),
         });
@@ -657,6 +674,15 @@ impl Bench<'_> {
                 ndcg,
                 recall,
             ]);
+        }
+        table
+    }
+
+    fn time_table(&self) -> Table {
+        let title = format!("one search for the best {DEPTH}, every passage scored");
+        let mut table = Table::new(&title, &["search", "milliseconds"]);
+        for (what, milliseconds) in &*self.times.borrow() {
+            table.row([what.clone(), format!("{milliseconds:.2}")]);
         }
         table
     }
