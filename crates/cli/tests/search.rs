@@ -349,7 +349,7 @@ fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {
     use std::time::{Duration, Instant};
 
     let notes = Notes::new();
-    let text = common::SHIP.repeat(15);
+    let text = common::SHIP.repeat(40);
     for i in 0..400 {
         notes.write(&format!("many/{i}.txt"), &format!("Note {i}.\n\n{text}"));
     }
@@ -365,7 +365,7 @@ fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {
         assert!(begun.elapsed() < Duration::from_secs(60), "it never began");
         std::thread::sleep(Duration::from_millis(5));
     }
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(100));
     let sent = Command::new("kill")
         .args(["-INT", &child.id().to_string()])
         .status();
