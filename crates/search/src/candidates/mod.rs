@@ -101,10 +101,9 @@ pub struct Tuned {
 
 /// How thoroughly to look.
 ///
-/// The default finds 98.6 % of the true best ten among 100,000 passages of 145
-/// token vectors of a sentence encoder (128 dimensions, 4 bits, 16384 centroids,
-/// queries of 5 to 20 rows); 4096 `estimated` find 99.2 %, 2048 find 98 %, and
-/// more `probes` or `exact` gain nothing.
+/// What the default finds of the true best ten, and how fast, is in
+/// docs/PERFORMANCE.md (`keyfold bench scale`). More `estimated` find more and cost
+/// more; more `probes` or `exact` were seen to gain nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CandidateOptions {
     /// By what.
