@@ -97,7 +97,8 @@ mod tests {
     fn only_tokenizers_of_words_are_read_word_by_word() {
         let mut tokenizer = tokenizer();
         assert!(reads_words_alone(&tokenizer));
-        tokenizer.add_special_tokens([tokenizers::AddedToken::from("two words", true)]);
+        let two = tokenizers::AddedToken::from("two words", true);
+        tokenizer.add_special_tokens([two]).unwrap();
         assert!(!reads_words_alone(&tokenizer));
     }
 

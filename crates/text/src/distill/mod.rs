@@ -81,7 +81,7 @@ impl Default for DistillConfig {
             output_size: 96,
             max_length: 512,
             text_share: 0.7,
-            steps: 16_000,
+            steps: 20_000,
             batch_tokens: 2048,
             learning_rate: 2e-3,
             table_learning_rate: 3e-3,
