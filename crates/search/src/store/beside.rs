@@ -15,7 +15,7 @@
 //! never wrong; `birth` tells a store from the one that `--rebuild` made of it. A
 //! file that is damaged or belongs to something else is as good as none.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use keyfold_core::atomic;
@@ -25,6 +25,8 @@ use tantivy::Searcher;
 use super::{Snapshot, seal::u32_at};
 use crate::error::SearchError;
 
+/// How the names of these files end, and of no others.
+const EXTENSION: &str = "kfx";
 const CHECKSUM: usize = 32;
 const FIXED: usize = 16;
 
@@ -59,7 +61,7 @@ impl Owner {
             .filter(char::is_ascii_hexdigit)
             .take(16)
             .collect();
-        store.join(kind.folder).join(format!("{name}.kfx"))
+        store.join(kind.folder).join(format!("{name}.{EXTENSION}"))
     }
 }
 
@@ -94,6 +96,43 @@ pub(crate) fn read<H: DeserializeOwned>(
     bytes.truncate(end);
     bytes.drain(..header_end);
     Ok(Some((header, bytes)))
+}
+
+/// All such files of a store, in the order of their paths.
+pub(super) fn all(store: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(store)? {
+        let folder = entry?.path();
+        if folder.is_dir() {
+            for entry in std::fs::read_dir(folder)? {
+                all.push(entry?.path());
+            }
+        }
+    }
+    all.retain(|path| path.extension().is_some_and(|e| e == EXTENSION));
+    all.sort();
+    Ok(all)
+}
+
+/// Compares a file with its checksum.
+pub(super) fn verify(path: &Path) -> Result<(), SearchError> {
+    let failed = |e| SearchError::read(path, e);
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut hasher = blake3::Hasher::new();
+    let body = length.saturating_sub(CHECKSUM as u64);
+    io::copy(&mut (&mut file).take(body), &mut hasher).map_err(failed)?;
+    let mut sum = Vec::new();
+    file.read_to_end(&mut sum).map_err(failed)?;
+    if hasher.finalize().as_bytes()[..] != sum {
+        return Err(SearchError::Damaged {
+            path: path.to_owned(),
+            what:
+                "its checksum does not fit; delete it, the next search that needs it makes it anew"
+                    .to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Writes a file, whole or not at all.

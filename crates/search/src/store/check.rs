@@ -6,6 +6,7 @@ use keyfold_core::Progress;
 use tantivy::index::SegmentComponent;
 use tantivy::{Index, SegmentReader};
 
+use super::beside;
 use super::directory::{StoreDirectory, open_folder};
 use super::encodings::Opener;
 use super::lexical::Fields;
@@ -77,6 +78,7 @@ fn check_commit(store: &Path, progress: &dyn Progress) -> Result<CheckReport, Se
     progress.start("checking", "files", None);
     let vectors = run.vectors(store, &manifest)?;
     let words = run.lexical(store, &manifest)?;
+    run.beside(store)?;
     if let (Some(vectors), Some(words)) = (vectors, words)
         && vectors != words
     {
@@ -211,6 +213,18 @@ impl Run<'_> {
                     }
                 })?;
             }
+        }
+        Ok(())
+    }
+
+    /// Checks the files that belong to no commit.
+    fn beside(&mut self, store: &Path) -> Result<(), SearchError> {
+        let files = self.step(|| beside::all(store).map_err(|e| SearchError::read(store, e)))?;
+        for path in files.unwrap_or_default() {
+            if self.cancelled() {
+                return Ok(());
+            }
+            self.file(&path, || beside::verify(&path))?;
         }
         Ok(())
     }

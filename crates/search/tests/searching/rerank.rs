@@ -9,6 +9,7 @@ use keyfold_search::engine::{Models, SearchOptions, search_with};
 use keyfold_search::filter::Filters;
 use keyfold_search::rerank::cur::{AnchorScores, Inverse};
 use keyfold_search::rerank::{Anchors, RerankBy, RerankOptions, Reranker};
+use keyfold_search::store::check;
 
 use crate::world::{World, file};
 
@@ -199,6 +200,31 @@ fn a_stopped_run_keeps_what_is_done() {
     let anchors = Anchors::open(&world.snapshot(), &scorer, None, &NoProgress).unwrap();
     assert_eq!(anchors.unwrap().ids().len(), 200);
     assert_eq!(before + scorer.calls().len(), 4000);
+}
+
+#[test]
+fn damaged_anchors_are_named_by_check_and_made_anew() {
+    let (world, scorer) = (numbers(), Distance::new());
+    let open = |queries| Anchors::open(&world.snapshot(), &scorer, queries, &NoProgress).unwrap();
+    let asked = queries();
+    open(Some(&asked)).unwrap();
+    let store = world.snapshot().store().to_owned();
+    assert!(check(&store, &NoProgress).unwrap().is_sound());
+
+    let path = store.join("anchors/0123456789abcdef.kfx");
+    let right = std::fs::read(&path).unwrap();
+    for at in (0..right.len()).step_by(right.len() / 20) {
+        let mut wrong = right.clone();
+        wrong[at] ^= 1;
+        std::fs::write(&path, wrong).unwrap();
+        let damaged = check(&store, &NoProgress).unwrap().damaged;
+        assert_eq!(damaged.len(), 1, "byte {at}");
+        assert_eq!(damaged[0].path, path);
+    }
+    scorer.calls();
+    open(Some(&asked)).unwrap();
+    assert_eq!(scorer.calls().len(), 4000);
+    assert!(check(&store, &NoProgress).unwrap().is_sound());
 }
 
 #[test]
