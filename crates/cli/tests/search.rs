@@ -384,7 +384,8 @@ fn ctrl_c_keeps_what_is_done_and_the_next_run_goes_on() {
     );
     assert_eq!(read + unchanged, 403, "{rest}");
     assert!(read > 0, "it was stopped before the end");
-    assert_eq!(notes.find("tomatoes", &["-k", "1"]), ["garden.md"]);
+    let found = notes.find("tomatoes", &["-k", "1", "--mode", "lexical"]);
+    assert_eq!(found, ["garden.md"]);
 }
 
 /// A PDF file with one page per text.
