@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use keyfold_core::{Encoder, Progress, Role};
+use keyfold_core::{Encoder, EncoderIdentity, Progress, Role};
 use keyfold_data::Passage;
 use keyfold_search::codebook::Bits;
 use keyfold_search::store::{FileRecord, FileState, Rows, Writer, WriterOptions};
 
-use crate::BenchError;
+use crate::{BenchError, BenchOptions};
 
 /// Texts that are encoded at a time.
 const BATCH: usize = 256;
@@ -25,32 +25,66 @@ pub(crate) fn write(
     texts: &[Text],
     encoder: &dyn Encoder,
     bits: Bits,
-    options: &crate::BenchOptions,
+    options: &BenchOptions,
     progress: &dyn Progress,
 ) -> Result<u64, BenchError> {
     let writing = WriterOptions {
         bits: Some(bits),
-        seed: options.seed,
-        threads: options.thread_count(),
-        ..WriterOptions::default()
+        ..writing(options)
     };
-    let mut writer = Writer::open(folder, encoder.identity(), &writing)?;
-    let mut tokens = 0;
-    progress.start("index", "passages", Some(texts.len() as u64));
-    for (number, batch) in texts.chunks(BATCH).enumerate() {
-        if progress.cancelled() {
-            return Err(BenchError::Cancelled);
-        }
+    let encode = |batch: &[Text]| {
         let passages: Vec<Passage> = batch.iter().map(passage).collect();
         let searchable: Vec<String> = passages.iter().map(|p| p.searchable().0).collect();
         let views: Vec<&str> = searchable.iter().map(String::as_str).collect();
         let vectors = encoder.encode(&views, Role::Document)?;
         let counts: Vec<usize> = vectors.iter().map(|v| v.rows()).collect();
-        let rows: Vec<f32> = vectors.into_iter().flat_map(|v| v.into_vec()).collect();
+        let rows = vectors.into_iter().flat_map(|v| v.into_vec()).collect();
+        Ok((passages, counts, rows))
+    };
+    write_items(
+        folder,
+        encoder.identity(),
+        texts,
+        encode,
+        &writing,
+        progress,
+    )
+}
+
+/// How the stores of experiments are written.
+pub(crate) fn writing(options: &BenchOptions) -> WriterOptions {
+    WriterOptions {
+        seed: options.seed,
+        threads: options.thread_count(),
+        ..WriterOptions::default()
+    }
+}
+
+/// The passages of some items, how many vectors each has, and the vectors.
+type Batch = (Vec<Passage>, Vec<usize>, Vec<f32>);
+
+/// Writes `items` as the passages of a new store, in order; `prepare` makes
+/// passages and vectors of some of them. Gives the number of vectors.
+pub(crate) fn write_items<T>(
+    folder: &Path,
+    identity: &EncoderIdentity,
+    items: &[T],
+    prepare: impl Fn(&[T]) -> Result<Batch, BenchError>,
+    options: &WriterOptions,
+    progress: &dyn Progress,
+) -> Result<u64, BenchError> {
+    let mut writer = Writer::open(folder, identity, options)?;
+    let mut tokens = 0;
+    progress.start("index", "passages", Some(items.len() as u64));
+    for (number, batch) in items.chunks(BATCH).enumerate() {
+        if progress.cancelled() {
+            return Err(BenchError::Cancelled);
+        }
+        let (passages, counts, rows) = prepare(batch)?;
         if number == 0 {
-            // The codebook is sized for what is to come, judged by the first texts.
+            // The codebook is sized for what is to come, judged by the first items.
             let mean = counts.iter().sum::<usize>() / counts.len().max(1);
-            writer.expect_tokens((mean * texts.len()) as u64);
+            writer.expect_tokens((mean * items.len()) as u64);
         }
         let key = format!("texts/{number}");
         writer.begin_file(&key);
@@ -85,7 +119,7 @@ fn passage(text: &Text) -> Passage {
 }
 
 /// The model that an experiment measures.
-pub(crate) fn encoder(options: &crate::BenchOptions) -> Result<Box<dyn Encoder>, BenchError> {
+pub(crate) fn encoder(options: &BenchOptions) -> Result<Box<dyn Encoder>, BenchError> {
     let name = options
         .model
         .as_deref()
@@ -93,7 +127,7 @@ pub(crate) fn encoder(options: &crate::BenchOptions) -> Result<Box<dyn Encoder>,
     Ok(keyfold_text::load(name, &load_options(options))?)
 }
 
-pub(crate) fn load_options(options: &crate::BenchOptions) -> keyfold_text::LoadOptions {
+pub(crate) fn load_options(options: &BenchOptions) -> keyfold_text::LoadOptions {
     keyfold_text::LoadOptions {
         threads: options.threads,
     }

@@ -310,7 +310,7 @@ fn original_span(
 }
 
 /// Runs code of the tokenizers crate; a panic in it becomes an error.
-fn quietly<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(crate) fn quietly<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(e.to_string()),

@@ -13,7 +13,7 @@ use std::ops::Range;
 use keyfold_kernels::{TopK, matmul_nt, norm};
 
 use super::rows::CoarseScores;
-use super::{Candidate, CandidateOptions, share};
+use super::{Candidate, CandidateOptions, best_of, share, within};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
 use crate::filter::Allowed;
@@ -164,65 +164,15 @@ pub(super) fn probe(
             .collect();
         let found = share(&mut ranges, threads, Sums::default, |sums, range| {
             sums.collect(&lists, range);
-            let mut best = Best::new(keep);
-            for (local, sum) in range.clone().zip(&sums.sums) {
-                let score = probes.base + sum;
-                let selectable = || match allowed {
-                    Some(allowed) => allowed.in_segment(number, local),
-                    None => segment.is_live(local),
-                };
-                if best.wants(score) && selectable() {
-                    best.push(Candidate {
-                        score,
-                        segment: number as u32,
-                        local,
-                    });
-                }
-            }
-            Ok(best.finish())
+            let scores = sums.sums.iter().map(|sum| probes.base + sum);
+            let scores = range.clone().zip(scores);
+            Ok(best_of(segment, number, scores, allowed, keep))
         })?;
         all.extend(found.into_iter().flatten());
     }
     super::keep_best(&mut all, keep);
     super::sort_by_place(&mut all);
     Ok(all)
-}
-
-/// The best of many candidates that come in the order of the store.
-pub(super) struct Best {
-    keep: usize,
-    found: Vec<Candidate>,
-    /// What a score must exceed.
-    enough: f32,
-}
-
-impl Best {
-    pub(super) fn new(keep: usize) -> Self {
-        Self {
-            keep,
-            found: Vec::new(),
-            enough: f32::NEG_INFINITY,
-        }
-    }
-
-    /// Whether a score may enter.
-    pub(super) fn wants(&self, score: f32) -> bool {
-        score > self.enough
-    }
-
-    pub(super) fn push(&mut self, candidate: Candidate) {
-        self.found.push(candidate);
-        if self.found.len() >= 2 * self.keep {
-            super::keep_best(&mut self.found, self.keep);
-            let scores = self.found.iter().map(|c| c.score);
-            self.enough = scores.fold(f32::INFINITY, f32::min);
-        }
-    }
-
-    pub(super) fn finish(mut self) -> Vec<Candidate> {
-        super::keep_best(&mut self.found, self.keep);
-        self.found
-    }
 }
 
 /// The passages that have each named centroid, and what they gain, by query row.
@@ -250,9 +200,7 @@ impl Sums {
         self.added.resize(range.len(), 0);
         for (i, of_row) in (1u16..).zip(lists) {
             for &(list, gain) in of_row {
-                let list = &list[list.partition_point(|&p| p < range.start)..];
-                let list = &list[..list.partition_point(|&p| p < range.end)];
-                for &p in list {
+                for &p in within(list, range) {
                     let at = (p - range.start) as usize;
                     // The best centroid of a row comes first and alone counts.
                     self.sums[at] += if self.added[at] == i { 0.0 } else { gain };

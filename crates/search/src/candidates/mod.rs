@@ -27,6 +27,7 @@ mod rows;
 pub mod tune;
 mod warp;
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use keyfold_core::Vectors;
@@ -336,10 +337,7 @@ fn every(segments: &[Segment], allowed: Option<&Allowed>) -> Vec<Candidate> {
     let mut all = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         let locals = 0..segment.passages() as u32;
-        let selectable = locals.filter(|&local| match allowed {
-            Some(allowed) => allowed.in_segment(number, local),
-            None => segment.is_live(local),
-        });
+        let selectable = locals.filter(|&local| may_be_found(segment, number, local, allowed));
         all.extend(selectable.map(|local| Candidate {
             score: 0.0,
             segment: number as u32,
@@ -347,6 +345,49 @@ fn every(segments: &[Segment], allowed: Option<&Allowed>) -> Vec<Candidate> {
         }));
     }
     all
+}
+
+/// Whether a passage of segment `number` may be found.
+fn may_be_found(segment: &Segment, number: usize, local: u32, allowed: Option<&Allowed>) -> bool {
+    match allowed {
+        Some(allowed) => allowed.in_segment(number, local),
+        None => segment.is_live(local),
+    }
+}
+
+/// The `keep` passages of segment `number` with the greatest scores among those
+/// that may be found, in any order. `scores` come in the order of the store.
+fn best_of(
+    segment: &Segment,
+    number: usize,
+    scores: impl Iterator<Item = (u32, f32)>,
+    allowed: Option<&Allowed>,
+    keep: usize,
+) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    // What a score must exceed.
+    let mut enough = f32::NEG_INFINITY;
+    for (local, score) in scores {
+        if score > enough && may_be_found(segment, number, local, allowed) {
+            found.push(Candidate {
+                score,
+                segment: number as u32,
+                local,
+            });
+            if found.len() >= 2 * keep {
+                keep_best(&mut found, keep);
+                enough = found.iter().map(|c| c.score).fold(f32::INFINITY, f32::min);
+            }
+        }
+    }
+    keep_best(&mut found, keep);
+    found
+}
+
+/// The part of a list of passages, ascending, that lies in a range.
+fn within<'a>(list: &'a [u32], range: &Range<u32>) -> &'a [u32] {
+    let list = &list[list.partition_point(|&p| p < range.start)..];
+    &list[..list.partition_point(|&p| p < range.end)]
 }
 
 /// Keeps the `n` best, in any order.

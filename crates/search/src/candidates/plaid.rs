@@ -15,7 +15,7 @@
 //! wanted.
 
 use super::centroids::Probes;
-use super::{Candidate, keep_best, share, sort_by_place};
+use super::{Candidate, keep_best, may_be_found, share, sort_by_place};
 use crate::error::SearchError;
 use crate::filter::Allowed;
 use crate::score::Query;
@@ -67,10 +67,7 @@ pub(super) fn candidates(
         }
         locals.sort_unstable();
         locals.dedup();
-        let selectable = |&local: &u32| match allowed {
-            Some(allowed) => allowed.in_segment(number, local),
-            None => segment.is_live(local),
-        };
+        let selectable = |&local: &u32| may_be_found(segment, number, local, allowed);
         found.extend(
             locals
                 .into_iter()

@@ -225,8 +225,7 @@ fn queries(
 fn live(segments: &[Segment]) -> Vec<(usize, u32)> {
     let mut all = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
-        let locals = (0..segment.passages() as u32).filter(|&local| segment.is_live(local));
-        all.extend(locals.map(|local| (number, local)));
+        all.extend(segment.live().map(|local| (number, local)));
     }
     all
 }

@@ -16,8 +16,8 @@
 
 use std::ops::Range;
 
-use super::centroids::{Best, Probes};
-use super::{Candidate, keep_best, share, sort_by_place};
+use super::centroids::Probes;
+use super::{Candidate, best_of, keep_best, share, sort_by_place, within};
 use crate::error::SearchError;
 use crate::filter::Allowed;
 use crate::score::Query;
@@ -72,26 +72,15 @@ pub(super) fn candidates(
                     &lists,
                     &part,
                 )?;
-                let mut best = Best::new(keep);
-                for (local, of_rows) in part.zip(scores.best.chunks_exact(wanted.missing.len())) {
-                    let score = of_rows
-                        .iter()
-                        .zip(&wanted.missing)
+                let of_passages = scores.best.chunks_exact(wanted.missing.len());
+                let sum = |of_rows: &[f32]| {
+                    let pairs = of_rows.iter().zip(&wanted.missing);
+                    pairs
                         .map(|(&s, &m)| if s > f32::NEG_INFINITY { s } else { m })
-                        .sum();
-                    let selectable = || match allowed {
-                        Some(allowed) => allowed.in_segment(number, local),
-                        None => segment.is_live(local),
-                    };
-                    if best.wants(score) && selectable() {
-                        best.push(Candidate {
-                            score,
-                            segment: number as u32,
-                            local,
-                        });
-                    }
-                }
-                Ok(best.finish())
+                        .sum()
+                };
+                let sums = part.zip(of_passages.map(sum));
+                Ok(best_of(segment, number, sums, allowed, keep))
             },
         )?;
         all.extend(found.into_iter().flatten());
@@ -168,9 +157,7 @@ impl Scores {
         self.best.clear();
         self.best.resize(range.len() * n, f32::NEG_INFINITY);
         for &(code, of_query, passages) in lists {
-            let passages = &passages[passages.partition_point(|&p| p < range.start)..];
-            let passages = &passages[..passages.partition_point(|&p| p < range.end)];
-            for &local in passages {
+            for &local in within(passages, range) {
                 let rows = segment.rows(local)?;
                 let codes = segment.codes(rows.clone())?;
                 let best = &mut self.best[(local - range.start) as usize * n..][..n];

@@ -418,8 +418,7 @@ fn sample(
 ) -> Result<(Vec<f32>, Vec<usize>), SearchError> {
     let mut passages = Vec::new();
     for (i, (_, segment)) in segments.iter().enumerate() {
-        let locals = 0..segment.passages() as u32;
-        passages.extend(locals.filter(|&l| segment.is_live(l)).map(|l| (i, l)));
+        passages.extend(segment.live().map(|local| (i, local)));
     }
     let mut rng = StdRng::seed_from_u64(seed);
     let (chosen, _) = passages.partial_shuffle(&mut rng, wanted);

@@ -458,6 +458,11 @@ impl Segment {
                 .is_none_or(|w| w >> (at % 64) & 1 == 0)
     }
 
+    /// The live passages, ascending.
+    pub fn live(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.passages() as u32).filter(|&local| self.is_live(local))
+    }
+
     /// Number of live passages.
     pub fn live_passages(&self) -> usize {
         let dead: u32 = self.dead.iter().map(|w| w.count_ones()).sum();

@@ -16,7 +16,6 @@ mod words;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -28,6 +27,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::{LoadError, invalid};
 use crate::run::thread_count;
+use crate::tokenize::quietly;
 pub use mixer::MixerConfig;
 use mixer::{Mixer, Space};
 use words::Kept;
@@ -174,10 +174,8 @@ impl TokenMixerEncoder {
 
     /// Token ids of a text and the bytes that they stand for.
     fn tokens(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), EncodeError> {
-        let run = || self.tokenizer.encode(text, false);
-        let encoding = catch_unwind(AssertUnwindSafe(run))
-            .map_err(|_| self.tokenizer_failed("it stopped with an internal error".to_owned()))?
-            .map_err(|e| self.tokenizer_failed(e.to_string()))?;
+        let encoding = quietly(|| self.tokenizer.encode(text, false));
+        let encoding = encoding.map_err(|reason| self.tokenizer_failed(reason))?;
         let limit = self.mixer.config.max_length;
         let ids = encoding.get_ids().iter().copied().take(limit).collect();
         let offsets = encoding.get_offsets().iter().take(limit);
@@ -340,9 +338,8 @@ fn check(config: &MixerConfig) -> Result<(), String> {
 }
 
 pub(crate) fn read_tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
-    let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(bytes))
-        .map_err(|_| "it is not a tokenizer".to_owned())?
-        .map_err(|e| format!("it is not a tokenizer: {e}"))?;
+    let mut tokenizer = quietly(|| Tokenizer::from_bytes(bytes))
+        .map_err(|reason| format!("it is not a tokenizer: {reason}"))?;
     tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
     tokenizer.with_padding(None);
     Ok(tokenizer)

@@ -5,11 +5,12 @@
 //! faster than cutting it into pieces again.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokenizers::Tokenizer;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+
+use crate::tokenize::quietly;
 
 /// Words that are kept, at most; some 3 MB.
 const WORDS: usize = 1 << 15;
@@ -76,10 +77,7 @@ impl Kept {
 
 /// The token ids of a text, without special tokens.
 pub(super) fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
-    let run = || tokenizer.encode_fast(text, false);
-    let encoding = catch_unwind(AssertUnwindSafe(run))
-        .map_err(|_| "it stopped with an internal error".to_owned())?
-        .map_err(|e| e.to_string())?;
+    let encoding = quietly(|| tokenizer.encode_fast(text, false))?;
     Ok(encoding.get_ids().to_vec())
 }
 

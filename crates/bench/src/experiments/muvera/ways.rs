@@ -1,16 +1,13 @@
 //! Ways to find candidates in a store, side by side: what they find of the best ten
 //! and what a query takes.
 
-use std::path::Path;
 use std::time::Instant;
 
 use keyfold_core::{EncoderIdentity, Progress, Vectors};
 use keyfold_data::Passage;
 use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::candidates::{CandidateOptions, Method, nearest};
-use keyfold_search::store::{
-    FileRecord, FileState, Rows, Snapshot, Writer, WriterOptions, update_encodings,
-};
+use keyfold_search::store::{Snapshot, update_encodings};
 use serde_json::{Value, json};
 
 use super::sets::Set;
@@ -18,8 +15,6 @@ use crate::quality::quantile;
 use crate::report::Table;
 use crate::{BenchError, BenchOptions, store};
 
-/// Documents that are added at a time.
-const BATCH: usize = 256;
 const BEST: usize = 10;
 
 /// Searches a store of the set's documents in every way.
@@ -29,18 +24,23 @@ pub(super) fn compare(
     progress: &dyn Progress,
 ) -> Result<(Table, Value), BenchError> {
     let folder = tempfile::tempdir()?;
-    let writing = WriterOptions {
-        seed: options.seed,
-        threads: options.thread_count(),
-        ..WriterOptions::default()
-    };
+    let writing = store::writing(options);
     let identity = EncoderIdentity {
         name: "vectors of an experiment".to_owned(),
         hash: "0".to_owned(),
         dim: set.dim,
     };
     let clock = Instant::now();
-    write(folder.path(), set, &identity, &writing, progress)?;
+    let documents = &set.documents;
+    let prepare = |batch: &[Vec<f32>]| Ok(prepare(set, batch));
+    store::write_items(
+        folder.path(),
+        &identity,
+        documents,
+        prepare,
+        &writing,
+        progress,
+    )?;
     let built = clock.elapsed().as_secs_f64();
     let before = store::size_of(folder.path());
     let clock = Instant::now();
@@ -122,43 +122,16 @@ pub(super) fn compare(
     Ok((table, values))
 }
 
-fn write(
-    folder: &Path,
-    set: &Set,
-    identity: &EncoderIdentity,
-    options: &WriterOptions,
-    progress: &dyn Progress,
-) -> Result<(), BenchError> {
-    let mut writer = Writer::open(folder, identity, options)?;
-    writer.expect_tokens(set.tokens() as u64);
-    progress.start("index", "documents", Some(set.documents.len() as u64));
-    for (number, batch) in set.documents.chunks(BATCH).enumerate() {
-        if progress.cancelled() {
-            return Err(BenchError::Cancelled);
-        }
-        let counts: Vec<usize> = batch.iter().map(|d| d.len() / set.dim).collect();
-        let passage = |_| Passage {
-            text: "-".to_owned(),
-            headings: Vec::new(),
-            lines: 0..0,
-            part: None,
-            bytes: 0..0,
-        };
-        let passages: Vec<Passage> = (0..batch.len()).map(passage).collect();
-        let key = number.to_string();
-        writer.begin_file(&key);
-        writer.add_passages("text", 0, &passages, &counts, Rows::Raw(&batch.concat()))?;
-        writer.end_file(FileRecord {
-            key,
-            size: 0,
-            modified: 0,
-            hash: None,
-            state: FileState::Read("text".to_owned()),
-        })?;
-        progress.advance(batch.len() as u64);
-    }
-    writer.commit()?;
-    writer.merge(progress)?;
-    progress.finish();
-    Ok(())
+/// Documents without text.
+fn prepare(set: &Set, batch: &[Vec<f32>]) -> (Vec<Passage>, Vec<usize>, Vec<f32>) {
+    let passage = |_| Passage {
+        text: "-".to_owned(),
+        headings: Vec::new(),
+        lines: 0..0,
+        part: None,
+        bytes: 0..0,
+    };
+    let passages = batch.iter().map(passage).collect();
+    let counts = batch.iter().map(|d| d.len() / set.dim).collect();
+    (passages, counts, batch.concat())
 }

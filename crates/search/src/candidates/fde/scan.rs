@@ -3,8 +3,7 @@
 use keyfold_core::Vectors;
 use keyfold_kernels::PqQuery;
 
-use super::super::centroids::Best;
-use super::super::{Candidate, share};
+use super::super::{Candidate, best_of, share};
 use super::coder::BLOCK;
 use crate::error::SearchError;
 use crate::filter::Allowed;
@@ -43,22 +42,9 @@ pub(crate) fn scan(
             let part = first..(first + BLOCKS).min(blocks);
             scores.resize(part.len() * BLOCK, 0.0);
             prepared.scan(encodings.blocks(part)?, scores);
-            let mut best = Best::new(keep);
             let locals = (first * BLOCK) as u32..segment.passages() as u32;
-            for (local, &score) in locals.zip(&scores[..]) {
-                let selectable = || match allowed {
-                    Some(allowed) => allowed.in_segment(number, local),
-                    None => segment.is_live(local),
-                };
-                if best.wants(score) && selectable() {
-                    best.push(Candidate {
-                        score,
-                        segment: number as u32,
-                        local,
-                    });
-                }
-            }
-            Ok(best.finish())
+            let scores = locals.zip(scores.iter().copied());
+            Ok(best_of(segment, number, scores, allowed, keep))
         })?;
         all.extend(found.into_iter().flatten());
     }
