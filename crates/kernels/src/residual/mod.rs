@@ -75,9 +75,13 @@ impl ResidualCodec {
         })
     }
 
-    /// Learns the tables from residuals of any rows, all entries pooled:
-    /// cutoffs are their quantiles `i / n`, weights their quantiles
-    /// `(i + 0.5) / n`. What is not finite is left out; of nothing, all are 0.
+    /// Learns the tables from residuals of any rows, all entries pooled. PLAID takes
+    /// quantiles: cutoffs `i / n`, weights `(i + 0.5) / n`. They are the start here, and
+    /// are moved to where the squared error is least (Lloyd 1982, "Least squares
+    /// quantization in PCM"): weights to the means of their buckets, cutoffs half-way
+    /// between weights, until nothing moves. The ends gain most: a quantile codec has
+    /// two of 16 values for the outer eighth of the entries, which holds most of the
+    /// error. What is not finite is left out; of nothing, all are 0.
     pub fn train(residuals: &[f32], bits: u32) -> Result<Self, CodecError> {
         if !matches!(bits, 1 | 2 | 4) {
             return Err(CodecError::Bits(bits));
@@ -88,10 +92,9 @@ impl ResidualCodec {
             .filter(|x| x.is_finite())
             .collect();
         sorted.sort_unstable_by(f32::total_cmp);
-        let n = 1 << bits;
-        let cutoffs = (1..n).map(|i| quantile(&sorted, f64::from(i) / f64::from(n)));
-        let weights = (0..n).map(|i| quantile(&sorted, (f64::from(i) + 0.5) / f64::from(n)));
-        Self::new(bits, cutoffs.collect(), weights.collect())
+        let (mut cutoffs, mut weights) = quantiles(&sorted, 1 << bits);
+        least_squares(&sorted, &mut cutoffs, &mut weights);
+        Self::new(bits, cutoffs, weights)
     }
 
     /// Bits of a dimension: 1, 2 or 4.
@@ -178,6 +181,50 @@ impl ResidualCodec {
             *slot = weight;
         }
         (V::load(&table), V::load(&table[8..]))
+    }
+}
+
+/// PLAID's tables for `n` buckets: cutoffs and weights.
+fn quantiles(sorted: &[f32], n: u32) -> (Vec<f32>, Vec<f32>) {
+    let at = |i: f64| quantile(sorted, i / f64::from(n));
+    let cutoffs = (1..n).map(|i| at(f64::from(i)));
+    let weights = (0..n).map(|i| at(f64::from(i) + 0.5));
+    (cutoffs.collect(), weights.collect())
+}
+
+/// Rounds of [`least_squares`] at most; it is near its end after some dozens.
+const ROUNDS: usize = 200;
+
+/// Moves the tables to a local minimum of the squared error.
+fn least_squares(sorted: &[f32], cutoffs: &mut [f32], weights: &mut [f32]) {
+    let mut sums = Vec::with_capacity(sorted.len() + 1);
+    sums.push(0.0f64);
+    sums.extend(sorted.iter().scan(0.0, |sum, &x| {
+        *sum += f64::from(x);
+        Some(*sum)
+    }));
+    for _ in 0..ROUNDS {
+        let mut start = 0;
+        for (bucket, weight) in weights.iter_mut().enumerate() {
+            let end = match cutoffs.get(bucket) {
+                Some(&cutoff) => sorted.partition_point(|&x| x <= cutoff).max(start),
+                None => sorted.len(),
+            };
+            // An empty bucket stays where it is.
+            if end > start {
+                *weight = ((sums[end] - sums[start]) / (end - start) as f64) as f32;
+            }
+            start = end;
+        }
+        let mut moved = false;
+        for (cutoff, pair) in cutoffs.iter_mut().zip(weights.windows(2)) {
+            let between = pair[0] / 2.0 + pair[1] / 2.0;
+            moved |= between != *cutoff;
+            *cutoff = between;
+        }
+        if !moved {
+            return;
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 //!
 //! A row `x` (L2-normalised, `[dim]`) is coded as the number of the centroid
 //! with the largest inner product and its residual `r = x - c`. With `b` bits,
-//! every entry of `r` is replaced by one of `2^b` weights, the quantiles
-//! `(i + 1/2) / 2^b` of all residual entries of rows that the clustering did not
-//! see (PLAID; Santhanam, Khattab, Potts, Zaharia 2022). With eight bits the row
+//! every entry of `r` is replaced by one of `2^b` weights, learnt from all residual
+//! entries of rows that the clustering did not see: PLAID's quantiles
+//! `(i + 1/2) / 2^b` (Santhanam, Khattab, Potts, Zaharia 2022), moved to where the
+//! squared error is least. With eight bits the row
 //! itself is scaled by its largest entry and rounded to signed bytes; its
 //! centroid then serves candidate generation only.
 //!
