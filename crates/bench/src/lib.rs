@@ -7,6 +7,7 @@ mod lsa;
 mod memory;
 mod plot;
 mod quality;
+mod random;
 mod report;
 mod store;
 
@@ -16,6 +17,7 @@ use std::str::FromStr;
 use keyfold_core::Progress;
 
 pub use error::BenchError;
+pub use experiments::peers::peer;
 pub use report::{Report, Table};
 
 /// How much to run.
@@ -57,6 +59,8 @@ pub struct BenchOptions {
     pub model: Option<String>,
     /// A model that weighs terms, to measure beside words: a folder or a hub name.
     pub sparse: Option<String>,
+    /// Other engines to measure beside ours, as `NAME=COMMAND`.
+    pub peers: Vec<String>,
     /// Look for the best options, where the experiment can.
     pub sweep: bool,
     /// Seed of everything random.

@@ -6,8 +6,18 @@ use std::time::Duration;
 /// Bytes of anonymous memory that this process holds now; none where the system
 /// does not tell.
 pub(crate) fn held() -> Option<u64> {
+    told("RssAnon:")
+}
+
+/// The most bytes that this process ever had in memory, mapped files included; none
+/// where the system does not tell.
+pub(crate) fn most_resident() -> Option<u64> {
+    told("VmHWM:")
+}
+
+fn told(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("RssAnon:"))?;
+    let line = status.lines().find(|l| l.starts_with(name))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes * 1024)
 }

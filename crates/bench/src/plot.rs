@@ -77,16 +77,37 @@ pub(crate) type Line = (String, Vec<(f64, f64)>);
 /// Lines with a logarithmic horizontal axis; points at 0 and below are left out.
 pub(crate) fn lines(title: &str, x: &str, y: &str, lines: &[Line]) -> Result<String, BenchError> {
     let mut svg = String::new();
-    draw_lines(&mut svg, title, x, y, lines).map_err(|e| BenchError::Plot(e.to_string()))?;
+    draw_lines(&mut svg, (title, x, y), lines, &|y| shown(*y))
+        .map_err(|e| BenchError::Plot(e.to_string()))?;
+    Ok(svg)
+}
+
+/// [`lines`] with both axes logarithmic; heights of 0 and below are left out too.
+pub(crate) fn log_lines(
+    title: &str,
+    x: &str,
+    y: &str,
+    lines: &[Line],
+) -> Result<String, BenchError> {
+    let logs = |line: &Line| {
+        let positive = line.1.iter().filter(|p| p.1 > 0.0);
+        (
+            line.0.clone(),
+            positive.map(|p| (p.0, p.1.log10())).collect(),
+        )
+    };
+    let lines: Vec<Line> = lines.iter().map(logs).collect();
+    let mut svg = String::new();
+    draw_lines(&mut svg, (title, x, y), &lines, &|y| shown(10f64.powf(*y)))
+        .map_err(|e| BenchError::Plot(e.to_string()))?;
     Ok(svg)
 }
 
 fn draw_lines(
     svg: &mut String,
-    title: &str,
-    x: &str,
-    y: &str,
+    (title, x, y): (&str, &str, &str),
     lines: &[Line],
+    height: &dyn Fn(&f64) -> String,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(svg, (760, 460)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -102,13 +123,15 @@ fn draw_lines(
         .min(1e9);
     let most = all.iter().map(|p| p.0).fold(2.0 * least, f64::max);
     let top = all.iter().map(|p| p.1).fold(1e-9, f64::max);
+    let bottom = all.iter().map(|p| p.1).fold(0.0, f64::min);
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(52)
-        .build_cartesian_2d((least..most).log_scale(), 0.0..top * 1.03)?;
-    chart.configure_mesh().x_desc(x).y_desc(y).draw()?;
+        .build_cartesian_2d((least..most).log_scale(), bottom..top * 1.03)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc(x).y_desc(y).y_label_formatter(height).draw()?;
     for (i, line) in lines.iter().enumerate() {
         let color = Palette99::pick(i).to_rgba();
         chart

@@ -32,15 +32,7 @@ pub(crate) fn write(
         bits: Some(bits),
         ..writing(options)
     };
-    let encode = |batch: &[Text]| {
-        let passages: Vec<Passage> = batch.iter().map(passage).collect();
-        let searchable: Vec<String> = passages.iter().map(|p| p.searchable().0).collect();
-        let views: Vec<&str> = searchable.iter().map(String::as_str).collect();
-        let vectors = encoder.encode(&views, Role::Document)?;
-        let counts: Vec<usize> = vectors.iter().map(|v| v.rows()).collect();
-        let rows = vectors.into_iter().flat_map(|v| v.into_vec()).collect();
-        Ok((passages, counts, rows))
-    };
+    let encode = |batch: &[Text]| encoded(batch, encoder);
     write_items(
         folder,
         encoder.identity(),
@@ -49,6 +41,17 @@ pub(crate) fn write(
         &writing,
         progress,
     )
+}
+
+/// Texts as passages with their vectors.
+pub(crate) fn encoded(texts: &[Text], encoder: &dyn Encoder) -> Result<Batch, BenchError> {
+    let passages: Vec<Passage> = texts.iter().map(passage).collect();
+    let searchable: Vec<String> = passages.iter().map(|p| p.searchable().0).collect();
+    let views: Vec<&str> = searchable.iter().map(String::as_str).collect();
+    let vectors = encoder.encode(&views, Role::Document)?;
+    let counts: Vec<usize> = vectors.iter().map(|v| v.rows()).collect();
+    let rows = vectors.into_iter().flat_map(|v| v.into_vec()).collect();
+    Ok((passages, counts, rows))
 }
 
 /// How the stores of experiments are written.
@@ -61,7 +64,7 @@ pub(crate) fn writing(options: &BenchOptions) -> WriterOptions {
 }
 
 /// The passages of some items, how many vectors each has, and the vectors.
-type Batch = (Vec<Passage>, Vec<usize>, Vec<f32>);
+pub(crate) type Batch = (Vec<Passage>, Vec<usize>, Vec<f32>);
 
 /// Writes `items` as the passages of a new store, in order; `prepare` makes
 /// passages and vectors of some of them. Gives the number of vectors.

@@ -1,8 +1,10 @@
 //! One file per experiment.
 
 mod anncur;
+mod growth;
 mod machine;
 mod muvera;
+pub(crate) mod peers;
 mod prf_interpolation;
 mod scale;
 mod search;
@@ -13,7 +15,9 @@ pub(crate) const ALL: &[Experiment] = &[
     machine::EXPERIMENT,
     search::EXPERIMENT,
     scale::EXPERIMENT,
+    growth::EXPERIMENT,
     muvera::EXPERIMENT,
     prf_interpolation::EXPERIMENT,
     anncur::EXPERIMENT,
+    peers::EXPERIMENT,
 ];

@@ -49,6 +49,9 @@ pub(crate) struct BenchArgs {
     /// A model that weighs terms, to measure beside words: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     sparse: Option<String>,
+    /// Another engine to measure beside ours, for peers: NAME=COMMAND; may be repeated
+    #[arg(long = "peer", value_name = "NAME=COMMAND")]
+    peers: Vec<String>,
     /// Look for the best options, where the experiment can: prf-interpolation
     #[arg(long)]
     sweep: bool,
@@ -115,6 +118,7 @@ fn options(args: &BenchArgs, globals: &Globals) -> BenchOptions {
         teacher: args.teacher.clone(),
         model: args.model.clone(),
         sparse: args.sparse.clone(),
+        peers: args.peers.clone(),
         sweep: args.sweep,
         seed: globals.seed,
         threads: globals.threads.map_or(0, usize::from),

@@ -14,7 +14,7 @@
 //! Then the whole way in a store, beside other ways to find candidates, and what
 //! encoding and scanning cost.
 
-mod sets;
+pub(super) mod sets;
 mod ways;
 
 use std::time::Instant;

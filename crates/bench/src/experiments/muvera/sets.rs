@@ -8,28 +8,29 @@ use rand::rngs::StdRng;
 use rand::seq::index;
 use rand::{Rng, SeedableRng};
 
+use crate::random::normal;
 use crate::{BenchError, BenchOptions, Scale, store};
 
 /// Documents and queries as token vectors.
-pub(super) struct Set {
-    pub(super) name: String,
-    pub(super) short: &'static str,
-    pub(super) dim: usize,
+pub(in crate::experiments) struct Set {
+    pub(in crate::experiments) name: String,
+    pub(in crate::experiments) short: &'static str,
+    pub(in crate::experiments) dim: usize,
     /// `[n, dim]` each, rows of length 1.
-    pub(super) documents: Vec<Vec<f32>>,
-    pub(super) queries: Vec<Vec<f32>>,
+    pub(in crate::experiments) documents: Vec<Vec<f32>>,
+    pub(in crate::experiments) queries: Vec<Vec<f32>>,
     /// How many of the first by MaxSim are to be found.
-    pub(super) find: usize,
+    pub(in crate::experiments) find: usize,
 }
 
 impl Set {
     /// Vectors of all documents.
-    pub(super) fn tokens(&self) -> usize {
+    pub(in crate::experiments) fn tokens(&self) -> usize {
         self.documents.iter().map(|d| d.len() / self.dim).sum()
     }
 
     /// Mean of the documents' vectors.
-    pub(super) fn mean(&self) -> Vec<f32> {
+    pub(in crate::experiments) fn mean(&self) -> Vec<f32> {
         let mut sum = vec![0.0; self.dim];
         let rows = self.documents.iter().flat_map(|d| d.chunks_exact(self.dim));
         rows.for_each(|row| add_assign(&mut sum, row));
@@ -47,12 +48,6 @@ pub(super) fn mean(rows: &[f32], dim: usize) -> Vec<f32> {
     let scale = dim as f32 / rows.len().max(1) as f32;
     sum.iter_mut().for_each(|x| *x *= scale);
     sum
-}
-
-fn normal(rng: &mut StdRng) -> f32 {
-    let (radius, angle): (f64, f64) = (rng.random(), rng.random());
-    let radius = (-2.0 * (1.0 - radius).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * angle).cos()) as f32
 }
 
 pub(super) fn unit_rows(n: usize, dim: usize, seed: u64) -> Vec<f32> {
@@ -164,7 +159,7 @@ fn draw(options: &BenchOptions, documents: usize, queries: usize) -> Set {
 }
 
 /// The documents and queries of a collection in the vectors of the model.
-pub(super) fn of_collection(
+pub(in crate::experiments) fn of_collection(
     options: &BenchOptions,
     progress: &dyn Progress,
 ) -> Result<Set, BenchError> {

@@ -1,21 +1,19 @@
 //! A large store: time to make it, its size, the memory of making and searching
 //! it, the time of a query, and what the fast way to find neighbours misses.
 //!
-//! The passages are real sentences put together anew: most of a passage comes
-//! from one place of one text, the rest from anywhere, so that words keep their
-//! neighbours and topics. A query is some words of one sentence.
+//! The passages are real sentences put together anew (see [`text`]).
 
-use std::path::{Path, PathBuf};
+pub(super) mod text;
+
 use std::time::Instant;
 
 use keyfold_core::{Progress, Role};
-use keyfold_data::{ReadOptions, WalkOptions, estimate_tokens, read, walk};
 use keyfold_search::candidates::CandidateOptions;
 use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, rank};
 use keyfold_search::store::Snapshot;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 use crate::quality::{mean, quantile};
@@ -33,8 +31,6 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 const PASSAGE: usize = 128;
 /// Passages on which encoding alone is measured.
 const ENCODED: usize = 2000;
-/// Bytes of text that are taken from the user's folder, at most.
-const MOST_TEXT: usize = 64 << 20;
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let (count, queries) = match options.scale {
@@ -42,13 +38,14 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         Scale::Small => (100_000, 200),
         Scale::Full => (1_000_000, 500),
     };
-    let sources = match &options.data {
-        Some(folder) => sentences_below(folder, progress)?,
-        None => fixture(),
-    };
+    let sources = text::sources(options, progress)?;
     let mut rng = StdRng::seed_from_u64(options.seed);
-    let texts: Vec<Text> = (0..count).map(|_| passage(&sources, &mut rng)).collect();
-    let queries: Vec<String> = (0..queries).map(|_| query(&sources, &mut rng)).collect();
+    let texts: Vec<Text> = (0..count)
+        .map(|_| text::passage(&sources, PASSAGE, &mut rng))
+        .collect();
+    let queries: Vec<String> = (0..queries)
+        .map(|_| text::query(&sources, &mut rng))
+        .collect();
     let encoder = store::encoder(options)?;
     let encoding = encoding_rate(&texts, options)?;
 
@@ -231,7 +228,8 @@ fn encoding_rate(texts: &[Text], options: &BenchOptions) -> Result<f64, BenchErr
     Ok(best)
 }
 
-fn recall_at_10(found: &[Vec<u64>], exact: &[Vec<u64>]) -> f64 {
+/// Share of the exact lists that was found.
+pub(super) fn recall_at_10(found: &[Vec<u64>], exact: &[Vec<u64>]) -> f64 {
     let shares: Vec<f64> = found
         .iter()
         .zip(exact)
@@ -242,101 +240,4 @@ fn recall_at_10(found: &[Vec<u64>], exact: &[Vec<u64>]) -> f64 {
         })
         .collect();
     mean(&shares)
-}
-
-/// The sentences of every text, in order.
-type Sources = Vec<Vec<String>>;
-
-/// Sentences of the texts below a folder; passages of one file stay together.
-fn sentences_below(folder: &Path, progress: &dyn Progress) -> Result<Sources, BenchError> {
-    let roots: Vec<PathBuf> = vec![folder.to_owned()];
-    let files = walk(&roots, &WalkOptions::default())
-        .map_err(|e| BenchError::data(folder, e.to_string()))?;
-    let mut sources = Sources::new();
-    let mut size = 0;
-    progress.start("read text", "files", None);
-    for entry in files.flatten() {
-        if progress.cancelled() {
-            return Err(BenchError::Cancelled);
-        }
-        progress.advance(1);
-        let Ok(document) = read(&entry, &ReadOptions::default()) else {
-            continue;
-        };
-        let texts = document.passages.iter().map(|p| p.text.as_str());
-        let sentences: Vec<String> = texts.flat_map(sentences).collect();
-        size += sentences.iter().map(String::len).sum::<usize>();
-        if !sentences.is_empty() {
-            sources.push(sentences);
-        }
-        if size > MOST_TEXT {
-            break;
-        }
-    }
-    progress.finish();
-    if sources.is_empty() {
-        return Err(BenchError::data(
-            folder,
-            "no text below it; name a folder with prose",
-        ));
-    }
-    Ok(sources)
-}
-
-/// Sentences long enough to say something.
-fn sentences(text: &str) -> impl Iterator<Item = String> + '_ {
-    let sentence = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.split_inclusive(['.', '?', '!', '\n'])
-        .map(sentence)
-        .filter(|s| s.split(' ').count() >= 4)
-}
-
-fn fixture() -> Sources {
-    let documents = include_str!("../../fixtures/mini/documents.jsonl");
-    documents
-        .lines()
-        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
-        .filter_map(|d| d["text"].as_str().map(|t| sentences(t).collect::<Vec<_>>()))
-        .filter(|s| !s.is_empty())
-        .collect()
-}
-
-fn any<'a>(sources: &'a Sources, rng: &mut StdRng) -> &'a [String] {
-    // The callers have checked that there are sources, and none of them is empty.
-    &sources[rng.random_range(0..sources.len())]
-}
-
-/// Sentences from one place, and now and then one from anywhere.
-fn passage(sources: &Sources, rng: &mut StdRng) -> Text {
-    let source = any(sources, rng);
-    let mut at = rng.random_range(0..source.len());
-    let mut body = String::new();
-    while estimate_tokens(&body) < PASSAGE {
-        let sentence = if rng.random_bool(0.3) {
-            let other = any(sources, rng);
-            &other[rng.random_range(0..other.len())]
-        } else {
-            at = (at + 1) % source.len();
-            &source[at]
-        };
-        body.push_str(sentence);
-        body.push(' ');
-        if body.len() > 4 * 8 * PASSAGE {
-            break;
-        }
-    }
-    Text {
-        heading: String::new(),
-        body,
-    }
-}
-
-/// Four to ten neighbouring words of a sentence.
-fn query(sources: &Sources, rng: &mut StdRng) -> String {
-    let source = any(sources, rng);
-    let sentence = &source[rng.random_range(0..source.len())];
-    let words: Vec<&str> = sentence.split(' ').collect();
-    let count = rng.random_range(4..=10).min(words.len());
-    let from = rng.random_range(0..=words.len() - count);
-    words[from..from + count].join(" ")
 }

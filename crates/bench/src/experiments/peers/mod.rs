@@ -1,0 +1,462 @@
+//! Search by token vectors beside other engines, from the same vectors, in one run.
+//!
+//! Every engine is a process of its own, Keyfold too, and reads the vectors from
+//! files (see [`vectors`]). `COMMAND build VECTORS INDEX` makes an index, `COMMAND
+//! search VECTORS INDEX` asks every query with several settings. Both print JSON
+//! lines: `{"seconds", "held_before", "most_held"}`, and for every setting
+//! `{"setting", "milliseconds": [..], "hits": [[..]], "most_held", "not_mapped"}`.
+//!
+//! Engines are compared at equal quality: each with its fastest setting that finds
+//! at least 95 % of the ten documents of the greatest MaxSim.
+
+mod made_up;
+mod ours;
+mod vectors;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use keyfold_core::Progress;
+use keyfold_search::codebook::Bits;
+use serde_json::{Value, json};
+
+pub use ours::peer;
+
+use super::muvera::sets;
+use crate::plot;
+use crate::quality::quantile;
+use crate::report::{Report, Table, reached};
+use crate::{BenchError, BenchOptions, Experiment, Scale, store};
+use vectors::{ItemReader, ItemWriter};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "peers",
+    about: "token vectors in other engines (--peer): build time, bytes, memory, latency at equal recall",
+    run,
+};
+
+/// Wanted neighbours.
+const BEST: usize = 10;
+/// Engines are compared where they find this share of them.
+const QUALITY: f64 = 0.95;
+/// What is aimed at, as a share of a peer's.
+const LATENCY: f64 = 0.5;
+const BUILD: f64 = 2.0 / 3.0;
+
+/// An engine, and how it is started.
+struct Engine {
+    name: String,
+    command: Vec<String>,
+}
+
+impl Engine {
+    fn ours(bits: Bits) -> Result<Self, BenchError> {
+        let program = std::env::current_exe()?;
+        Ok(Self {
+            name: format!("keyfold, {bits} bits"),
+            command: vec![
+                program.to_string_lossy().into_owned(),
+                "__peer".to_owned(),
+                bits.to_string(),
+            ],
+        })
+    }
+
+    /// Of `NAME=COMMAND`.
+    fn parse(text: &str) -> Result<Self, BenchError> {
+        let (name, command) = text.split_once('=').unwrap_or_default();
+        let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        if name.is_empty() || command.is_empty() {
+            let what =
+                "a peer is named and started by NAME=COMMAND, such as next-plaid=./peer-next-plaid";
+            return Err(BenchError::data(text, what));
+        }
+        let name = name.to_owned();
+        Ok(Self { name, command })
+    }
+
+    /// The JSON lines that it prints.
+    fn run(&self, task: &str, vectors: &Path, index: &Path) -> Result<Vec<Value>, BenchError> {
+        let failed =
+            |what: String| BenchError::data(self.command.join(" "), format!("as a peer it {what}"));
+        let output = Command::new(&self.command[0])
+            .args(&self.command[1..])
+            .arg(task)
+            .args([vectors, index])
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|e| failed(format!("did not start: {e}")))?;
+        if !output.status.success() {
+            return Err(failed(format!("ended with {} at '{task}'", output.status)));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().filter(|l| l.starts_with('{'));
+        let lines: Vec<Value> = lines
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .map_err(|e| failed(format!("printed what is no JSON: {e}")))?;
+        if lines.is_empty() {
+            return Err(failed(format!("printed no result at '{task}'")));
+        }
+        Ok(lines)
+    }
+}
+
+/// What `build` prints.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+struct Built {
+    seconds: f64,
+    held_before: Option<u64>,
+    most_held: Option<u64>,
+}
+
+/// What `search` prints for a setting.
+#[derive(serde::Deserialize)]
+struct Searched {
+    setting: String,
+    milliseconds: Vec<f64>,
+    hits: Vec<Vec<u64>>,
+    most_held: Option<u64>,
+    not_mapped: Option<u64>,
+}
+
+/// A setting of an engine, measured.
+#[derive(Debug, Clone, serde::Serialize)]
+struct Point {
+    setting: String,
+    recall: f64,
+    p50: f64,
+    p95: f64,
+    most_held: Option<u64>,
+    not_mapped: Option<u64>,
+}
+
+/// An engine, measured.
+#[derive(Debug, Clone, serde::Serialize)]
+struct Measured {
+    name: String,
+    built: Built,
+    bytes_per_token: f64,
+    points: Vec<Point>,
+}
+
+impl Measured {
+    /// The fastest setting that is good enough, else the best one.
+    fn chosen(&self) -> Option<&Point> {
+        let good = self.points.iter().filter(|p| p.recall >= QUALITY);
+        let best = || {
+            self.points
+                .iter()
+                .max_by(|a, b| a.recall.total_cmp(&b.recall))
+        };
+        good.min_by(|a, b| a.p50.total_cmp(&b.p50)).or_else(best)
+    }
+}
+
+fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
+    let (documents, queries) = match options.scale {
+        Scale::Smoke => (400, 10),
+        Scale::Small => (10_000, 100),
+        Scale::Full => (100_000, 100),
+    };
+    let mut engines = vec![Engine::ours(Bits::Four)?, Engine::ours(Bits::Eight)?];
+    for peer in &options.peers {
+        engines.push(Engine::parse(peer)?);
+    }
+    let mut tables = Vec::new();
+    let mut findings = Vec::new();
+    let mut values = Vec::new();
+    let mut bars = Vec::new();
+
+    let mut spreads = Table::new(
+        "How the vectors lie: mean cosine of a token with",
+        &[
+            "vectors",
+            "documents",
+            "tokens",
+            "nearest elsewhere",
+            "another of its document",
+            "any other",
+            "length of the mean",
+        ],
+    );
+    let mut one =
+        |title: &str, make: &dyn Fn(&Path) -> Result<(), BenchError>| -> Result<(), BenchError> {
+            let folder = tempfile::tempdir()?;
+            make(folder.path())?;
+            let spread = vectors::spread(folder.path(), options.seed)?;
+            spreads.row([
+                title.to_owned(),
+                spread.documents.to_string(),
+                spread.tokens.to_string(),
+                format!("{:.3}", spread.nearest),
+                format!("{:.3}", spread.within),
+                format!("{:.3}", spread.any),
+                format!("{:.3}", spread.mean),
+            ]);
+            let measured = measure(&engines, folder.path(), spread.tokens, progress)?;
+            tables.push(table(title, &measured));
+            findings.extend(compare(
+                title,
+                &measured,
+                engines.len() - options.peers.len(),
+            ));
+            for engine in &measured {
+                if let Some(point) = engine.chosen() {
+                    bars.push((format!("{}, {title}", engine.name), point.p50));
+                }
+            }
+            values.push(json!({"set": title, "spread": spread, "engines": measured}));
+            Ok(())
+        };
+    one("made-up vectors", &|folder| {
+        made_up::write(folder, documents, queries, options.seed, progress)
+    })?;
+    if options.data.is_some() {
+        one("the collection", &|folder| {
+            write_collection(folder, options, progress)
+        })?;
+    }
+    tables.insert(0, spreads);
+    if options.peers.is_empty() {
+        findings.push(
+            "No peer was named, so Keyfold stands alone; see parity/README.md for peers."
+                .to_owned(),
+        );
+    }
+    Ok(Report {
+        name: EXPERIMENT.name.to_owned(),
+        tables,
+        findings,
+        values: json!({ "sets": values, "threads": options.thread_count() }),
+        svg: plot::bars(
+            "A query at recall@10 of 0.95",
+            "milliseconds, p50",
+            &bars,
+            None,
+        )?,
+    })
+}
+
+/// Documents and queries of the collection in the vectors of the model.
+fn write_collection(
+    folder: &Path,
+    options: &BenchOptions,
+    progress: &dyn Progress,
+) -> Result<(), BenchError> {
+    let set = sets::of_collection(options, progress)?;
+    for (name, items) in [("documents", &set.documents), ("queries", &set.queries)] {
+        let mut writer = ItemWriter::create(folder, name, set.dim)?;
+        for item in items {
+            writer.item(item)?;
+        }
+        writer.finish()?;
+    }
+    Ok(())
+}
+
+/// Builds and asks every engine.
+fn measure(
+    engines: &[Engine],
+    vectors: &Path,
+    tokens: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Measured>, BenchError> {
+    let queries = ItemReader::open(vectors, "queries")?.all()?;
+    let exact = vectors::exact(vectors, &queries, BEST, progress)?;
+    progress.start("engines", "steps", Some(2 * engines.len() as u64));
+    let mut all = Vec::new();
+    for engine in engines {
+        let index = tempfile::tempdir()?;
+        let mut built = engine.run("build", vectors, index.path())?;
+        let built: Built = parse(engine, built.remove(0))?;
+        progress.advance(1);
+        let bytes = store::size_of(index.path());
+        let mut points = Vec::new();
+        for line in engine.run("search", vectors, index.path())? {
+            points.push(point(parse(engine, line)?, &exact));
+        }
+        progress.advance(1);
+        if progress.cancelled() {
+            return Err(BenchError::Cancelled);
+        }
+        all.push(Measured {
+            name: engine.name.clone(),
+            built,
+            bytes_per_token: bytes as f64 / tokens.max(1) as f64,
+            points,
+        });
+    }
+    progress.finish();
+    Ok(all)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(engine: &Engine, line: Value) -> Result<T, BenchError> {
+    serde_json::from_value(line).map_err(|e| {
+        BenchError::data(
+            engine.command.join(" "),
+            format!("as a peer it printed a line without what is needed: {e}"),
+        )
+    })
+}
+
+fn point(searched: Searched, exact: &[Vec<u64>]) -> Point {
+    let pairs = searched.hits.iter().zip(exact);
+    let found: usize = pairs
+        .map(|(hits, best)| best.iter().filter(|id| hits.contains(id)).count())
+        .sum();
+    let wanted: usize = exact.iter().map(Vec::len).sum();
+    Point {
+        recall: found as f64 / wanted.max(1) as f64,
+        p50: quantile(&searched.milliseconds, 0.5),
+        p95: quantile(&searched.milliseconds, 0.95),
+        setting: searched.setting,
+        most_held: searched.most_held,
+        not_mapped: searched.not_mapped,
+    }
+}
+
+fn megabytes(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), |b| format!("{:.0}", b as f64 / 1e6))
+}
+
+fn table(title: &str, measured: &[Measured]) -> Table {
+    let mut table = Table::new(
+        title,
+        &[
+            "engine, setting",
+            "recall@10",
+            "p50, ms",
+            "p95, ms",
+            "resident, MB",
+            "of it not mapped",
+            "build, s",
+            "build, MB",
+            "bytes per token",
+        ],
+    );
+    for engine in measured {
+        let by_default = engine.points.first();
+        for (point, first) in by_default
+            .map(|p| (p, true))
+            .into_iter()
+            .chain(engine.chosen().map(|p| (p, false)))
+        {
+            let once = |text: String| if first { text } else { String::new() };
+            table.row([
+                format!("{}, {}", engine.name, point.setting),
+                format!("{:.3}", point.recall),
+                format!("{:.2}", point.p50),
+                format!("{:.2}", point.p95),
+                megabytes(point.most_held),
+                megabytes(point.not_mapped),
+                once(format!("{:.1}", engine.built.seconds)),
+                once(megabytes(engine.built.most_held)),
+                once(format!("{:.1}", engine.bytes_per_token)),
+            ]);
+        }
+    }
+    table
+}
+
+/// How each of the first `own` engines stands to each of the others.
+fn compare(title: &str, measured: &[Measured], own: usize) -> Vec<String> {
+    let (own, others) = measured.split_at(own);
+    let pairs = own
+        .iter()
+        .flat_map(|ours| others.iter().map(move |other| (ours, other)));
+    let ratio = |a: f64, b: f64| a / b.max(1e-9);
+    let sentence = |(ours, other): (&Measured, &Measured)| -> Option<String> {
+        let (mine, theirs) = (ours.chosen()?, other.chosen()?);
+        let latency = ratio(mine.p50, theirs.p50);
+        let build = ratio(ours.built.seconds, other.built.seconds);
+        let bytes = ratio(ours.bytes_per_token, other.bytes_per_token);
+        let memory = match (mine.most_held, theirs.most_held) {
+            (Some(a), Some(b)) => format!(
+                "resident memory {:.2} (aim: below 1, {})",
+                ratio(a as f64, b as f64),
+                reached(a < b)
+            ),
+            _ => "resident memory unknown".to_owned(),
+        };
+        Some(format!(
+            "{title}: {}'s share of {}'s at recall@10 {:.3} and {:.3}: p50 {latency:.2} (aim: at most {LATENCY}, {}), \
+             build time {build:.2} (aim: at most {BUILD:.2}, {}), bytes per token {bytes:.2} (aim: at most 1, {}), {memory}.",
+            ours.name,
+            other.name,
+            mine.recall,
+            theirs.recall,
+            reached(latency <= LATENCY && mine.recall >= QUALITY),
+            reached(build <= BUILD),
+            reached(bytes <= 1.0),
+        ))
+    };
+    pairs.filter_map(sentence).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(points: &[(f64, f64)]) -> Measured {
+        let point = |&(recall, p50): &(f64, f64)| Point {
+            setting: format!("{recall}"),
+            recall,
+            p50,
+            p95: p50,
+            most_held: None,
+            not_mapped: None,
+        };
+        Measured {
+            name: "an engine".into(),
+            built: Built {
+                seconds: 1.0,
+                held_before: None,
+                most_held: None,
+            },
+            bytes_per_token: 1.0,
+            points: points.iter().map(point).collect(),
+        }
+    }
+
+    #[test]
+    fn engines_are_compared_by_their_fastest_setting_that_is_good_enough() {
+        let good = engine(&[(0.99, 9.0), (0.96, 4.0), (0.95, 5.0), (0.5, 1.0)]);
+        assert_eq!(good.chosen().unwrap().p50, 4.0);
+        let poor = engine(&[(0.5, 1.0), (0.9, 7.0)]);
+        assert_eq!(poor.chosen().unwrap().recall, 0.9);
+        let lines = compare("a set", &[good, poor], 1);
+        assert_eq!(lines.len(), 1);
+        assert!(
+            lines[0].contains("p50 0.57") && lines[0].contains("missed"),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn a_peer_has_a_name_and_a_command() {
+        let peer = Engine::parse("next-plaid=/bin/peer --fast").unwrap();
+        assert_eq!((&*peer.name, peer.command.len()), ("next-plaid", 2));
+        for bad in ["", "next-plaid", "=x", "name="] {
+            assert!(Engine::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_fails_or_says_nothing_is_an_error_that_names_it() {
+        let here = Path::new(".");
+        for (peer, what) in [
+            ("a=no-such-program", "did not start"),
+            ("a=false", "ended with"),
+            ("a=true", "no result"),
+            ("a=echo {", "no JSON"),
+        ] {
+            let e = Engine::parse(peer)
+                .unwrap()
+                .run("build", here, here)
+                .unwrap_err();
+            assert!(e.to_string().contains(what), "{e}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Keyfold as one of the engines: a process of its own, like the others.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::time::Instant;
+
+use keyfold_core::{EncoderIdentity, NoProgress, Vectors};
+use keyfold_data::Passage;
+use keyfold_search::candidates::{CandidateOptions, Method, nearest};
+use keyfold_search::codebook::Bits;
+use keyfold_search::store::{Snapshot, WriterOptions};
+use serde_json::{Value, json};
+
+use super::vectors::ItemReader;
+use crate::{BenchError, memory, store};
+
+/// Wanted neighbours.
+const BEST: usize = 10;
+
+/// What the process does by which Keyfold measures itself as it measures other engines.
+/// The arguments are the bits of a number, `build` or `search`, the folder of the vectors
+/// and that of the index. Results go to `say`, one line each.
+pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), BenchError> {
+    let wrong = || {
+        BenchError::data(
+            "__peer",
+            "the arguments are BITS build|search VECTORS INDEX",
+        )
+    };
+    let [bits, task, vectors, index] = arguments else {
+        return Err(wrong());
+    };
+    match task.as_str() {
+        "build" => {
+            let bits = bits.parse().map_err(|_| wrong())?;
+            say(build(Path::new(vectors), Path::new(index), bits)?);
+        }
+        "search" => search(Path::new(vectors), Path::new(index), say)?,
+        _ => return Err(wrong()),
+    }
+    Ok(())
+}
+
+fn build(vectors: &Path, index: &Path, bits: Bits) -> Result<Value, BenchError> {
+    let before = memory::held();
+    let clock = Instant::now();
+    let documents = ItemReader::open(vectors, "documents")?;
+    let identity = EncoderIdentity {
+        name: "vectors of an experiment".to_owned(),
+        hash: "0".to_owned(),
+        dim: documents.dim,
+    };
+    let items = vec![(); documents.left()];
+    let documents = RefCell::new(documents);
+    let prepare = |batch: &[()]| {
+        let (rows, counts) = documents.borrow_mut().batch(batch.len())?;
+        Ok((batch.iter().map(|_| passage()).collect(), counts, rows))
+    };
+    let options = WriterOptions {
+        bits: Some(bits),
+        threads: rayon::current_num_threads(),
+        ..WriterOptions::default()
+    };
+    store::write_items(index, &identity, &items, prepare, &options, &NoProgress)?;
+    Ok(json!({
+        "seconds": clock.elapsed().as_secs_f64(),
+        "held_before": before, "most_held": memory::most_resident(),
+    }))
+}
+
+/// A document without text.
+fn passage() -> Passage {
+    Passage {
+        text: "-".to_owned(),
+        headings: Vec::new(),
+        lines: 0..0,
+        part: None,
+        bytes: 0..0,
+    }
+}
+
+fn search(vectors: &Path, index: &Path, say: &mut dyn FnMut(Value)) -> Result<(), BenchError> {
+    let queries = ItemReader::open(vectors, "queries")?;
+    let dim = queries.dim;
+    let queries: Vec<Vectors> = queries
+        .all()?
+        .into_iter()
+        .filter_map(|rows| Vectors::new(dim, rows).ok())
+        .collect();
+    let snapshot = Snapshot::open(index)?;
+    let by_default = CandidateOptions {
+        threads: rayon::current_num_threads(),
+        ..CandidateOptions::default()
+    };
+    let mut ask = |setting: String, way: &CandidateOptions| -> Result<(), BenchError> {
+        let (mut times, mut hits) = (Vec::new(), Vec::new());
+        // The first query pays for opening files.
+        if let Some(query) = queries.first() {
+            nearest(snapshot.segments(), query, BEST, None, way)?;
+        }
+        for query in &queries {
+            let clock = Instant::now();
+            let found = nearest(snapshot.segments(), query, BEST, None, way)?.0;
+            times.push(clock.elapsed().as_secs_f64() * 1e3);
+            hits.push(found.iter().map(|hit| hit.passage).collect::<Vec<u64>>());
+        }
+        say(json!({
+            "setting": setting, "milliseconds": times, "hits": hits,
+            "most_held": memory::most_resident(), "not_mapped": memory::held(),
+        }));
+        Ok(())
+    };
+    ask("default".to_owned(), &by_default)?;
+    for probes in [8, 16] {
+        for estimated in [256, 512, 1024, 2048, 4096] {
+            for exact in [32, 64, 128] {
+                let way = CandidateOptions {
+                    method: Method::Centroids,
+                    probes,
+                    estimated,
+                    exact,
+                    ..by_default
+                };
+                ask(
+                    format!("probes {probes}, estimated {estimated}, exact {exact}"),
+                    &way,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+"""fast-plaid as a peer of `keyfold bench peers`, which says what is written and read.
+
+    pip install fast-plaid==1.7.0.2100 torch==2.10.0
+    keyfold bench peers --peer "fast-plaid=python parity/peers/fast_plaid.py"
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+from fast_plaid import search
+
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        for line in lines:
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def read(folder, name):
+    with open(f"{folder}/set.json") as file:
+        dim = json.load(file)["dim"]
+    counts = np.fromfile(f"{folder}/{name}.u32", dtype="<u4")
+    rows = torch.from_numpy(np.fromfile(f"{folder}/{name}.f32", dtype="<f4").reshape(-1, dim))
+    return list(torch.split(rows, counts.tolist()))
+
+
+def say(line):
+    print(json.dumps(line), flush=True)
+
+
+def build(vectors, index):
+    documents = read(vectors, "documents")
+    held = status("RssAnon:")
+    clock = time.perf_counter()
+    search.FastPlaid(index=index, device="cpu").create(documents_embeddings=documents)
+    say({
+        "seconds": time.perf_counter() - clock,
+        "held_before": held,
+        "most_held": status("VmHWM:"),
+    })
+
+
+def ask(engine, queries, setting, **options):
+    times, hits = [], []
+    engine.search(queries[:1], top_k=10, show_progress=False, **options)
+    for query in queries:
+        clock = time.perf_counter()
+        found = engine.search([query], top_k=10, show_progress=False, **options)
+        times.append((time.perf_counter() - clock) * 1e3)
+        hits.append([int(number) for number, _ in found[0]])
+    say({
+        "setting": setting,
+        "milliseconds": times,
+        "hits": hits,
+        "most_held": status("VmHWM:"),
+        "not_mapped": status("RssAnon:"),
+    })
+
+
+def main():
+    task, vectors, index = sys.argv[1:]
+    if task == "build":
+        build(vectors, index)
+        return
+    queries = read(vectors, "queries")
+    engine = search.FastPlaid(index=index, device="cpu")
+    ask(engine, queries, "default")
+    for probe in (4, 8, 16, 32):
+        for full in (256, 1024, 4096, 8192):
+            ask(engine, queries, f"probe {probe}, full {full}", n_ivf_probe=probe, n_full_scores=full)
+
+
+if __name__ == "__main__":
+    main()
