@@ -64,6 +64,9 @@ pub trait SparseEncoder: Send + Sync {
     /// Encodes a batch; result `i` belongs to `texts[i]`. The result for a text
     /// does not depend on the batch it stands in.
     fn encode(&self, texts: &[&str], role: Role) -> Result<Vec<SparseVector>, EncodeError>;
+
+    /// A term as people read it.
+    fn term(&self, term: u32) -> String;
 }
 
 /// Says how well a document answers a query by reading both at once: dear and

@@ -1,6 +1,6 @@
 //! Arithmetic on slices: dot products, matrix products, the element-wise
 //! functions of encoders, MaxSim, top-k, k-means, residual codes, product
-//! quantisation, SimHash.
+//! quantisation, SimHash, posting lists.
 //!
 //! Matrices are `&[f32]` in row-major order. The processor's vector units are
 //! found at run time; every kernel that uses them has a portable twin that runs
@@ -26,6 +26,7 @@ mod matmul;
 mod maxsim;
 mod norms;
 pub mod peak;
+mod postings;
 mod pq;
 pub mod residual;
 mod simhash;
@@ -38,6 +39,7 @@ pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
 pub use matmul::{centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided};
 pub use maxsim::{MaxSim, maxsim, maxsim_alignment};
 pub use norms::{layer_norm, rms_norm, softmax_rows};
+pub use postings::{add_postings, add_scaled};
 pub use pq::{PQ_BLOCK, PqError, PqQuery, ProductQuantizer};
 pub use residual::maxsim_packed;
 pub use simhash::{MAX_PLANES, simhash_cells, simhash_sides};

@@ -9,9 +9,10 @@
 //! postings by it. Any other pair is scored here, posting by posting: time grows
 //! with the postings of the words, not with the wanted passages.
 
+use tantivy::postings::Postings;
 use tantivy::query::Bm25StatisticsProvider;
 use tantivy::schema::{Field, IndexRecordOption};
-use tantivy::{DocSet, Searcher, SegmentReader, TERMINATED, Term};
+use tantivy::{DocAddress, DocSet, Searcher, SegmentReader, TERMINATED, Term};
 
 use keyfold_kernels::TopK;
 
@@ -74,16 +75,7 @@ pub(crate) fn best(
     k: usize,
     allowed: Option<&BitSet>,
 ) -> tantivy::Result<Vec<Ranked>> {
-    let total = searcher.total_num_docs()?;
-    let mut weighted = Vec::with_capacity(terms.len());
-    for (term, weight) in terms {
-        let frequency = searcher.doc_freq(term)?;
-        let rest = total.saturating_sub(frequency) as f32;
-        let idf = (1.0 + (rest + 0.5) / (frequency as f32 + 0.5)).ln();
-        let tokens = searcher.total_num_tokens(term.field())?;
-        let average = tokens as f32 / total.max(1) as f32;
-        weighted.push((term, weight * idf, average.max(1.0)));
-    }
+    let weighted = weighted(searcher, terms)?;
     let mut top = TopK::new(k);
     for segment in searcher.segment_readers() {
         let scores = segment_scores(segment, &weighted, bm25)?;
@@ -106,26 +98,84 @@ pub(crate) fn best(
         .collect())
 }
 
-/// The scores of all documents of a segment, deleted ones included. `terms` come
-/// with their weight times idf and the average length of their field.
+/// What each term adds to the score of one document.
+pub(crate) fn parts(
+    searcher: &Searcher,
+    terms: &[(Term, f32)],
+    bm25: &Bm25,
+    document: DocAddress,
+) -> tantivy::Result<Vec<f32>> {
+    let segment = searcher.segment_reader(document.segment_ord);
+    let part = |term: &Weighted<'_>| {
+        let index = segment.inverted_index(term.term.field())?;
+        let postings = index.read_postings(term.term, IndexRecordOption::WithFreqs)?;
+        let Some(mut postings) = postings.filter(|p| p.doc() <= document.doc_id) else {
+            return Ok(0.0);
+        };
+        if postings.seek(document.doc_id) != document.doc_id {
+            return Ok(0.0);
+        }
+        let lengths = segment.get_fieldnorms_reader(term.term.field())?;
+        Ok(term.score(bm25, &postings, lengths.fieldnorm(document.doc_id)))
+    };
+    weighted(searcher, terms)?.iter().map(part).collect()
+}
+
+/// A term as the collection knows it.
+struct Weighted<'a> {
+    term: &'a Term,
+    /// Its weight in the query times idf.
+    weight: f32,
+    /// The average length of its field.
+    average: f32,
+}
+
+impl Weighted<'_> {
+    /// The score of the document at which `postings` stand.
+    fn score(&self, bm25: &Bm25, postings: &impl Postings, length: u32) -> f32 {
+        let tf = postings.term_freq() as f32;
+        let norm = bm25.k1 * (1.0 - bm25.b + bm25.b * length as f32 / self.average);
+        self.weight * tf / (tf + norm)
+    }
+}
+
+fn weighted<'a>(
+    searcher: &Searcher,
+    terms: &'a [(Term, f32)],
+) -> tantivy::Result<Vec<Weighted<'a>>> {
+    let total = searcher.total_num_docs()?;
+    let one = |(term, weight): &'a (Term, f32)| {
+        let frequency = searcher.doc_freq(term)?;
+        let rest = total.saturating_sub(frequency) as f32;
+        let idf = (1.0 + (rest + 0.5) / (frequency as f32 + 0.5)).ln();
+        let tokens = searcher.total_num_tokens(term.field())?;
+        let average = tokens as f32 / total.max(1) as f32;
+        Ok(Weighted {
+            term,
+            weight: weight * idf,
+            average: average.max(1.0),
+        })
+    };
+    terms.iter().map(one).collect()
+}
+
+/// The scores of all documents of a segment, deleted ones included.
 fn segment_scores(
     segment: &SegmentReader,
-    terms: &[(&Term, f32, f32)],
+    terms: &[Weighted<'_>],
     bm25: &Bm25,
 ) -> tantivy::Result<Vec<f32>> {
     let mut scores = vec![0.0; segment.max_doc() as usize];
-    for &(term, weight, average) in terms {
-        let index = segment.inverted_index(term.field())?;
-        let Some(mut postings) = index.read_postings(term, IndexRecordOption::WithFreqs)? else {
+    for term in terms {
+        let index = segment.inverted_index(term.term.field())?;
+        let postings = index.read_postings(term.term, IndexRecordOption::WithFreqs)?;
+        let Some(mut postings) = postings else {
             continue;
         };
-        let lengths = segment.get_fieldnorms_reader(term.field())?;
+        let lengths = segment.get_fieldnorms_reader(term.term.field())?;
         let mut doc = postings.doc();
         while doc != TERMINATED {
-            let tf = tantivy::postings::Postings::term_freq(&postings) as f32;
-            let length = lengths.fieldnorm(doc) as f32;
-            let norm = bm25.k1 * (1.0 - bm25.b + bm25.b * length / average);
-            scores[doc as usize] += weight * tf / (tf + norm);
+            scores[doc as usize] += term.score(bm25, &postings, lengths.fieldnorm(doc));
             doc = postings.advance();
         }
     }

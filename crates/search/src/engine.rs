@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use keyfold_core::{Encoder, Role, Vectors};
+use keyfold_core::{Encoder, Role, SparseVector, Vectors};
 
 use crate::bm25::Bm25;
 use crate::candidates::{self, CandidateOptions, MeaningTimings};
@@ -181,8 +181,25 @@ pub struct Rankings {
     pub meaning: Vec<Ranked>,
     /// The final list, at most `k` long.
     pub ranked: Vec<Ranked>,
+    /// What the list by words is of.
+    asked: Asked,
     /// Where the time went.
     pub timings: Timings,
+}
+
+/// What was searched for by words.
+#[derive(Debug, Clone, PartialEq)]
+enum Asked {
+    /// Words as the index knows them, with their weights; feedback included.
+    Words(Vec<(String, f32)>),
+    /// Terms of a model that weighs them.
+    Terms(SparseVector),
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self::Words(Vec::new())
+    }
 }
 
 /// Searches a snapshot.
@@ -334,7 +351,7 @@ impl<'a> LookedFor<'a> {
             Mode::Both => options.fusion.list_depth(wanted),
             _ => wanted,
         };
-        rankings.lexical = self.by_words(snapshot, depth, allowed, options)?;
+        (rankings.lexical, rankings.asked) = self.by_words(snapshot, depth, allowed, options)?;
         rankings.timings.lexical = candidates::lap(&mut clock);
         if let Some((_, query)) = &self.meaning {
             let nearest = |rows: &Vectors| {
@@ -365,22 +382,23 @@ impl<'a> LookedFor<'a> {
         depth: usize,
         allowed: Option<&Allowed>,
         options: &SearchOptions,
-    ) -> Result<Vec<Ranked>, SearchError> {
+    ) -> Result<(Vec<Ranked>, Asked), SearchError> {
         if let Some(sparse) = self.sparse {
-            return Ok(sparse.nearest(&sparse.weigh(self.text)?, depth, allowed));
+            let terms = sparse.weigh(self.text)?;
+            let found = sparse.nearest(&terms, depth, allowed);
+            return Ok((found, Asked::Terms(terms)));
         }
         let Some(words) = &self.words else {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         };
         let search =
-            |weights: &[(&str, f32)], k| words.search(weights, k, allowed.map(Allowed::ids));
-        let Some(rm3) = &options.feedback.rm3 else {
-            return search(&words.weights(), depth);
-        };
-        let found = search(&words.weights(), rm3.passages)?;
-        let learned = rm3.learn(snapshot, words, &found)?;
-        let weights: Vec<(&str, f32)> = learned.iter().map(|(w, x)| (&**w, *x)).collect();
-        search(&weights, depth)
+            |weights: &[(String, f32)], k| words.search(weights, k, allowed.map(Allowed::ids));
+        let mut weights = words.weights();
+        if let Some(rm3) = &options.feedback.rm3 {
+            let found = search(&weights, rm3.passages)?;
+            weights = rm3.learn(snapshot, words, &found)?;
+        }
+        Ok((search(&weights, depth)?, Asked::Words(weights)))
     }
 
     /// A hit with all that is shown of it.
@@ -401,7 +419,8 @@ impl<'a> LookedFor<'a> {
         self.pair_meaning(snapshot, &stored, &mut highlights, &mut explanation)?;
         let found_by_words = place(&rankings.lexical, id);
         if found_by_words.is_some() {
-            self.pair_words(&stored, options.explain, &mut highlights, &mut explanation)?;
+            let asked = options.explain.then_some(&rankings.asked);
+            self.pair_words(&stored, asked, &mut highlights, &mut explanation)?;
         }
         let passage = stored.passage;
         Ok(Hit {
@@ -452,11 +471,12 @@ impl<'a> LookedFor<'a> {
         Ok(())
     }
 
-    /// Adds what words of the query stand in a passage.
+    /// Adds what words of the query stand in a passage, and what those that were
+    /// `asked` for add to its score.
     fn pair_words(
         &self,
         stored: &StoredPassage,
-        explain: bool,
+        asked: Option<&Asked>,
         highlights: &mut Vec<Range<usize>>,
         explanation: &mut Vec<WordMatch>,
     ) -> Result<(), SearchError> {
@@ -465,19 +485,31 @@ impl<'a> LookedFor<'a> {
         };
         let text = &stored.passage.text;
         let found = words.matches(text);
-        let telling = found.iter().filter(|(_, _, telling)| *telling);
-        highlights.extend(telling.map(|(range, _, _)| range.clone()));
-        if !explain {
-            return Ok(());
-        }
-        for (spelled, term, score) in words.contributions(stored.id)? {
-            let place = found.iter().find(|(_, found, _)| found == term);
+        let telling = found.into_iter().filter(|(_, telling)| *telling);
+        highlights.extend(telling.map(|(range, _)| range));
+        let mut add = |query: &str, passage, score| {
             explanation.push(WordMatch {
-                query: Some(spelled.to_owned()),
-                passage: place.map(|(range, _, _)| text[range.clone()].to_owned()),
+                query: Some(query.to_owned()),
+                passage,
                 score,
                 retriever: Retriever::Lexical,
             });
+        };
+        match asked {
+            Some(Asked::Words(weights)) => {
+                let places = words.places(weights, text);
+                for (spelled, term, score) in words.contributions(weights, stored.id)? {
+                    let place = places.iter().find(|(_, found)| found == term);
+                    let shown = place.map(|(range, _)| text[range.clone()].to_owned());
+                    add(spelled, shown, score);
+                }
+            }
+            Some(Asked::Terms(terms)) => {
+                for (term, score) in self.sparse.iter().flat_map(|s| s.parts(terms, stored.id)) {
+                    add(&term, Some(term.clone()), score);
+                }
+            }
+            None => {}
         }
         Ok(())
     }

@@ -44,7 +44,8 @@ pub(crate) fn is_telling(word: &str) -> bool {
 /// A word of the query and what it met in a passage.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct WordMatch {
-    /// The word of the query; none for rows of the model that stand for no word.
+    /// The word of the query, or one that feedback added, as the index knows it, or
+    /// a term of learnt weights; none for rows of the model that stand for no word.
     pub query: Option<String>,
     /// The word of the passage or of its headings; none where it met a row that
     /// stands for no word.

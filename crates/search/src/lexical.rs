@@ -10,12 +10,10 @@ use std::sync::Arc;
 
 use keyfold_data::Passage;
 use tantivy::collector::{Collector, DocSetCollector, FilterCollector, TopDocs};
-use tantivy::query::{
-    BooleanQuery, BoostQuery, EnableScoring, Occur, PhraseQuery, Query, TermQuery,
-};
+use tantivy::query::{BooleanQuery, BoostQuery, Occur, PhraseQuery, Query, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption};
 use tantivy::tokenizer::TextAnalyzer;
-use tantivy::{DocAddress, DocSet, Score, Searcher, TantivyError, Term};
+use tantivy::{DocAddress, Score, TantivyError, Term};
 
 use crate::bm25::{self, Bm25};
 use crate::error::SearchError;
@@ -105,16 +103,16 @@ impl<'a> Words<'a> {
     }
 
     /// The words with how much each counts: how often the query has it.
-    pub(crate) fn weights(&self) -> Vec<(&str, f32)> {
+    pub(crate) fn weights(&self) -> Vec<(String, f32)> {
         let words = self.words.iter();
-        words.map(|w| (&*w.term, w.count as f32)).collect()
+        words.map(|w| (w.term.clone(), w.count as f32)).collect()
     }
 
     /// The `k` passages of the greatest BM25 score, best first. `weights` says
     /// which words count how much; those of the query are [`Words::weights`].
     pub(crate) fn search(
         &self,
-        weights: &[(&str, f32)],
+        weights: &[(String, f32)],
         k: usize,
         allowed: Option<Arc<BitSet>>,
     ) -> Result<Vec<Ranked>, SearchError> {
@@ -123,7 +121,7 @@ impl<'a> Words<'a> {
         if weights.is_empty() || k == 0 {
             return Ok(Vec::new());
         }
-        let terms = weights.iter().flat_map(|&(word, weight)| {
+        let terms = weights.iter().flat_map(|(word, weight)| {
             let terms = self.terms(word).into_iter();
             terms.map(move |(term, boost)| (term, boost * weight))
         });
@@ -195,34 +193,61 @@ impl<'a> Words<'a> {
         ids.map(Some)
     }
 
-    /// What each word of the query adds to the score of a passage: how the query
-    /// spells it, how the index knows it, and the score, for words that add some.
-    pub(crate) fn contributions(&self, id: u64) -> Result<Vec<(&str, &str, f32)>, SearchError> {
+    /// What each of some words adds to the score of a passage: how the query spells
+    /// it (a word that it lacks as the index knows it), how the index knows it, and
+    /// the score, for words that add some. `weights` are those of the search.
+    pub(crate) fn contributions<'w>(
+        &'w self,
+        weights: &'w [(String, f32)],
+        id: u64,
+    ) -> Result<Vec<(&'w str, &'w str, f32)>, SearchError> {
         let mut all = Vec::new();
         let Some(address) = self.snapshot.address(id).map_err(|e| self.failed(e))? else {
             return Ok(all);
         };
-        for word in &self.words {
-            let mut sum = 0.0;
-            for (term, boost) in self.terms(&word.term) {
-                let score = term_score(self.snapshot.searcher(), term, address);
-                sum += boost * word.count as Score * score.map_err(|e| self.failed(e))?;
-            }
+        // The index's own scores have a factor that Lucene dropped.
+        let factor = match self.bm25.is_of_index() {
+            true => self.bm25.k1 + 1.0,
+            false => 1.0,
+        };
+        for (word, weight) in weights {
+            let terms = self.terms(word).into_iter();
+            let terms: Vec<(Term, Score)> = terms.map(|(t, boost)| (t, boost * weight)).collect();
+            let parts = bm25::parts(self.snapshot.searcher(), &terms, &self.bm25, address);
+            let sum: f32 = parts.map_err(|e| self.failed(e))?.iter().sum();
             if sum > 0.0 {
-                all.push((&*word.spelled, &*word.term, sum));
+                let spelled = self.words.iter().find(|known| known.term == *word);
+                all.push((
+                    spelled.map_or(&**word, |w| &*w.spelled),
+                    &**word,
+                    factor * sum,
+                ));
             }
         }
         Ok(all)
     }
 
-    /// Where words of the query stand in a text, each with how the index knows
-    /// it and whether it is worth showing.
-    pub(crate) fn matches(&self, text: &str) -> Vec<(Range<usize>, String, bool)> {
+    /// Where words stand in a text, each with how the index knows it.
+    pub(crate) fn places(
+        &self,
+        words: &[(String, f32)],
+        text: &str,
+    ) -> Vec<(Range<usize>, String)> {
+        let found = tokens(&mut self.analyzer.clone(), text).into_iter();
+        found
+            .filter(|token| words.iter().any(|(word, _)| *word == token.text))
+            .map(|token| (token.range, token.text))
+            .collect()
+    }
+
+    /// Where words of the query stand in a text, each with whether it is worth
+    /// showing.
+    pub(crate) fn matches(&self, text: &str) -> Vec<(Range<usize>, bool)> {
         let found = tokens(&mut self.analyzer.clone(), text).into_iter();
         found
             .filter_map(|token| {
                 let word = self.words.iter().find(|word| word.term == token.text)?;
-                Some((token.range, token.text, word.telling))
+                Some((token.range, word.telling))
             })
             .collect()
     }
@@ -330,17 +355,6 @@ fn phrase_query(field: Field, phrase: &[(usize, String)]) -> Box<dyn Query> {
         return Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
     }
     Box::new(PhraseQuery::new_with_offset(terms))
-}
-
-/// BM25 of one term in one document, 0 if it does not hold it.
-fn term_score(searcher: &Searcher, term: Term, address: DocAddress) -> tantivy::Result<Score> {
-    let query = TermQuery::new(term, IndexRecordOption::WithFreqs);
-    let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
-    let mut scorer = weight.scorer(searcher.segment_reader(address.segment_ord), 1.0)?;
-    if scorer.doc() <= address.doc_id && scorer.seek(address.doc_id) == address.doc_id {
-        return Ok(scorer.score());
-    }
-    Ok(0.0)
 }
 
 #[cfg(test)]

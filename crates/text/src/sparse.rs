@@ -183,6 +183,11 @@ impl SparseEncoder for SparseTextEncoder {
         &self.identity
     }
 
+    fn term(&self, term: u32) -> String {
+        let text = self.transformer.tokenizer.text(term);
+        text.unwrap_or_else(|| format!("term {term}"))
+    }
+
     fn encode(&self, texts: &[&str], role: Role) -> Result<Vec<SparseVector>, EncodeError> {
         let together: fn(f32, f32) -> f32 = match (&self.head, role) {
             (Head::Unicoil(_), Role::Query) => |a, b| a + b,

@@ -126,6 +126,11 @@ impl TextTokenizer {
         all
     }
 
+    /// The exact text of a token.
+    pub(crate) fn text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Id of a token by its exact text.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -120,7 +120,9 @@ impl Rm3 {
                 score: ranked.score,
             });
         }
-        Ok(self.expand(&words.weights(), &found))
+        let query = words.weights();
+        let query: Vec<(&str, f32)> = query.iter().map(|(w, x)| (&**w, *x)).collect();
+        Ok(self.expand(&query, &found))
     }
 }
 

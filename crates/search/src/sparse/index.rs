@@ -11,10 +11,9 @@
 use std::ops::Range;
 
 use keyfold_core::SparseVector;
-use keyfold_kernels::TopK;
 
+use super::bounds::Bounds;
 use crate::filter::BitSet;
-use crate::fuse::Ranked;
 use crate::store::beside::{Owner, take};
 
 /// See the head of the module.
@@ -25,6 +24,8 @@ pub(crate) struct ImpactIndex {
     starts: Vec<u64>,
     docs: Vec<u32>,
     impacts: Vec<u16>,
+    /// Made from the rest.
+    bounds: Bounds,
 }
 
 /// What the file says before its body.
@@ -50,13 +51,15 @@ impl ImpactIndex {
             starts: take(body, header.terms.checked_add(1)?)?,
             docs: take(body, header.postings)?,
             impacts: take(body, header.postings)?,
+            bounds: Bounds::default(),
         };
         let ordered = index.starts.is_sorted()
             && index.starts.last() == Some(&header.postings)
             && index.ids.is_sorted_by(|a, b| a < b)
             && index.terms.is_sorted_by(|a, b| a < b)
+            && (0..index.terms.len()).all(|i| index.list(i).0.is_sorted_by(|a, b| a < b))
             && index.docs.iter().all(|&d| (d as usize) < index.ids.len());
-        ordered.then_some(index)
+        ordered.then(|| index.bounded())
     }
 
     /// The header and the body of its file.
@@ -131,40 +134,50 @@ impl ImpactIndex {
             }
         }
         index.starts.push(all.len() as u64);
-        index
+        index.bounded()
     }
 
     fn range(&self, term: usize) -> Range<usize> {
         self.starts[term] as usize..self.starts[term + 1] as usize
     }
 
-    /// The `k` allowed passages of the greatest score above 0.
-    pub(crate) fn best(&self, query: &SparseVector, k: usize, allowed: &BitSet) -> Vec<Ranked> {
-        let mut scores = vec![0u32; self.ids.len()];
-        for &(term, weight) in query.entries() {
-            let Ok(i) = self.terms.binary_search(&term) else {
-                continue;
-            };
-            let range = self.range(i);
-            let postings = self.docs[range.clone()].iter().zip(&self.impacts[range]);
-            for (&doc, &impact) in postings {
-                // Two numbers of 16 bits cannot overflow 32.
-                let product = u32::from(weight) * u32::from(impact);
-                let score = &mut scores[doc as usize];
-                *score = score.saturating_add(product);
-            }
-        }
-        let mut top = TopK::new(k);
-        for (&score, &id) in scores.iter().zip(&self.ids) {
-            let score = score as f32;
-            if score > 0.0 && score >= top.threshold() && allowed.contains(id as usize) {
-                top.push(score, id);
-            }
-        }
-        let ranked = top.into_sorted().into_iter();
-        ranked
-            .map(|(score, passage)| Ranked { passage, score })
-            .collect()
+    /// The place of a term, if a passage has it.
+    pub(crate) fn place(&self, term: u32) -> Option<usize> {
+        self.terms.binary_search(&term).ok()
+    }
+
+    /// The passages that have the term at a place, as places in [`Self::ids`], and
+    /// how much.
+    pub(crate) fn list(&self, place: usize) -> (&[u32], &[u16]) {
+        let range = self.range(place);
+        (&self.docs[range.clone()], &self.impacts[range])
+    }
+
+    pub(crate) fn ids(&self) -> &[u64] {
+        &self.ids
+    }
+
+    pub(crate) fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    fn bounded(mut self) -> Self {
+        let lists = (0..self.terms.len()).map(|i| self.list(i));
+        self.bounds = Bounds::new(self.ids.len(), lists);
+        self
+    }
+
+    /// What each term of a query adds to the score of a passage.
+    pub(crate) fn parts_of(&self, query: &SparseVector, id: u64) -> Vec<(u32, f32)> {
+        let Ok(doc) = self.ids.binary_search(&id) else {
+            return Vec::new();
+        };
+        let part = |&(term, weight): &(u32, u16)| {
+            let (docs, impacts) = self.list(self.place(term)?);
+            let at = docs.binary_search(&(doc as u32)).ok()?;
+            Some((term, f32::from(weight) * f32::from(impacts[at])))
+        };
+        query.entries().iter().filter_map(part).collect()
     }
 }
 
@@ -173,6 +186,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuse::Ranked;
+    use crate::sparse::bounds::best;
 
     fn vector(entries: &[(u32, u16)]) -> SparseVector {
         SparseVector::new(entries.iter().map(|&(t, w)| (t, f32::from(w))), f32::max)
@@ -207,7 +222,7 @@ mod tests {
                 .collect();
             crate::fuse::sort(&mut expected);
             expected.truncate(k);
-            prop_assert_eq!(index.best(&query, k, &live), expected);
+            prop_assert_eq!(best(&index, &query, k, &live), expected);
             prop_assert_eq!(index.with(&[], &live), index);
         }
     }
@@ -218,7 +233,7 @@ mod tests {
             &[(1, vector(&[(5, 9)])), (2, vector(&[(5, 3)]))],
             &all([1, 2]),
         );
-        let found = index.best(&vector(&[(5, 1)]), 5, &all([2]));
+        let found = best(&index, &vector(&[(5, 1)]), 5, &all([2]));
         assert_eq!(
             found,
             [Ranked {
@@ -226,7 +241,7 @@ mod tests {
                 score: 3.0
             }]
         );
-        assert_eq!(index.best(&vector(&[(4, 1)]), 5, &all([1, 2])), []);
-        assert_eq!(index.best(&SparseVector::default(), 5, &all([1, 2])), []);
+        assert_eq!(best(&index, &vector(&[(4, 1)]), 5, &all([1, 2])), []);
+        assert_eq!(best(&index, &SparseVector::default(), 5, &all([1, 2])), []);
     }
 }

@@ -9,8 +9,10 @@
 //! The index of a model lies beside the commits of a store. It is brought up to
 //! date when it is opened: passages that came are encoded, those that went are left
 //! out. Cost: encoding every passage once; 6 bytes for a posting; a search reads
-//! the postings of the query's terms.
+//! the postings of the query's terms in those blocks of passages that can still hold
+//! one of the best.
 
+mod bounds;
 mod index;
 
 use keyfold_core::{EncodeError, Progress, Role, SparseEncoder, SparseVector};
@@ -118,9 +120,19 @@ impl<'a> SparseRetriever<'a> {
         allowed: Option<&Allowed>,
     ) -> Vec<Ranked> {
         match allowed {
-            Some(allowed) => self.index.best(query, k, &allowed.ids()),
-            None => self.index.best(query, k, &self.live),
+            Some(allowed) => bounds::best(&self.index, query, k, &allowed.ids()),
+            None => bounds::best(&self.index, query, k, &self.live),
         }
+    }
+}
+
+impl SparseRetriever<'_> {
+    /// What each term of a query adds to the score of a passage, greatest first.
+    pub(crate) fn parts(&self, query: &SparseVector, id: u64) -> Vec<(String, f32)> {
+        let mut parts = self.index.parts_of(query, id);
+        parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let text = |(term, score)| (self.encoder.term(term), score);
+        parts.into_iter().map(text).collect()
     }
 }
 

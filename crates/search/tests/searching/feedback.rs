@@ -4,7 +4,8 @@ use keyfold_core::{
     EncodeError, EncoderIdentity, NoProgress, Role, SparseEncoder, SparseVector, Vectors,
 };
 use keyfold_search::bm25::Bm25;
-use keyfold_search::engine::{Mode, Models, Rankings, SearchOptions, rank, rank_with};
+use keyfold_search::engine::{Mode, Models, Rankings, SearchOptions, rank, rank_with, search_with};
+use keyfold_search::explain::{Retriever, WordMatch};
 use keyfold_search::feedback::{Feedback, Rm3, Rocchio, TokenRows, VectorFeedback, VectorKind};
 use keyfold_search::fuse::{self, Fuse, Interpolation, Scale};
 use keyfold_search::sparse::SparseRetriever;
@@ -184,6 +185,58 @@ fn bm25_takes_parameters_of_its_own() {
     }
 }
 
+#[test]
+fn explanations_add_up_to_the_score_by_words() {
+    let world = harbour();
+    let snapshot = world.snapshot();
+    let encoder = ByLength::new("abc2");
+    let learnt = SparseRetriever::open(&snapshot, &encoder, &NoProgress).unwrap();
+    for (bm25, feedback, sparse) in [
+        (Bm25::default(), NONE, None),
+        (Bm25::anserini(), NONE, None),
+        (Bm25::default(), rm3(Rm3::default()), None),
+        (Bm25::anserini(), rm3(Rm3::default()), None),
+        (Bm25::default(), NONE, learnt.as_ref()),
+    ] {
+        let options = SearchOptions {
+            mode: Mode::Lexical,
+            bm25,
+            feedback,
+            explain: true,
+            ..SearchOptions::default()
+        };
+        let models = Models {
+            encoder: Some(&world.model),
+            sparse,
+            ..Models::default()
+        };
+        let hits = search_with(&snapshot, "boat", &models, &options)
+            .unwrap()
+            .hits;
+        assert!(hits.len() >= 2);
+        for hit in &hits {
+            let words = hit.explanation.as_ref().unwrap().iter();
+            let words: Vec<_> = words
+                .filter(|w| w.retriever == Retriever::Lexical)
+                .collect();
+            let sum: f32 = words.iter().map(|w| w.score).sum();
+            assert!(
+                (sum / hit.score - 1.0).abs() < 1e-4,
+                "{bm25:?}: {sum} {hit:?}"
+            );
+        }
+        if feedback != NONE || sparse.is_some() {
+            // What was added is named, and where it stands.
+            let storm = hits.iter().find(|h| h.text == "sails wind storm").unwrap();
+            let words = storm.explanation.as_ref().unwrap().iter();
+            let added = if sparse.is_some() { "storm" } else { "wind" };
+            let named = |w: &&WordMatch| w.query.as_deref() == Some(added);
+            let found = words.clone().find(named).unwrap();
+            assert_eq!(found.passage.as_deref(), Some(added));
+        }
+    }
+}
+
 /// Weighs words by their length; queries also ask for what goes with boats.
 struct ByLength(EncoderIdentity);
 
@@ -207,6 +260,11 @@ fn term(word: &str) -> u32 {
 impl SparseEncoder for ByLength {
     fn identity(&self) -> &EncoderIdentity {
         &self.0
+    }
+
+    fn term(&self, sought: u32) -> String {
+        let known = ["boat", "storm"].into_iter().find(|w| term(w) == sought);
+        known.unwrap_or("another").to_owned()
     }
 
     fn encode(&self, texts: &[&str], role: Role) -> Result<Vec<SparseVector>, EncodeError> {
