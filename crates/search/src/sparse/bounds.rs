@@ -26,6 +26,9 @@ use crate::fuse::Ranked;
 
 /// Passages of a block.
 const BLOCK: usize = 64;
+/// With fewer blocks than this for each wanted passage, all of them are scored, in
+/// order, which reads memory faster (measured: `cargo bench --bench impacts`).
+const BLOCKS_EACH: usize = 32;
 
 /// Tables of the terms that many passages have.
 #[derive(Debug, Default, PartialEq)]
@@ -92,26 +95,19 @@ pub(crate) fn best(
     allowed: &BitSet,
 ) -> Vec<Ranked> {
     let bounds = index.bounds();
+    // Where many blocks hold one of the best, bounds cost more than they save.
+    let every_block = k.saturating_mul(BLOCKS_EACH) > bounds.blocks;
     let mut scores = vec![0u32; index.len()];
     let mut long = Vec::new();
-    let mut short = false;
     for &(term, weight) in query.entries() {
         let Some(i) = index.place(term) else { continue };
         let (docs, impacts) = index.list(i);
         match bounds.rows[i] {
-            Some(row) => long.push((row as usize, docs, impacts, weight)),
-            None => {
-                add_postings(&mut scores, 0, docs, impacts, weight);
-                short = true;
-            }
+            Some(row) if !every_block => long.push((row as usize, docs, impacts, weight)),
+            _ => add_postings(&mut scores, 0, docs, impacts, weight),
         }
     }
-    let mut most = vec![0u32; bounds.blocks];
-    if short {
-        for (most, scores) in most.iter_mut().zip(scores.chunks(BLOCK)) {
-            *most = scores.iter().copied().max().unwrap_or(0);
-        }
-    }
+    let mut most: Vec<u32> = scores.chunks(BLOCK).map(greatest).collect();
     for &(row, _, _, weight) in &long {
         add_scaled(&mut most, bounds.greatest(row), weight);
     }
@@ -132,6 +128,9 @@ pub(crate) fn best(
                 weight,
             );
         }
+        if (greatest(scores) as f32) < top.threshold() {
+            continue;
+        }
         for (&score, &id) in scores.iter().zip(&index.ids()[first..]) {
             let score = score as f32;
             if score > 0.0 && score >= top.threshold() && allowed.contains(id as usize) {
@@ -143,6 +142,10 @@ pub(crate) fn best(
     ranked
         .map(|(score, passage)| Ranked { passage, score })
         .collect()
+}
+
+fn greatest(scores: &[u32]) -> u32 {
+    scores.iter().copied().max().unwrap_or(0)
 }
 
 /// The bounds above 0 with their blocks, the greatest first.
@@ -176,11 +179,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(ProptestConfig::with_cases(30))]
 
         #[test]
         fn blocks_that_are_left_out_hold_none_of_the_best(
-            seed: u64, n in 1usize..700, k in 1usize..20, every in 1usize..4,
+            seed: u64, n in 1usize..6000, k in 1usize..4, every in 1usize..4,
         ) {
             let mut rng = SmallRng::seed_from_u64(seed);
             let added: Vec<(u64, SparseVector)> = (5..).zip(passages(n, &mut rng)).collect();
@@ -206,36 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn a_block_with_a_low_bound_is_not_scored() {
-        // One passage stands out; bounds of the other blocks are below it.
+    fn blocks_come_by_what_they_can_hold() {
+        // One passage stands out.
+        let impact = |i| if i == 100 { 9.0 } else { 2.0 };
         let added: Vec<(u64, SparseVector)> = (0..640)
-            .map(|i| {
-                (
-                    i,
-                    SparseVector::new([(1, if i == 100 { 9.0 } else { 2.0 })], f32::max),
-                )
-            })
+            .map(|i| (i, SparseVector::new([(1, impact(i))], f32::max)))
             .collect();
         let mut live = BitSet::default();
         (0..640).for_each(|i| live.insert(i));
         let index = ImpactIndex::default().with(&added, &live);
         let mut most = vec![0; 10];
         add_scaled(&mut most, index.bounds().greatest(0), 3);
-        assert_eq!(falling(&most)[0], (27, 1));
-        assert_eq!(
-            falling(&most)[1..],
-            (0..10)
-                .rev()
-                .filter(|b| *b != 1)
-                .map(|b| (6, b))
-                .collect::<Vec<_>>()
-        );
-        // None of the rest can be better than the one.
-        let query = SparseVector::new([(1, 3.0)], f32::max);
-        let expected = [Ranked {
-            passage: 100,
-            score: 27.0,
-        }];
-        assert_eq!(best(&index, &query, 1, &live), expected);
+        let order = falling(&most);
+        assert_eq!(order[0], (27, 1));
+        assert!(order.len() == 10 && order[1..].iter().all(|b| b.0 == 6));
     }
 }

@@ -9,6 +9,7 @@
 //! encoder (`--teacher`). All runs go through the engine; every passage is scored.
 
 mod report;
+mod sweep;
 
 use std::cell::RefCell;
 
@@ -30,6 +31,7 @@ use crate::quality::{Relevant, average_precision, mean, ndcg, recall};
 use crate::report::Report;
 use crate::store;
 use crate::{BenchError, BenchOptions, Experiment};
+use sweep::{Sweep, Tried};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "prf-interpolation",
@@ -41,10 +43,6 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 /// Length of the lists, as in the paper.
 const DEPTH: usize = 1000;
 const LSA_DIM: usize = 150;
-/// Weights of the sparse list that a sweep tries.
-const WEIGHTS: [f32; 7] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7];
-/// Folds of the cross-validation.
-const FOLDS: usize = 5;
 
 /// What the specification's own run gave on Cranfield with similar parts: LSA of
 /// 150 dimensions, BM25 with k1 1.5 and b 0.75, weight 0.1 of the sparse list. MAP,
@@ -190,15 +188,20 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             return Err(BenchError::Cancelled);
         }
         let sparses = sparses(learnt.as_ref());
-        let tried = if options.sweep { WEIGHTS.len() } else { 0 };
-        let rows = (3 + sparses.len() * (1 + tried)) as u64;
+        let (once, each) = if options.sweep { sweep::runs() } else { (0, 0) };
+        let rows = (3 + once + sparses.len() * (1 + each)) as u64;
         progress.start(&dense.name, "runs", Some(rows));
         let by_meaning = bench.by_meaning(dense)?;
+        let tried = match options.sweep {
+            true => Some(Tried::new(&bench, dense, by_meaning.dense.clone())?),
+            false => None,
+        };
         for sparse in &sparses {
             let lexical = bench.sparse_lists(dense, sparse, Bm25::anserini())?;
             bench.measure(dense, sparse, &lexical, &by_meaning)?;
-            if options.sweep {
-                bench.sweep(dense, sparse, &lexical, &by_meaning)?;
+            if let Some(tried) = &tried {
+                let found = tried.sweep(&bench, dense, sparse, &lexical)?;
+                bench.sweeps.extend(found);
             }
         }
         progress.finish();
@@ -308,17 +311,6 @@ struct Bench<'a> {
     times: RefCell<Vec<(String, f64)>>,
 }
 
-/// What a sweep found for a row.
-struct Sweep {
-    dense: String,
-    sparse: String,
-    row: Row,
-    /// The weight that is best on all queries.
-    best: f32,
-    /// By the choices of the other folds.
-    held_out: Measured,
-}
-
 impl Bench<'_> {
     /// Runs all queries; how long they took on average is remembered as `what`, the
     /// first time.
@@ -378,22 +370,27 @@ impl Bench<'_> {
     }
 
     fn by_meaning(&self, dense: &Dense) -> Result<ByMeaning, BenchError> {
-        let lists = |row: Row| -> Result<Lists, BenchError> {
-            let feedback = Feedback {
-                rm3: None,
-                vector: row.feedback(),
-            };
-            let options = self.options(Mode::Meaning, feedback, Bm25::default());
-            let what = format!("{}: {}", dense.name, row.name());
-            let ranked = self.rank(what, dense, &sparses(None)[0], &options)?;
-            self.progress.advance(1);
-            Ok(ranked.into_iter().map(|r| r.meaning).collect())
-        };
+        let lists = |row: Row| self.by_meaning_after(dense, row.name(), row.feedback());
         Ok(ByMeaning {
             dense: lists(Row::Dense)?,
             average: lists(Row::Average)?,
             rocchio: lists(Row::Rocchio)?,
         })
+    }
+
+    /// The list by meaning, after feedback from itself if there is some.
+    fn by_meaning_after(
+        &self,
+        dense: &Dense,
+        name: &str,
+        vector: Option<VectorFeedback>,
+    ) -> Result<Lists, BenchError> {
+        let feedback = Feedback { rm3: None, vector };
+        let options = self.options(Mode::Meaning, feedback, Bm25::default());
+        let what = format!("{}: {name}", dense.name);
+        let ranked = self.rank(what, dense, &sparses(None)[0], &options)?;
+        self.progress.advance(1);
+        Ok(ranked.into_iter().map(|r| r.meaning).collect())
     }
 
     /// The list by meaning after feedback from the interpolated list.
@@ -403,10 +400,11 @@ impl Bench<'_> {
         sparse: &Sparse<'_>,
         weight: f32,
         bm25: Bm25,
+        vector: Option<VectorFeedback>,
     ) -> Result<Lists, BenchError> {
         let feedback = Feedback {
             rm3: sparse.rm3,
-            vector: Row::Before.feedback(),
+            vector,
         };
         let mut options = self.options(Mode::Both, feedback, bm25);
         options.fusion.interpolation = mixing(weight);
@@ -459,7 +457,8 @@ impl Bench<'_> {
             self.sparse_alone.push((sparse.name.clone(), measured));
         }
         let weight = Interpolation::default().weight;
-        let before = self.before(dense, sparse, weight, Bm25::anserini())?;
+        let feedback = Row::Before.feedback();
+        let before = self.before(dense, sparse, weight, Bm25::anserini(), feedback)?;
         let measured = self.rows(lexical, by_meaning, &before, weight);
         self.lines
             .extend(ROWS.into_iter().zip(measured).map(|(row, measured)| Line {
@@ -468,49 +467,6 @@ impl Bench<'_> {
                 row,
                 measured,
             }));
-        Ok(())
-    }
-
-    /// For every interpolated row the weight that is best on the other folds.
-    fn sweep(
-        &mut self,
-        dense: &Dense,
-        sparse: &Sparse<'_>,
-        lexical: &Lists,
-        by_meaning: &ByMeaning,
-    ) -> Result<(), BenchError> {
-        let mut tried: Vec<[Measured; 7]> = Vec::new();
-        for weight in WEIGHTS {
-            let before = self.before(dense, sparse, weight, Bm25::anserini())?;
-            tried.push(self.rows(lexical, by_meaning, &before, weight));
-        }
-        for (place, row) in ROWS
-            .into_iter()
-            .enumerate()
-            .filter(|(_, row)| row.is_mixed())
-        {
-            let tried: Vec<&Measured> = tried.iter().map(|rows| &rows[place]).collect();
-            let maps: Vec<&[f64]> = tried.iter().map(|m| &m.map[..]).collect();
-            let queries: Vec<usize> = (0..self.collection.queries.len()).collect();
-            let chosen: Vec<usize> = (0..FOLDS)
-                .map(|fold| best(&maps, queries.iter().filter(|&&q| q % FOLDS != fold)))
-                .collect();
-            let held_out = |of: fn(&Measured) -> &[f64]| -> Vec<f64> {
-                let choice = |&q: &usize| of(tried[chosen[q % FOLDS]])[q];
-                queries.iter().map(choice).collect()
-            };
-            self.sweeps.push(Sweep {
-                dense: dense.name.clone(),
-                sparse: sparse.name.clone(),
-                row,
-                best: WEIGHTS[best(&maps, queries.iter())],
-                held_out: Measured {
-                    map: held_out(|m| &m.map),
-                    ndcg: held_out(|m| &m.ndcg),
-                    recall: held_out(|m| &m.recall),
-                },
-            });
-        }
         Ok(())
     }
 
@@ -523,7 +479,8 @@ impl Bench<'_> {
         };
         let plain = &sparses(None)[0];
         let lexical = self.sparse_lists(lsa, plain, bm25)?;
-        let before = self.before(lsa, plain, REFERENCE_WEIGHT, bm25)?;
+        let feedback = Row::Before.feedback();
+        let before = self.before(lsa, plain, REFERENCE_WEIGHT, bm25, feedback)?;
         let rows = self.rows(&lexical, &self.by_meaning(lsa)?, &before, REFERENCE_WEIGHT);
         let mut all = vec![(BM25, self.measured(&lexical))];
         let wanted = [Row::Dense, Row::Average, Row::Before, Row::After, Row::Both];
@@ -534,14 +491,6 @@ impl Bench<'_> {
         );
         Ok(all)
     }
-}
-
-/// The place of the run with the best mean over some queries.
-fn best<'q>(runs: &[&[f64]], queries: impl Iterator<Item = &'q usize> + Clone) -> usize {
-    let total = |run: &&[f64]| queries.clone().map(|&q| run[q]).sum::<f64>();
-    let totals: Vec<f64> = runs.iter().map(total).collect();
-    let better = |best, i| if totals[i] > totals[best] { i } else { best };
-    (0..runs.len()).fold(0, better)
 }
 
 fn mixed(lexical: &Lists, by_meaning: &Lists, weight: f32) -> Lists {

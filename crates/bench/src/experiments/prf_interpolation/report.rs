@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{BM25, Bench, DEPTH, EXPERIMENT, FOLDS, Line, Measured, REFERENCE, ROWS, Row, Sweep};
+use super::sweep::{FOLDS, named};
+use super::{BM25, Bench, DEPTH, EXPERIMENT, Line, Measured, REFERENCE, ROWS, Row, Sweep};
 use crate::quality::{bootstrap, mean};
 use crate::report::{Report, Table};
 use crate::{BenchError, plot};
@@ -163,12 +164,14 @@ impl Bench<'_> {
     }
 
     fn sweep_table(&self) -> Table {
-        let title = format!("weights by cross-validation ({FOLDS} folds, best MAP)");
+        let title =
+            format!("weight of the sparse list and feedback by cross-validation ({FOLDS} folds)");
         let columns = [
             "dense",
             "sparse",
             "row",
             "weight",
+            "feedback",
             "MAP",
             "nDCG@10",
             "recall@100",
@@ -176,12 +179,17 @@ impl Bench<'_> {
         let mut table = Table::new(&title, &columns);
         for s in &self.sweeps {
             let [map, ndcg, recall] = s.held_out.cells();
-            let weight = format!("{:.1}", s.best);
+            let row = if s.sparse.is_none() {
+                "PRF"
+            } else {
+                s.row.name()
+            };
             table.row([
                 s.dense.clone(),
-                s.sparse.clone(),
-                s.row.name().to_owned(),
-                weight,
+                s.sparse.clone().unwrap_or_default(),
+                row.to_owned(),
+                s.best.weight.map_or(String::new(), |w| format!("{w:.1}")),
+                s.best.feedback.as_ref().map_or(String::new(), named),
                 map,
                 ndcg,
                 recall,
@@ -240,7 +248,8 @@ impl Sweep {
     fn json(&self) -> Value {
         json!({
             "dense": self.dense, "sparse": self.sparse, "row": self.row.name(),
-            "weight": self.best, "held_out": self.held_out.json(),
+            "weight": self.best.weight, "feedback": self.best.feedback.as_ref().map(named),
+            "held_out": self.held_out.json(),
         })
     }
 }
