@@ -1,4 +1,4 @@
-//! How much memory this process holds, apart from files that are mapped.
+//! What this process takes: memory, apart from files that are mapped, and processor time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +13,18 @@ pub(crate) fn held() -> Option<u64> {
 /// where the system does not tell.
 pub(crate) fn most_resident() -> Option<u64> {
     told("VmHWM:")
+}
+
+/// Seconds that processors have worked for this process; none where the system does
+/// not tell.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the name of the program, which may hold blanks, come the fields from the
+    // third on; the times are in hundredths of a second.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user + system) / 100.0)
 }
 
 fn told(name: &str) -> Option<u64> {

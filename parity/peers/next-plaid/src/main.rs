@@ -4,6 +4,9 @@
 //! peer-next-plaid build VECTORS INDEX
 //! peer-next-plaid search VECTORS INDEX
 //! ```
+//!
+//! `SAMPLE_DOCUMENTS=N` lets it cluster the vectors of N documents only, where its own
+//! choice would take hours.
 
 use std::error::Error;
 use std::fs;
@@ -29,9 +32,15 @@ fn build(vectors: &Path, index: &str) -> Result<(), Box<dyn Error>> {
     // What the vectors themselves take is the caller's, not the index's.
     let before = status("RssAnon:");
     let clock = Instant::now();
-    MmapIndex::create_with_kmeans(&documents, index, &IndexConfig::default())?;
+    let config = IndexConfig {
+        n_samples_kmeans: std::env::var("SAMPLE_DOCUMENTS").ok().and_then(|n| n.parse().ok()),
+        ..IndexConfig::default()
+    };
+    let cpu = cpu_seconds();
+    MmapIndex::create_with_kmeans(&documents, index, &config)?;
     let seconds = clock.elapsed().as_secs_f64();
-    say(&json!({"seconds": seconds, "held_before": before, "most_held": status("VmHWM:")}));
+    say(&json!({"seconds": seconds, "cpu_seconds": cpu_seconds() - cpu,
+        "held_before": before, "most_held": status("VmHWM:")}));
     Ok(())
 }
 
@@ -93,6 +102,15 @@ fn status(name: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with(name))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// Processor time of this process so far; the system counts it in hundredths of a second.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name of the program, which may hold blanks, come the fields from the third on.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
 }
 
 fn say(line: &Value) {

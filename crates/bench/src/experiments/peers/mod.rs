@@ -3,7 +3,7 @@
 //! Every engine is a process of its own, Keyfold too, and reads the vectors from
 //! files (see [`vectors`]). `COMMAND build VECTORS INDEX` makes an index, `COMMAND
 //! search VECTORS INDEX` asks every query with several settings. Both print JSON
-//! lines: `{"seconds", "held_before", "most_held"}`, and for every setting
+//! lines: `{"seconds", "cpu_seconds", "held_before", "most_held"}`, and for every setting
 //! `{"setting", "milliseconds": [..], "hits": [[..]], "most_held", "not_mapped"}`.
 //!
 //! Engines are compared at equal quality: each with its fastest setting that finds
@@ -107,6 +107,7 @@ impl Engine {
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 struct Built {
     seconds: f64,
+    cpu_seconds: Option<f64>,
     held_before: Option<u64>,
     most_held: Option<u64>,
 }
@@ -332,6 +333,7 @@ fn table(title: &str, measured: &[Measured]) -> Table {
             "resident, MB",
             "of it not mapped",
             "build, s",
+            "build, s of CPU",
             "build, MB",
             "bytes per token",
         ],
@@ -352,6 +354,12 @@ fn table(title: &str, measured: &[Measured]) -> Table {
                 megabytes(point.most_held),
                 megabytes(point.not_mapped),
                 once(format!("{:.1}", engine.built.seconds)),
+                once(
+                    engine
+                        .built
+                        .cpu_seconds
+                        .map_or_else(|| "-".to_owned(), |s| format!("{s:.1}")),
+                ),
                 once(megabytes(engine.built.most_held)),
                 once(format!("{:.1}", engine.bytes_per_token)),
             ]);
@@ -412,6 +420,7 @@ mod tests {
             name: "an engine".into(),
             built: Built {
                 seconds: 1.0,
+                cpu_seconds: None,
                 held_before: None,
                 most_held: None,
             },
