@@ -42,6 +42,31 @@ pub trait Encoder: Send + Sync {
     /// (markers, expansion, a whole-text vector). Costs a tokenisation, not a
     /// forward pass.
     fn spans(&self, text: &str, role: Role) -> Result<Vec<Option<Range<usize>>>, EncodeError>;
+
+    /// How many rows at the head of every text are the parts of one vector of the
+    /// whole text: row `i` of a query meets row `i` of a document and no other, and
+    /// their products are added to MaxSim of the rows after them. Rows of such a
+    /// model have any length, on both sides.
+    fn whole_text_rows(&self) -> usize {
+        0
+    }
+
+    /// Whether rows meet only rows with the same id (see [`Vectors::ids`]), where
+    /// the user does not say.
+    fn exact_match(&self) -> bool {
+        false
+    }
+
+    /// [`Encoder::spans`] for the rows with these ids, for models that give ids
+    /// and do not know from the text alone which rows a document has.
+    fn spans_of_ids(
+        &self,
+        text: &str,
+        role: Role,
+        _ids: &[u32],
+    ) -> Result<Vec<Option<Range<usize>>>, EncodeError> {
+        self.spans(text, role)
+    }
 }
 
 /// Why a text could not be encoded.
@@ -54,6 +79,19 @@ pub enum EncodeError {
         model: String,
         /// What the tokenizer said.
         reason: String,
+    },
+    /// The text has more tokens than the model takes.
+    #[error(
+        "a text has {tokens} tokens, and model '{model}' takes {most}: index smaller passages \
+         (--passage-tokens), or have the rest left out (--truncate)"
+    )]
+    TooLong {
+        /// Name of the model.
+        model: String,
+        /// Tokens of the text.
+        tokens: usize,
+        /// The most that the model takes.
+        most: usize,
     },
     /// The model computed something that is not a number.
     #[error(

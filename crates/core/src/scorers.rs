@@ -61,6 +61,12 @@ pub trait SparseEncoder: Send + Sync {
     /// Which model this is; its `dim` is the size of the vocabulary.
     fn identity(&self) -> &EncoderIdentity;
 
+    /// What a weight of 1 stands for in the model's own numbers. Scores are given
+    /// in these where it is not 1.
+    fn unit(&self) -> f32 {
+        1.0
+    }
+
     /// Encodes a batch; result `i` belongs to `texts[i]`. The result for a text
     /// does not depend on the batch it stands in.
     fn encode(&self, texts: &[&str], role: Role) -> Result<Vec<SparseVector>, EncodeError>;

@@ -8,6 +8,7 @@
 pub struct Vectors {
     dim: usize,
     data: Vec<f32>,
+    ids: Option<Vec<u32>>,
 }
 
 /// Why numbers do not make [`Vectors`].
@@ -47,7 +48,31 @@ impl Vectors {
         if let Some(i) = data.iter().position(|x| !x.is_finite()) {
             return Err(VectorsError::NotFinite { row: i / dim });
         }
-        Ok(Self { dim, data })
+        Ok(Self {
+            dim,
+            data,
+            ids: None,
+        })
+    }
+
+    /// Gives every row an id by which it is known again, of a word for instance; 0
+    /// for rows that have none.
+    ///
+    /// # Panics
+    /// When there are not as many ids as rows.
+    pub fn with_ids(mut self, ids: Vec<u32>) -> Self {
+        assert_eq!(
+            ids.len(),
+            self.rows(),
+            "Vectors::with_ids: one id for each row"
+        );
+        self.ids = Some(ids);
+        self
+    }
+
+    /// The ids of the rows, if they have some.
+    pub fn ids(&self) -> Option<&[u32]> {
+        self.ids.as_deref()
     }
 
     /// Length of a row.

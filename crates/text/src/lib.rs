@@ -7,6 +7,7 @@
 
 mod backbone;
 pub mod builtin;
+mod colberter;
 mod cross_encoder;
 mod dense;
 pub mod distill;
@@ -21,9 +22,12 @@ mod sparse;
 mod tokenize;
 mod weights;
 
+pub use colberter::{
+    BagOfWords, ColberterEncoder, ColberterOptions, ColberterTerms, PairScore, WholeWord, Words,
+};
 pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;
 pub use late::LateInteractionEncoder;
-pub use load::{LoadOptions, load};
+pub use load::{LoadOptions, load, load_sparse};
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

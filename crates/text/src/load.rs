@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::path::Path;
 
-use keyfold_core::{Encoder, EncoderIdentity, ModelFolder};
+use keyfold_core::{Encoder, EncoderIdentity, ModelFolder, SparseEncoder};
 use serde::Deserialize;
 
 use crate::backbone::Backbone;
 use crate::builtin::{self, BUILTIN, TokenMixerEncoder};
+use crate::colberter::{self, ColberterEncoder, ColberterOptions, ColberterTerms};
 use crate::error::{LoadError, invalid, io};
 use crate::late::{LateInteractionEncoder, Layout};
 use crate::sentence::SentenceEncoder;
+use crate::sparse::SparseTextEncoder;
 use crate::tokenize::TextTokenizer;
 use crate::weights::{Weights, join};
 
@@ -23,7 +25,8 @@ pub struct LoadOptions {
 
 /// Loads the encoder that `name` stands for: `builtin`, a folder, or a hub name
 /// (`org/model`) in the local hub cache. What the folder holds decides what
-/// kind of encoder it is.
+/// kind of encoder it is. Options of a ColBERTer model may follow after a `#` (see
+/// [`ColberterOptions`]).
 ///
 /// # Errors
 /// When there is no such model, or a file of it is missing, damaged, or of a
@@ -32,7 +35,11 @@ pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadE
     if name == BUILTIN {
         return Ok(Box::new(builtin::load(options.threads)?));
     }
+    let (name, chosen) = chosen(name);
     let folder = ModelFolder::find(name)?;
+    if let Some(encoder) = colberter(&folder, chosen, options)? {
+        return Ok(Box::new(encoder));
+    }
     let config: Option<ModelType> = folder.json_optional("config.json")?;
     if config.is_some_and(|c| c.model_type == builtin::MODEL_TYPE) {
         let encoder = TokenMixerEncoder::load(&folder, options.threads)?;
@@ -44,6 +51,53 @@ pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadE
         )?),
         None => Box::new(SentenceEncoder::load(&folder, options)?),
     })
+}
+
+/// Loads the model that weighs terms that `name` stands for: a folder, or a hub name
+/// in the local hub cache, with options as for [`load`].
+///
+/// # Errors
+/// As [`load`]; also when the model does not weigh terms.
+pub fn load_sparse(name: &str, options: &LoadOptions) -> Result<Box<dyn SparseEncoder>, LoadError> {
+    let (plain, chosen) = chosen(name);
+    let folder = ModelFolder::find(plain)?;
+    Ok(match colberter(&folder, chosen, options)? {
+        Some(model) => Box::new(ColberterTerms::new(model, &folder.path)?),
+        None => Box::new(SparseTextEncoder::load(plain, options)?),
+    })
+}
+
+/// A model's name and the options after its `#`; a folder may have one in its name.
+fn chosen(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once('#') {
+        Some((plain, options)) if !Path::new(name).is_dir() => (plain, Some(options)),
+        _ => (name, None),
+    }
+}
+
+/// The ColBERTer model in a folder; none if it holds another kind of model.
+fn colberter(
+    folder: &ModelFolder,
+    chosen: Option<&str>,
+    options: &LoadOptions,
+) -> Result<Option<ColberterEncoder>, LoadError> {
+    let config: Option<ModelType> = folder.json_optional("config.json")?;
+    if config.is_none_or(|c| c.model_type != colberter::MODEL_TYPE) {
+        return match chosen {
+            None => Ok(None),
+            Some(options) => Err(invalid(
+                &folder.path,
+                format!("only ColBERTer models have options ('#{options}'), and this is none"),
+            )),
+        };
+    }
+    let chosen: ColberterOptions = match chosen {
+        None => ColberterOptions::default(),
+        Some(text) => text
+            .parse()
+            .map_err(|what: String| invalid(&folder.path, what))?,
+    };
+    ColberterEncoder::load(folder, chosen, options).map(Some)
 }
 
 /// The field of `config.json` that says what kind of model a folder holds.

@@ -171,6 +171,28 @@ impl TextTokenizer {
         Ok(tokens)
     }
 
+    /// Tokenises a text as it is, without stripping or lower-casing it first, with
+    /// the bytes that each token stands for; only their number where there are more
+    /// than `limit` and they shall not be `cut`.
+    pub(crate) fn raw_tokens(
+        &self,
+        text: &str,
+        limit: usize,
+        cut: bool,
+    ) -> Result<Result<Tokens, usize>, EncodeError> {
+        let all = self.run(text, usize::MAX, true)?;
+        match all.ids.len() {
+            n if n <= limit => Ok(Ok(all)),
+            _ if cut => self.run(text, limit, true).map(Ok),
+            n => Ok(Err(n)),
+        }
+    }
+
+    /// The text of a token.
+    pub(crate) fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
     /// Cuts pairs of texts to `limit` tokens from now on: of the longer text first,
     /// as the cross-encoders' libraries do it.
     pub(crate) fn limit_pairs(&mut self, limit: usize) -> Result<(), LoadError> {

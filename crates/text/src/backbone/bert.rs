@@ -114,6 +114,23 @@ pub(crate) struct Config {
     position_embedding_type: Option<String>,
 }
 
+impl Config {
+    /// That of `distilbert-base-uncased`, whose checkpoints other models name
+    /// instead of repeating it.
+    pub(crate) fn distilbert_base() -> Self {
+        Self {
+            hidden_size: 768,
+            num_hidden_layers: 6,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Some("gelu".to_owned()),
+            layer_norm_eps: None,
+            pad_token_id: Some(0),
+            position_embedding_type: None,
+        }
+    }
+}
+
 pub(crate) struct Bert {
     words: Embedding,
     /// Vectors by position, with that of token type 0 added.

@@ -112,6 +112,13 @@ impl Backbone {
         }
     }
 
+    /// A backbone like `distilbert-base-uncased` with the weights in `weights`; `path`
+    /// is the file that names it.
+    pub(crate) fn distilbert_base(path: &Path, weights: &mut Weights) -> Result<Self, LoadError> {
+        let config = bert::Config::distilbert_base();
+        Bert::load(bert::Family::DistilBert, &config, path, weights).map(Self::Bert)
+    }
+
     /// Length of a hidden state.
     pub(crate) fn hidden(&self) -> usize {
         match self {
