@@ -91,7 +91,7 @@ pub(crate) fn write_items<T>(
         }
         let key = format!("texts/{number}");
         writer.begin_file(&key);
-        writer.add_passages("text", 0, &passages, &counts, Rows::Raw(&rows))?;
+        writer.add_passages("text", 0, &passages, &counts, Rows::Raw(&rows), &[])?;
         writer.end_file(FileRecord {
             key,
             size: 0,

@@ -2,20 +2,65 @@
 
 use std::path::Path;
 
-use keyfold_core::Encoder;
+use keyfold_core::{Encoder, SparseEncoder};
 pub(crate) use keyfold_text::builtin::BUILTIN;
-use keyfold_text::{CrossEncoder, LoadOptions, SparseTextEncoder};
+use keyfold_text::{ColberterEncoder, ColberterOptions, CrossEncoder, LoadOptions, Words};
 
 use crate::args::Globals;
+use crate::failure::wrong_use;
+
+/// Options of ColBERTer models.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "ColBERTer models")]
+pub(crate) struct WordArgs {
+    /// When two words are the same: in lower case, or by their stems [default: lower]
+    #[arg(long, value_name = "HOW", value_parser = ["lower", "stem"])]
+    words: Option<String>,
+    /// Keep the words that the model would remove from passages
+    #[arg(long)]
+    keep_stopwords: bool,
+    /// Leave out what is beyond the longest text of the model, instead of refusing it
+    #[arg(long)]
+    truncate: bool,
+}
+
+impl WordArgs {
+    /// Whether the user asked for anything.
+    pub(crate) fn any(&self) -> bool {
+        self.words.is_some() || self.keep_stopwords || self.truncate
+    }
+
+    /// The name of a model with these options, and those that it names already.
+    pub(crate) fn name(&self, model: &str) -> anyhow::Result<String> {
+        let (plain, named) = split(model);
+        let mut options: ColberterOptions = named.unwrap_or("").parse().map_err(wrong_use)?;
+        if let Some(words) = &self.words {
+            options.words = words.parse::<Words>().map_err(wrong_use)?;
+        }
+        options.keep_stopwords |= self.keep_stopwords;
+        options.truncate |= self.truncate;
+        Ok(format!("{plain}#{options}"))
+    }
+}
 
 /// Loads the model `name`: [`BUILTIN`], a folder, or a hub name.
 pub(crate) fn load(name: &str, globals: &Globals) -> anyhow::Result<Box<dyn Encoder>> {
     Ok(keyfold_text::load(&remembered(name), &options(globals))?)
 }
 
+/// Loads the ColBERTer model `name`; none if it is of another kind.
+pub(crate) fn load_colberter(
+    name: &str,
+    globals: &Globals,
+) -> anyhow::Result<Option<ColberterEncoder>> {
+    let name = remembered(name);
+    Ok(keyfold_text::load_colberter(&name, &options(globals))?)
+}
+
 /// Loads a model that weighs terms: a folder, or a hub name.
-pub(crate) fn load_sparse(name: &str, globals: &Globals) -> anyhow::Result<SparseTextEncoder> {
-    Ok(SparseTextEncoder::load(name, &options(globals))?)
+pub(crate) fn load_sparse(name: &str, globals: &Globals) -> anyhow::Result<Box<dyn SparseEncoder>> {
+    let name = remembered(name);
+    Ok(keyfold_text::load_sparse(&name, &options(globals))?)
 }
 
 /// Loads a model that reads pairs: a folder, or a hub name.
@@ -35,11 +80,23 @@ fn remembered(name: &str) -> String {
     if name == BUILTIN {
         return name.to_owned();
     }
-    let folder = Path::new(name)
+    let (plain, options) = split(name);
+    let folder = Path::new(plain)
         .canonicalize()
         .ok()
         .filter(|path| path.is_dir());
-    folder
-        .and_then(|folder| folder.to_str().map(str::to_owned))
-        .unwrap_or_else(|| name.to_owned())
+    let whole = folder.and_then(|folder| folder.to_str().map(str::to_owned));
+    match (whole, options) {
+        (Some(whole), Some(options)) => format!("{whole}#{options}"),
+        (Some(whole), None) => whole,
+        (None, _) => name.to_owned(),
+    }
+}
+
+/// A model's name and the options after its `#`; a folder may have one in its name.
+fn split(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once('#') {
+        Some((plain, options)) if !Path::new(name).is_dir() => (plain, Some(options)),
+        _ => (name, None),
+    }
 }

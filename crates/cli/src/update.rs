@@ -12,7 +12,7 @@ use keyfold_search::store::{self, Snapshot, WriterOptions};
 
 use crate::args::Globals;
 use crate::failure::wrong_use;
-use crate::model;
+use crate::model::{self, WordArgs};
 
 /// The model that a store was made with, or the one that the user names, or the
 /// built-in one.
@@ -38,6 +38,25 @@ pub(crate) fn encoder(
         // Whatever else is wrong with the store is for the command to say.
         Err(_) => model::load(model::BUILTIN, globals),
     }
+}
+
+/// [`encoder`] with options of ColBERTer models, where the user gave some; they
+/// change those of the store's model.
+pub(crate) fn encoder_with(
+    store: &Path,
+    named: Option<&str>,
+    words: &WordArgs,
+    globals: &Globals,
+) -> anyhow::Result<Box<dyn Encoder>> {
+    if !words.any() {
+        return encoder(store, named, globals);
+    }
+    let stored = match named {
+        None => Snapshot::open(store).ok().map(|s| s.encoder().name.clone()),
+        Some(_) => None,
+    };
+    let name = named.or(stored.as_deref()).unwrap_or(model::BUILTIN);
+    model::load(&words.name(name)?, globals)
 }
 
 /// Options of indexing that do not depend on the command.

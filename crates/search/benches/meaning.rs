@@ -139,7 +139,7 @@ fn build(store: &Path, language: &Language, passages: usize, bits: Bits) {
             });
         }
         writer
-            .add_passages("text", 0, &texts, &counts, Rows::Raw(&rows))
+            .add_passages("text", 0, &texts, &counts, Rows::Raw(&rows), &[])
             .unwrap();
         let record = FileRecord {
             key,

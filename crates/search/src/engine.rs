@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use keyfold_core::{Encoder, Role, SparseVector, Vectors};
 
 use crate::bm25::Bm25;
-use crate::candidates::{self, CandidateOptions, MeaningTimings};
+use crate::candidates::{self, CandidateOptions, MeaningTimings, Method};
 use crate::error::SearchError;
-use crate::explain::{QueryRows, Retriever, WordMatch, matched, merged};
+use crate::explain::{PassageRows, QueryRows, Retriever, WordMatch, matched, merged};
 use crate::feedback::{Feedback, VectorFeedback};
 use crate::filter::{Allowed, Filters};
 use crate::fuse::{self, Fuse, FusionOptions, Ranked};
@@ -18,7 +18,8 @@ use crate::lexical::Words;
 use crate::rerank::Reranker;
 use crate::score;
 use crate::sparse::SparseRetriever;
-use crate::store::{Snapshot, StoredPassage};
+use crate::store::{Segment, Snapshot, StoredPassage};
+use crate::whole_text::WholeTextQuery;
 
 /// Of longer queries only so many rows are searched for by meaning.
 const MAX_QUERY_ROWS: usize = 512;
@@ -101,6 +102,8 @@ pub struct Models<'a> {
 pub struct SearchResult {
     /// The passages, best first.
     pub hits: Vec<Hit>,
+    /// What a person should know of the search, in a sentence.
+    pub note: Option<String>,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -240,7 +243,11 @@ pub fn search_with(
     }
     timings.present = presenting.elapsed();
     timings.total = start.elapsed();
-    Ok(SearchResult { hits, timings })
+    Ok(SearchResult {
+        hits,
+        note: looked_for.note(),
+        timings,
+    })
 }
 
 /// The lists of a search without its hits; for measuring. As [`search`] otherwise.
@@ -296,6 +303,8 @@ struct LookedFor<'a> {
     sparse: Option<&'a SparseRetriever<'a>>,
     /// What must occur, if something is quoted.
     quoted: Option<Vec<u64>>,
+    /// Whether rows meet only rows with the same id.
+    exact_match: bool,
     encode: Duration,
 }
 
@@ -322,9 +331,11 @@ impl<'a> LookedFor<'a> {
             }
             (_, Some(encoder)) => {
                 snapshot.require_encoder(encoder.identity())?;
+                require_comparison(snapshot, options)?;
                 query_rows(encoder, query)?.map(|rows| (encoder, rows))
             }
         };
+        let usual = meaning.as_ref().is_some_and(|(e, _)| e.exact_match());
         Ok(Self {
             text: query,
             words: (options.mode != Mode::Meaning).then_some(words),
@@ -332,6 +343,7 @@ impl<'a> LookedFor<'a> {
             reranker: models.reranker,
             sparse: models.sparse.filter(|_| options.mode != Mode::Meaning),
             quoted,
+            exact_match: options.candidates.exact_match.unwrap_or(usual),
             encode: encoding.elapsed(),
         })
     }
@@ -355,7 +367,10 @@ impl<'a> LookedFor<'a> {
         rankings.timings.lexical = candidates::lap(&mut clock);
         if let Some((_, query)) = &self.meaning {
             let nearest = |rows: &Vectors| {
-                let candidates = options.candidates.tuned(snapshot.tuned());
+                let candidates = CandidateOptions {
+                    exact_match: Some(self.exact_match),
+                    ..options.candidates.tuned(snapshot.tuned())
+                };
                 candidates::nearest(snapshot.segments(), rows, depth, allowed, &candidates)
             };
             (rankings.meaning, rankings.timings.meaning) = nearest(&query.rows)?;
@@ -452,11 +467,16 @@ impl<'a> LookedFor<'a> {
         let Some((encoder, query)) = &self.meaning else {
             return Ok(());
         };
-        let Some(passage_rows) = decoded(snapshot, stored.id)? else {
+        let Some((segment, local)) = found(snapshot, stored.id)? else {
             return Ok(());
         };
+        let passage = PassageRows {
+            rows: score::decoded(segment, local)?,
+            ids: segment.row_ids(segment.rows(local)?)?.to_vec(),
+            compared: WholeTextQuery::new(snapshot.segments(), &query.rows, self.exact_match),
+        };
         let (text, start) = stored.passage.searchable();
-        let pairs = query.pairs(*encoder, &text, &passage_rows)?;
+        let pairs = query.pairs(*encoder, &text, &passage)?;
         // Matches in the headings are before the text.
         let in_text = matched(self.text, &pairs)
             .into_iter()
@@ -469,6 +489,16 @@ impl<'a> LookedFor<'a> {
             retriever: Retriever::Meaning,
         }));
         Ok(())
+    }
+
+    /// What to know of this search.
+    fn note(&self) -> Option<String> {
+        let (encoder, query) = self.meaning.as_ref()?;
+        let heads = encoder.whole_text_rows();
+        let only = heads > 0 && query.rows.ids().is_some_and(|ids| ids.len() <= heads);
+        only.then(|| {
+            "the model finds no word in the query: passages are compared as a whole".to_owned()
+        })
     }
 
     /// Adds what words of the query stand in a passage, and what those that were
@@ -566,9 +596,17 @@ fn query_rows(encoder: &dyn Encoder, query: &str) -> Result<Option<QueryRows>, S
     let Some(rows) = encoder.encode(&[query], Role::Query)?.pop() else {
         return Ok(None);
     };
+    let ids = rows.ids().map(<[u32]>::to_vec);
     let mut numbers = rows.into_vec();
     numbers.truncate(MAX_QUERY_ROWS * dim);
-    match Vectors::new(dim, numbers) {
+    let rows = Vectors::new(dim, numbers).map(|rows| match ids {
+        Some(mut ids) => {
+            ids.truncate(rows.rows());
+            rows.with_ids(ids)
+        }
+        None => rows,
+    });
+    match rows {
         Ok(rows) if !rows.is_empty() => QueryRows::new(encoder, query, rows).map(Some),
         _ => Ok(None),
     }
@@ -576,13 +614,59 @@ fn query_rows(encoder: &dyn Encoder, query: &str) -> Result<Option<QueryRows>, S
 
 /// The rows of a passage, as they are stored; none if it has none.
 fn decoded(snapshot: &Snapshot, id: u64) -> Result<Option<Vec<f32>>, SearchError> {
+    let rows = found(snapshot, id)?.map(|(segment, local)| score::decoded(segment, local));
+    rows.transpose()
+}
+
+/// Where a passage is; none if it has no rows.
+fn found(snapshot: &Snapshot, id: u64) -> Result<Option<(&Segment, u32)>, SearchError> {
     for segment in snapshot.segments() {
         if let Some(local) = segment.find(id)?.filter(|&local| segment.is_live(local)) {
-            let rows = score::decoded(segment, local)?;
-            return Ok((!rows.is_empty()).then_some(rows));
+            let rows = segment.rows(local)?;
+            return Ok((!rows.is_empty()).then_some((segment, local)));
         }
     }
     Ok(None)
+}
+
+/// Refuses options that do not go with how the store's model compares texts.
+fn require_comparison(snapshot: &Snapshot, options: &SearchOptions) -> Result<(), SearchError> {
+    let candidates = &options.candidates;
+    let refuse = |what: &str, how, instead| {
+        Err(SearchError::OtherComparison {
+            what: what.to_owned(),
+            model: snapshot.encoder().name.clone(),
+            how,
+            instead,
+        })
+    };
+    if snapshot.whole_text_rows() == 0 {
+        let how = "token vectors, and has no vectors of whole texts";
+        return match candidates.method {
+            Method::Cls => refuse("--candidates cls", how, "leave it out"),
+            _ if candidates.exact_match == Some(true) => refuse(
+                "--exact-match",
+                how,
+                "index with a ColBERTer model, or leave it out",
+            ),
+            _ => Ok(()),
+        };
+    }
+    let how = "whole texts and then words";
+    match candidates.method {
+        Method::Auto | Method::Cls | Method::Exhaustive => {}
+        _ => {
+            return refuse(
+                "this --candidates",
+                how,
+                "use --candidates cls or exhaustive",
+            );
+        }
+    }
+    if options.feedback.vector.is_some() {
+        return refuse("--feedback vector", how, "use --feedback rm3");
+    }
+    Ok(())
 }
 
 /// The place of a passage in a list.

@@ -7,7 +7,7 @@ use keyfold_core::EncodeError;
 use tantivy::TantivyError;
 use tantivy::directory::error::{OpenReadError, OpenWriteError};
 
-use crate::codebook::CodebookError;
+use crate::codebook::{Bits, CodebookError};
 
 /// Why a store could not be opened, searched or written.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,31 @@ pub enum SearchError {
         stored: String,
         /// The model that was asked for.
         given: String,
+    },
+    /// The model's vectors have any length, which coding would lose.
+    #[error(
+        "the vectors of model '{model}' have any length, which {bits} bits do not keep: leave \
+         --bits out, or give --bits 8"
+    )]
+    NeedsEightBits {
+        /// The model.
+        model: String,
+        /// The bits that were asked for.
+        bits: Bits,
+    },
+    /// What was asked for does not go with how the store's model compares texts.
+    #[error(
+        "{what} does not go with model '{model}' of this store, which compares {how}: {instead}"
+    )]
+    OtherComparison {
+        /// The option, as it is given on the command line.
+        what: String,
+        /// The model.
+        model: String,
+        /// How it compares texts.
+        how: &'static str,
+        /// What to do.
+        instead: &'static str,
     },
     /// The store was made with another option.
     #[error(

@@ -11,6 +11,7 @@ use keyfold_kernels::{maxsim_alignment, norm};
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::error::SearchError;
+use crate::whole_text::WholeTextQuery;
 
 /// How near a pair must be, in cosine, for its word to be shown as a match.
 const NEAR: f32 = 0.4;
@@ -65,7 +66,8 @@ pub(crate) struct Pair {
     pub(crate) passage: Option<Range<usize>>,
     /// What it adds to MaxSim.
     pub(crate) score: f32,
-    /// The score if the rows were equal: their summed lengths.
+    /// The score if the rows pointed the same way: the summed products of their
+    /// lengths.
     pub(crate) most: f32,
 }
 
@@ -87,22 +89,73 @@ impl QueryRows {
         Ok(Self { rows, words })
     }
 
-    /// Pairs the query with a passage: `passage_rows` (`[n, dim]`) are the rows of
-    /// `text`. One pair for every word of the query, in its order, and one for
-    /// all rows that stand for no word, if there are such.
+    /// Pairs the query with a passage: the rows `[n, dim]` of `text`, and their ids.
+    /// One pair for every word of the query, in its order, and one for all rows that
+    /// stand for no word, if there are such.
     pub(crate) fn pairs(
         &self,
         encoder: &dyn Encoder,
         text: &str,
-        passage_rows: &[f32],
+        passage: &PassageRows,
     ) -> Result<Vec<Pair>, SearchError> {
         let dim = self.rows.dim();
-        let spans = encoder.spans(text, Role::Document)?;
-        let words = words_of(&spans, text, passage_rows.len() / dim);
-        let alignment = maxsim_alignment(self.rows.as_slice(), passage_rows, dim);
+        let spans = match &passage.ids[..] {
+            [] => encoder.spans(text, Role::Document)?,
+            ids => encoder.spans_of_ids(text, Role::Document, ids)?,
+        };
+        let words = words_of(&spans, text, passage.rows.len() / dim);
+        if let Some(query) = &passage.compared {
+            return Ok(self.whole_text_pairs(query, passage, &words));
+        }
+        let alignment = maxsim_alignment(self.rows.as_slice(), &passage.rows, dim);
+        let met = alignment.into_iter().map(|(row, score)| (Some(row), score));
+        let lengths = self.rows.iter().map(norm).collect();
+        Ok(self.by_word(0, met, lengths, &words))
+    }
+
+    /// [`QueryRows::pairs`] where whole texts are compared too: one pair for these,
+    /// and one for every word of the query.
+    fn whole_text_pairs(
+        &self,
+        query: &WholeTextQuery,
+        passage: &PassageRows,
+        words: &[Option<Range<usize>>],
+    ) -> Vec<Pair> {
+        let (heads, dim) = (query.heads(), self.rows.dim());
+        let (whole, met) = query.explain(&passage.rows, &passage.ids);
+        // Rows have any length here, those of passages too.
+        let length_of_met = |row: usize| {
+            let row = passage.rows.get(row * dim..(row + 1) * dim);
+            row.map_or(0.0, norm)
+        };
+        let met: Vec<(Option<usize>, f32)> = met
+            .into_iter()
+            .map(|(row, score)| (row.map(|row| row + heads), score))
+            .collect();
+        let rows = self.rows.iter().skip(heads).zip(&met);
+        let most = rows.map(|(q, (row, _))| norm(q) * row.map_or(0.0, length_of_met));
+        let most = most.collect();
+        let mut pairs = vec![Pair {
+            query: None,
+            passage: None,
+            score: whole,
+            most: 0.0,
+        }];
+        pairs.extend(self.by_word(heads, met, most, words));
+        pairs
+    }
+
+    /// Puts together what the query's rows from `first` on met, by words of the
+    /// query: the row of the passage and what it adds, and what it could add.
+    fn by_word(
+        &self,
+        first: usize,
+        met: impl IntoIterator<Item = (Option<usize>, f32)>,
+        most: Vec<f32>,
+        words: &[Option<Range<usize>>],
+    ) -> Vec<Pair> {
         let mut pairs: Vec<(Pair, f32)> = Vec::new();
-        for ((query, row), &(met, score)) in self.words.iter().zip(self.rows.iter()).zip(&alignment)
-        {
+        for ((query, most), (met, score)) in self.words[first..].iter().zip(most).zip(met) {
             let known = pairs.iter().position(|(p, _)| p.query == *query);
             let known = known.unwrap_or_else(|| {
                 let new = Pair {
@@ -116,15 +169,25 @@ impl QueryRows {
             });
             let (pair, best) = &mut pairs[known];
             pair.score += score;
-            pair.most += norm(row);
+            pair.most += most;
             // The piece that adds most says what the word met.
             if score > *best {
                 *best = score;
-                pair.passage = words[met].clone();
+                pair.passage = met.and_then(|met| words.get(met).cloned().flatten());
             }
         }
-        Ok(pairs.into_iter().map(|(pair, _)| pair).collect())
+        pairs.into_iter().map(|(pair, _)| pair).collect()
     }
+}
+
+/// The rows of a passage, as they are stored.
+pub(crate) struct PassageRows {
+    /// `[rows, dim]`.
+    pub(crate) rows: Vec<f32>,
+    /// Their ids; empty where rows have none.
+    pub(crate) ids: Vec<u32>,
+    /// How the query compares with them, where whole texts are compared too.
+    pub(crate) compared: Option<WholeTextQuery>,
 }
 
 /// The words of a passage that matched `query`, of all pairs with it.

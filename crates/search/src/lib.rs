@@ -15,5 +15,6 @@ pub mod rerank;
 mod score;
 pub mod sparse;
 pub mod store;
+mod whole_text;
 
 pub use error::SearchError;

@@ -1,5 +1,6 @@
 //! Exact scores: MaxSim of a query with the coded rows of a passage,
-//! `sum over query rows q of max over passage rows d of <q, d>`.
+//! `sum over query rows q of max over passage rows d of <q, d>`; for models with
+//! vectors of whole texts see [`crate::whole_text`].
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use crate::candidates::{Candidate, share};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
 use crate::store::Segment;
+use crate::whole_text::{self, WholeTextQuery};
 
 /// A query, prepared for the codebooks of some segments.
 pub(crate) struct Query {
@@ -18,10 +20,13 @@ pub(crate) struct Query {
     rows: Vec<Vec<f32>>,
     /// For every segment the place of its codebook.
     of_segment: Vec<usize>,
+    /// How whole texts and words are compared, where the model has both.
+    whole_text: Option<WholeTextQuery>,
 }
 
 impl Query {
-    pub(crate) fn new(segments: &[Segment], query: &Vectors) -> Self {
+    /// With `exact_match`, rows meet only rows with the same id.
+    pub(crate) fn new(segments: &[Segment], query: &Vectors, exact_match: bool) -> Self {
         let mut codebooks: Vec<Arc<Codebook>> = Vec::new();
         let mut of_segment = Vec::with_capacity(segments.len());
         for segment in segments {
@@ -38,6 +43,7 @@ impl Query {
             rows: codebooks.iter().map(widen).collect(),
             codebooks,
             of_segment,
+            whole_text: WholeTextQuery::new(segments, query, exact_match),
         }
     }
 
@@ -59,22 +65,52 @@ impl Query {
         (&self.codebooks[place], &self.rows[place])
     }
 
+    /// How whole texts and words are compared, where the model has both.
+    pub(crate) fn whole_text(&self) -> Option<&WholeTextQuery> {
+        self.whole_text.as_ref()
+    }
+
     /// What a thread needs for exact scores, by codebook.
     fn scorers(&self) -> Vec<MaxSim> {
         self.by_codebook()
             .map(|(codebook, rows)| MaxSim::new(rows, codebook.width()))
             .collect()
     }
+
+    /// The same for models with vectors of whole texts.
+    fn whole_text_scorers(&self, whole_text: &WholeTextQuery) -> Vec<whole_text::Scorer> {
+        let codebooks = self.codebooks.iter();
+        codebooks.map(|c| whole_text.scorer(c)).collect()
+    }
 }
 
-/// Sets the scores of candidates to their MaxSim; minus infinity for passages
-/// without rows.
+/// Sets the scores of candidates to their MaxSim, or to what the model has in its
+/// place; minus infinity for passages without rows.
 pub(crate) fn exact(
     segments: &[Segment],
     query: &Query,
     candidates: &mut [Candidate],
     threads: usize,
 ) -> Result<(), SearchError> {
+    if let Some(whole_text) = query.whole_text() {
+        share(
+            candidates,
+            threads,
+            || query.whole_text_scorers(whole_text),
+            |scorers, c| {
+                let segment = &segments[c.segment as usize];
+                let rows = segment.rows(c.local)?;
+                c.score = if rows.is_empty() {
+                    f32::NEG_INFINITY
+                } else {
+                    let scorer = &mut scorers[query.codebook_of(c.segment as usize)];
+                    whole_text.score(scorer, segment, rows)?
+                };
+                Ok(())
+            },
+        )?;
+        return Ok(());
+    }
     share(
         candidates,
         threads,

@@ -28,6 +28,6 @@ pub use colberter::{
 pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;
 pub use late::LateInteractionEncoder;
-pub use load::{LoadOptions, load, load_sparse};
+pub use load::{LoadOptions, load, load_colberter, load_sparse};
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

@@ -36,6 +36,9 @@ pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadE
         return Ok(Box::new(builtin::load(options.threads)?));
     }
     let (name, chosen) = chosen(name);
+    if let (BUILTIN, Some(options)) = (name, chosen) {
+        return Err(no_options(Path::new(BUILTIN), options));
+    }
     let folder = ModelFolder::find(name)?;
     if let Some(encoder) = colberter(&folder, chosen, options)? {
         return Ok(Box::new(encoder));
@@ -67,12 +70,37 @@ pub fn load_sparse(name: &str, options: &LoadOptions) -> Result<Box<dyn SparseEn
     })
 }
 
+/// Loads the ColBERTer model that `name` stands for, with options as for [`load`];
+/// none if it stands for another kind of model.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_colberter(
+    name: &str,
+    options: &LoadOptions,
+) -> Result<Option<ColberterEncoder>, LoadError> {
+    if name == BUILTIN {
+        return Ok(None);
+    }
+    let (name, chosen) = chosen(name);
+    colberter(&ModelFolder::find(name)?, chosen, options)
+}
+
 /// A model's name and the options after its `#`; a folder may have one in its name.
 fn chosen(name: &str) -> (&str, Option<&str>) {
     match name.rsplit_once('#') {
         Some((plain, options)) if !Path::new(name).is_dir() => (plain, Some(options)),
         _ => (name, None),
     }
+}
+
+/// The error of options of a model that has none.
+fn no_options(model: &Path, options: &str) -> LoadError {
+    let what = format!(
+        "only ColBERTer models have the options '{options}' (--words, --keep-stopwords, \
+         --truncate), and this is none"
+    );
+    invalid(model, what)
 }
 
 /// The ColBERTer model in a folder; none if it holds another kind of model.
@@ -85,10 +113,7 @@ fn colberter(
     if config.is_none_or(|c| c.model_type != colberter::MODEL_TYPE) {
         return match chosen {
             None => Ok(None),
-            Some(options) => Err(invalid(
-                &folder.path,
-                format!("only ColBERTer models have options ('#{options}'), and this is none"),
-            )),
+            Some(options) => Err(no_options(&folder.path, options)),
         };
     }
     let chosen: ColberterOptions = match chosen {

@@ -188,11 +188,6 @@ impl TextTokenizer {
         }
     }
 
-    /// The text of a token.
-    pub(crate) fn token(&self, id: u32) -> String {
-        self.inner.id_to_token(id).unwrap_or_default()
-    }
-
     /// Cuts pairs of texts to `limit` tokens from now on: of the longer text first,
     /// as the cross-encoders' libraries do it.
     pub(crate) fn limit_pairs(&mut self, limit: usize) -> Result<(), LoadError> {

@@ -239,6 +239,16 @@ fn a_model_of_one_number_a_word_gives_terms() {
         }
     }
     assert!(met > 3, "{met} pairs share a word");
+    // The words of queries are known by their terms.
+    let words: Vec<&str> = query_bags[3]
+        .words
+        .iter()
+        .map(|w| w.text.as_str())
+        .collect();
+    for (term, _) in q_terms[3].entries() {
+        assert!(words.contains(&&*terms.term(*term)));
+    }
+    assert_eq!(terms.term(7), "word 00000007");
     let error = load_sparse(fixtures().join("colberter").to_str().unwrap(), &options);
     let error = error.err().unwrap().to_string();
     assert!(
@@ -361,7 +371,7 @@ fn what_cannot_be_loaded_is_said() {
     let plain = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/st-bert-mean");
     assert_error(
         &format!("{}#words=stem", plain.display()),
-        &["only ColBERTer models have options"],
+        &["only ColBERTer models have the options 'words=stem'"],
     );
 }
 

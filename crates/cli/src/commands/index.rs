@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
+use crate::model::WordArgs;
 use crate::output::terminal::{PATH, printable};
 use crate::place;
 use crate::progress::{StderrProgress, with_separators};
@@ -49,7 +50,8 @@ pub(crate) struct IndexArgs {
     /// The model: builtin, a folder, or a hub name [default: that of the store, or builtin]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Bits per number of a vector; fewer are smaller and less exact [default: 4]
+    /// Bits per number of a vector; fewer are smaller and less exact [default: 4; 8 where the
+    /// model's vectors have any length]
     #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["2", "4", "8"]))]
     bits: Option<String>,
     /// Memory for what is not written yet
@@ -111,6 +113,8 @@ pub(crate) struct IndexArgs {
     /// List all files that were not read, and why
     #[arg(long)]
     list_skipped: bool,
+    #[command(flatten)]
+    words: WordArgs,
 }
 
 /// What indexing came to, as `--json` prints it.
@@ -163,7 +167,8 @@ pub(crate) fn run(args: &IndexArgs, globals: &Globals) -> anyhow::Result<Outcome
         None | Some("" | "none") => None,
         Some(spec) => Some(spec.parse::<FdeOptions>().map_err(wrong_use)?),
     };
-    let encoder = update::encoder(&store, args.model.as_deref(), globals)?;
+    let model = args.model.as_deref();
+    let encoder = update::encoder_with(&store, model, &args.words, globals)?;
     if let Some(wanted) = &wanted {
         let dim = encoder.identity().dim;
         wanted

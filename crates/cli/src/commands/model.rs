@@ -3,6 +3,8 @@
 use std::io::Write;
 
 use clap::Subcommand;
+use keyfold_core::Encoder;
+use keyfold_text::ColberterEncoder;
 use serde::Serialize;
 
 use crate::args::Globals;
@@ -33,16 +35,61 @@ struct Shown<'a> {
     name: &'a str,
     dim: usize,
     hash: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    colberter: Option<Colberter>,
+}
+
+/// What is told of a ColBERTer model.
+#[derive(Serialize)]
+struct Colberter {
+    /// Rows of `dim` numbers that stand for the whole text.
+    whole_text_rows: usize,
+    /// Numbers of a word.
+    word_dim: usize,
+    /// What the whole text counts in the score; the words count the rest.
+    whole_text_weight: f32,
+    /// Whether words are removed from passages.
+    gates: bool,
+    /// Whether words meet only the same words, unless the user says otherwise.
+    exact_match: bool,
+}
+
+impl Colberter {
+    fn of(model: &ColberterEncoder) -> Self {
+        Self {
+            whole_text_rows: model.whole_text_rows(),
+            word_dim: model.word_dim(),
+            whole_text_weight: model.merger(),
+            gates: model.has_gates(),
+            exact_match: model.exact_match() || model.is_uni(),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let yes = |yes| if yes { "yes" } else { "no" };
+        writeln!(out, "  rows of whole text  {}", self.whole_text_rows)?;
+        writeln!(out, "  numbers per word    {}", self.word_dim)?;
+        writeln!(out, "  whole text counts   {:.4}", self.whole_text_weight)?;
+        writeln!(out, "  removes words       {}", yes(self.gates))?;
+        writeln!(out, "  exact match         {}", yes(self.exact_match))
+    }
 }
 
 pub(crate) fn run(args: &ModelArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let Action::Show { name } = &args.action;
-    let encoder = model::load(name, globals)?;
+    let (encoder, colberter): (Box<dyn Encoder>, _) = match model::load_colberter(name, globals)? {
+        Some(model) => {
+            let told = Colberter::of(&model);
+            (Box::new(model), Some(told))
+        }
+        None => (model::load(name, globals)?, None),
+    };
     let identity = encoder.identity();
     let shown = Shown {
         name: &identity.name,
         dim: identity.dim,
         hash: &identity.hash,
+        colberter,
     };
     let mut out = anstream::stdout().lock();
     if globals.json {
@@ -51,6 +98,9 @@ pub(crate) fn run(args: &ModelArgs, globals: &Globals) -> anyhow::Result<Outcome
         writeln!(out, "{BOLD}{}{BOLD:#}", shown.name)?;
         writeln!(out, "  numbers per vector  {}", shown.dim)?;
         writeln!(out, "  hash                {}", shown.hash)?;
+        if let Some(colberter) = &shown.colberter {
+            colberter.write(&mut out)?;
+        }
     }
     Ok(Outcome::Done)
 }

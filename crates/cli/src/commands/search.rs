@@ -79,6 +79,13 @@ pub(crate) struct SearchArgs {
     /// How passages are found whose vectors are then compared with the query
     #[arg(long, value_name = "WAY", default_value = "auto")]
     candidates: CandidatesArg,
+    /// ColBERTer models: how many passages are compared by words, after vectors of whole texts
+    /// have found them
+    #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u32).range(1..))]
+    cls_candidates: u32,
+    /// ColBERTer models: words of the query meet only the same words
+    #[arg(long)]
+    exact_match: bool,
     /// Compare the query with every passage; short for --candidates exhaustive
     #[arg(long, conflicts_with = "candidates")]
     exhaustive: bool,
@@ -114,8 +121,10 @@ enum ModeArg {
 /// How passages are found by meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum CandidatesArg {
-    /// As 'keyfold tune' found best, else centroids
+    /// As 'keyfold tune' found best, else centroids; cls for ColBERTer models
     Auto,
+    /// By vectors of whole texts (ColBERTer models)
+    Cls,
     /// By encodings of fixed length (MUVERA), which are made if the store has none
     Fde,
     /// By centroids of rows near the query, then by one row for each of the query
@@ -177,7 +186,7 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
     options.filters = filters;
     let progress = StderrProgress::new(globals.quiet, 0);
     let sparse = match &sparse {
-        Some(model) => match SparseRetriever::open(&snapshot, model, &progress)? {
+        Some(model) => match SparseRetriever::open(&snapshot, &**model, &progress)? {
             Some(ready) => Some(ready),
             None => return Ok(Outcome::Interrupted),
         },
@@ -197,6 +206,9 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
     };
     let found = engine::search_with(&snapshot, &args.query, &models, &options)?;
     let milliseconds = found.timings.total.as_secs_f64() * 1e3;
+    if let Some(note) = &found.note {
+        progress.say(note);
+    }
     let hits = found.hits.into_iter().map(ShownHit::new).collect();
     show(args, globals, &place, hits, milliseconds)
 }
@@ -216,12 +228,15 @@ fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions
     options.candidates.method = match args.candidates {
         _ if args.exhaustive => Method::Exhaustive,
         CandidatesArg::Auto => Method::Auto,
+        CandidatesArg::Cls => Method::Cls,
         CandidatesArg::Fde => Method::Fde,
         CandidatesArg::Centroids => Method::Centroids,
         CandidatesArg::Plaid => Method::Plaid,
         CandidatesArg::Warp => Method::Warp,
         CandidatesArg::Exhaustive => Method::Exhaustive,
     };
+    options.candidates.cls = args.cls_candidates as usize;
+    options.candidates.exact_match = args.exact_match.then_some(true);
     if let Some(threads) = globals.threads {
         options.candidates.threads = threads.into();
     }

@@ -16,6 +16,9 @@
 //!
 //! A filter is applied before the choice, so that it never empties the result.
 //!
+//! In stores of models that also have a vector of each whole text (ColBERTer),
+//! candidates are the passages whose whole texts are nearest ([`Method::Cls`]).
+//!
 //! Steps 1 and 2 can be done otherwise (see [`Method`]): by one scan over encodings
 //! of fixed length (`fde`), and, to compare with, as PLAID (`plaid`) and WARP
 //! (`warp`) do it. [`tune`] tries them on a store.
@@ -45,9 +48,12 @@ use crate::store::Segment;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// As the store was tuned (see [`Tuned`]); else by centroids.
+    /// As the store was tuned (see [`Tuned`]); else by centroids, or by vectors of
+    /// whole texts where the model has them.
     #[default]
     Auto,
+    /// By vectors of whole texts, in the stores of models that have them.
+    Cls,
     /// By encodings of fixed length (MUVERA, see [`fde`]), which the store must have.
     Fde,
     /// By the centroids of rows near the query's, then by one row for each of the
@@ -67,13 +73,14 @@ impl std::str::FromStr for Method {
     fn from_str(s: &str) -> Result<Self, String> {
         match s {
             "auto" => Ok(Self::Auto),
+            "cls" => Ok(Self::Cls),
             "fde" => Ok(Self::Fde),
             "centroids" => Ok(Self::Centroids),
             "plaid" => Ok(Self::Plaid),
             "warp" => Ok(Self::Warp),
             "exhaustive" => Ok(Self::Exhaustive),
             _ => Err(format!(
-                "'{s}' finds no candidates: choose auto, fde, centroids, plaid, warp or exhaustive"
+                "'{s}' finds no candidates: choose auto, cls, fde, centroids, plaid, warp or exhaustive"
             )),
         }
     }
@@ -123,6 +130,12 @@ pub struct CandidateOptions {
     /// How many passages are scored exactly, at least; twice the number of
     /// wanted passages if that is more.
     pub exact: usize,
+    /// How many passages vectors of whole texts find, at least; all of them are
+    /// scored exactly.
+    pub cls: usize,
+    /// Whether rows meet only rows with the same id, in the stores of models with
+    /// vectors of whole texts; none takes what the model says.
+    pub exact_match: Option<bool>,
     /// Score every passage exactly, whatever the method.
     pub exhaustive: bool,
     /// At most this many threads of the current rayon pool work on a query; 1
@@ -139,6 +152,8 @@ impl Default for CandidateOptions {
             estimated: 3072,
             encoded: 512,
             exact: 128,
+            cls: 2000,
+            exact_match: None,
             exhaustive: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
@@ -203,10 +218,13 @@ pub fn nearest(
         None => segments.iter().map(Segment::live_passages).sum(),
     };
     let rows = query;
-    let query = Query::new(segments, rows);
+    let query = Query::new(segments, rows, options.exact_match == Some(true));
     let mut clock = Instant::now();
     let method = match options.method {
         _ if options.exhaustive || selectable <= exact => Method::Exhaustive,
+        // The engine refuses what does not go together; here it is only not wrong.
+        _ if query.whole_text().is_some() => Method::Cls,
+        Method::Cls => Method::Exhaustive,
         method => method,
     };
     let search = Search {
@@ -219,6 +237,7 @@ pub fn nearest(
     };
     let mut candidates = match method {
         Method::Exhaustive => every(segments, allowed),
+        Method::Cls => search.by_whole_texts(&mut clock, &mut timings)?,
         Method::Auto | Method::Centroids => search.by_centroids(&mut clock, &mut timings)?,
         Method::Fde => search.by_encodings(rows, &mut clock, &mut timings)?,
         Method::Plaid => {
@@ -267,6 +286,22 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    fn by_whole_texts(
+        &self,
+        clock: &mut Instant,
+        timings: &mut MeaningTimings,
+    ) -> Result<Vec<Candidate>, SearchError> {
+        let keep = self.options.cls.max(self.exact);
+        let mut found = match self.query.whole_text() {
+            Some(query) => query.nearest(self.segments, self.allowed, keep)?,
+            None => every(self.segments, self.allowed),
+        };
+        keep_best(&mut found, keep);
+        sort_by_place(&mut found);
+        timings.probing = lap(clock);
+        Ok(found)
+    }
+
     fn by_centroids(
         &self,
         clock: &mut Instant,
@@ -357,7 +392,7 @@ fn may_be_found(segment: &Segment, number: usize, local: u32, allowed: Option<&A
 
 /// The `keep` passages of segment `number` with the greatest scores among those
 /// that may be found, in any order. `scores` come in the order of the store.
-fn best_of(
+pub(crate) fn best_of(
     segment: &Segment,
     number: usize,
     scores: impl Iterator<Item = (u32, f32)>,

@@ -67,6 +67,14 @@ pub fn tune(
     progress: &dyn Progress,
 ) -> Result<Tuning, SearchError> {
     snapshot.require_encoder(encoder.identity())?;
+    if snapshot.whole_text_rows() > 0 {
+        return Err(SearchError::OtherComparison {
+            what: "tuning".to_owned(),
+            model: encoder.identity().name.clone(),
+            how: "whole texts and then words",
+            instead: "choose how many passages are compared by words with search --cls-candidates",
+        });
+    }
     let queries = queries(snapshot, encoder, options)?;
     let mut tuning = Tuning::default();
     if queries.is_empty() {

@@ -26,7 +26,7 @@ use plan::{Plan, Roots, Stored};
 #[derive(Debug, Clone)]
 pub struct IndexOptions {
     /// Bits kept of every entry of a vector; none takes what the store has, or
-    /// four. Another number than the store's is refused.
+    /// four (eight where rows have any length). Another number than the store's is refused.
     pub bits: Option<Bits>,
     /// Which files are walked; none takes what the store was made with, or the
     /// default. The store remembers it for the next time.
@@ -129,7 +129,11 @@ pub fn update(
         }
     }
 
-    let mut writer = Writer::open(&store, encoder.identity(), &options.writer(&stored))?;
+    let writing = WriterOptions {
+        whole_text_rows: encoder.whole_text_rows(),
+        ..options.writer(&stored)
+    };
+    let mut writer = Writer::open(&store, encoder.identity(), &writing)?;
     // Another process may have written since the store was read.
     let mut plan = Plan::new(&found, &roots, writer.files(), options.retry);
     if writer.codebook().is_none() {
@@ -172,6 +176,7 @@ impl IndexOptions {
             seed: self.seed,
             threads: self.threads,
             rebuild: self.rebuild,
+            whole_text_rows: 0,
         }
     }
 }

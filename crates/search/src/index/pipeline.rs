@@ -148,10 +148,11 @@ impl Pipeline<'_> {
             .collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let mut counts = Vec::with_capacity(texts.len());
-        let mut rows = Vec::new();
+        let (mut rows, mut row_ids) = (Vec::new(), Vec::new());
         let mut take = |vectors: Result<Vectors, EncodeError>| {
             counts.push(vectors.map(|v| {
                 rows.extend_from_slice(v.as_slice());
+                row_ids.extend_from_slice(v.ids().unwrap_or(&[]));
                 v.rows()
             }));
         };
@@ -173,6 +174,7 @@ impl Pipeline<'_> {
             steps: batch.steps,
             counts,
             rows,
+            row_ids,
         }
     }
 

@@ -38,6 +38,8 @@ pub(super) struct Encoded {
     /// Rows of each passage, in order; or why the model failed on it.
     pub(super) counts: Vec<Result<usize, EncodeError>>,
     pub(super) rows: EncodedRows,
+    /// The ids of the rows, if they have some.
+    pub(super) row_ids: Vec<u32>,
 }
 
 pub(super) enum EncodedRows {
@@ -135,7 +137,12 @@ impl<'a> Sink<'a> {
                 }
                 Step::Passages(passages) => {
                     let counts: Vec<_> = counts.by_ref().take(passages.len()).collect();
-                    self.passages(&passages, counts, &encoded.rows, &mut row)?;
+                    self.passages(
+                        &passages,
+                        counts,
+                        (&encoded.rows, &encoded.row_ids),
+                        &mut row,
+                    )?;
                 }
                 Step::End(record) => self.end(record)?,
                 Step::Touch { key, modified } => self.writer.touch_file(&key, modified),
@@ -153,7 +160,7 @@ impl<'a> Sink<'a> {
         &mut self,
         passages: &[Passage],
         counts: Vec<Result<usize, EncodeError>>,
-        rows: &EncodedRows,
+        (rows, row_ids): (&EncodedRows, &[u32]),
         row: &mut usize,
     ) -> Result<(), SearchError> {
         let first = *row;
@@ -189,6 +196,7 @@ impl<'a> Sink<'a> {
             passages,
             &sizes,
             rows.part(first..*row, self.dim),
+            row_ids.get(first..*row).unwrap_or(&[]),
         )
     }
 

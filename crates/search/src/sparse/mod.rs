@@ -119,19 +119,27 @@ impl<'a> SparseRetriever<'a> {
         k: usize,
         allowed: Option<&Allowed>,
     ) -> Vec<Ranked> {
-        match allowed {
+        let mut best = match allowed {
             Some(allowed) => bounds::best(&self.index, query, k, &allowed.ids()),
             None => bounds::best(&self.index, query, k, &self.live),
-        }
+        };
+        best.iter_mut().for_each(|r| r.score *= self.unit());
+        best
     }
 }
 
 impl SparseRetriever<'_> {
+    /// What a product of two weights of 1 stands for.
+    fn unit(&self) -> f32 {
+        let unit = self.encoder.unit();
+        unit * unit
+    }
+
     /// What each term of a query adds to the score of a passage, greatest first.
     pub(crate) fn parts(&self, query: &SparseVector, id: u64) -> Vec<(String, f32)> {
         let mut parts = self.index.parts_of(query, id);
         parts.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let text = |(term, score)| (self.encoder.term(term), score);
+        let text = |(term, score)| (self.encoder.term(term), score * self.unit());
         parts.into_iter().map(text).collect()
     }
 }

@@ -265,6 +265,14 @@ impl Writer {
         if is_up_to_date(&self.store, &manifest, wanted) {
             return Ok(());
         }
+        if manifest.whole_text_rows > 0 {
+            return Err(SearchError::OtherComparison {
+                what: "an encoding of fixed length (--fde, --candidates fde)".to_owned(),
+                model: manifest.encoder.name,
+                how: "whole texts and then words",
+                instead: "leave it out: the vectors of whole texts are such encodings",
+            });
+        }
         let folder = self.store.join(ENCODINGS);
         std::fs::create_dir_all(&folder).map_err(|e| SearchError::write(&folder, e))?;
         let segments = open_segments(&self.store, &manifest)?;

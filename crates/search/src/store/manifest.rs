@@ -33,6 +33,10 @@ pub(crate) struct Manifest {
     pub(crate) encoder: EncoderIdentity,
     /// How many bits are kept of every entry of a vector.
     pub(crate) bits: Bits,
+    /// How many rows at the head of each passage stand for all of it (see
+    /// `Encoder::whole_text_rows`); such stores keep an id for every row.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) whole_text_rows: u32,
     /// The folders and files that were indexed, as keys (see [`super::paths`]).
     pub(crate) roots: Vec<String>,
     /// How they were read, as the indexing pipeline wants it remembered.
@@ -107,6 +111,10 @@ impl SegmentEntry {
     }
 }
 
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 /// File name of the segment with a number.
 pub(crate) fn segment_file(number: u64) -> PathBuf {
     format!("{number:08}.kfs").into()
@@ -140,6 +148,7 @@ impl Manifest {
             program: program(),
             encoder,
             bits,
+            whole_text_rows: 0,
             roots: Vec::new(),
             options: serde_json::Value::Null,
             next_passage: 0,

@@ -129,6 +129,9 @@ impl Writer {
     /// The number of tokens, if it is far above what the codebook was made for and
     /// a new one would have at least twice the centroids.
     fn outgrown(&self) -> Option<u64> {
+        if self.row_options.whole_text_rows > 0 {
+            return None;
+        }
         let tokens = self.committed_tokens();
         if tokens <= self.rows.codebook_entry()?.tokens.saturating_mul(GROWTH) {
             return None;
@@ -325,9 +328,10 @@ fn copy_passages(source: &Source, file: u32, out: &mut NewRows) -> Result<(), Se
             Some(codebook) => {
                 let codes = source.file.codes(first..last)?;
                 let packed = source.file.packed(first..last)?;
-                out.passages(id, &counts, Rows::Coded(codebook, codes, packed))?;
+                let ids = source.file.row_ids(first..last)?;
+                out.passages(id, &counts, Rows::Coded(codebook, codes, packed), ids)?;
             }
-            None => out.passages(id, &counts, Rows::Raw(&[]))?,
+            None => out.passages(id, &counts, Rows::Raw(&[]), &[])?,
         }
     }
     Ok(())

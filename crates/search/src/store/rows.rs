@@ -2,6 +2,7 @@
 //! they can be coded, and into memory until there is a codebook.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ pub(crate) struct RowOptions {
     pub(crate) memory: usize,
     pub(crate) seed: u64,
     pub(crate) threads: usize,
+    /// Rows at the head of each passage that stand for all of it; where there are
+    /// such, every row has an id.
+    pub(crate) whole_text_rows: usize,
 }
 
 /// The rows of new passages between two commits.
@@ -41,6 +45,7 @@ pub(crate) struct NewRows {
     /// What waits for a codebook, in order, and its rows.
     waiting: Vec<Waiting>,
     rows: Vec<f32>,
+    row_ids: Vec<u32>,
     files: u32,
 }
 
@@ -74,6 +79,7 @@ impl NewRows {
             dead: Vec::new(),
             waiting: Vec::new(),
             rows: Vec::new(),
+            row_ids: Vec::new(),
             files: 0,
         }
     }
@@ -97,14 +103,27 @@ impl NewRows {
     }
 
     /// Adds consecutive passages from `id` on; `counts` are their numbers of rows.
+    /// `row_ids` may be empty where rows have no ids.
     pub(crate) fn passages(
         &mut self,
         mut id: u64,
         counts: &[usize],
         rows: Rows<'_>,
+        row_ids: &[u32],
     ) -> Result<(), SearchError> {
+        let total: usize = counts.iter().sum();
+        let zeros;
+        let row_ids = match row_ids.len() {
+            _ if self.options.whole_text_rows == 0 => &[],
+            n if n == total => row_ids,
+            _ => {
+                zeros = vec![0; total];
+                &zeros[..]
+            }
+        };
         let Some((_, ours)) = &self.codebook else {
-            self.make_room(counts.iter().sum());
+            self.make_room(total);
+            self.row_ids.extend_from_slice(row_ids);
             match rows {
                 Rows::Raw(rows) => self.rows.extend_from_slice(rows),
                 Rows::Coded(theirs, codes, packed) => {
@@ -125,7 +144,8 @@ impl NewRows {
                 (&coded.codes[..], &coded.packed[..])
             }
         };
-        let segment = open_segment(&self.store, &mut self.segment, &self.codebook)?;
+        let with_ids = self.options.whole_text_rows > 0;
+        let segment = open_segment(&self.store, &mut self.segment, &self.codebook, with_ids)?;
         let size = ours.bytes_per_row();
         let mut first = 0;
         for &count in counts {
@@ -135,6 +155,7 @@ impl NewRows {
                     id,
                     &codes[rows.clone()],
                     &packed[rows.start * size..rows.end * size],
+                    row_ids.get(rows).unwrap_or(&[]),
                 )
                 .map_err(|e| failed(&self.store, e))?;
             first += count;
@@ -156,7 +177,7 @@ impl NewRows {
     /// Ends a file and gives its number among the new files.
     pub(crate) fn end_file(&mut self, record: &FileRecord) -> Result<u32, SearchError> {
         if self.codebook.is_some() {
-            open_segment(&self.store, &mut self.segment, &self.codebook)?.end_file(record);
+            self.segment()?.end_file(record);
         } else {
             self.waiting.push(Waiting::File(record.clone()));
         }
@@ -173,7 +194,11 @@ impl NewRows {
     /// of its file, `tokens` how many rows the store is expected to get.
     pub(crate) fn train(&mut self, number: u64, tokens: u64) -> Result<(), SearchError> {
         let o = self.options;
-        let tokens = tokens.max((self.rows.len() / o.dim) as u64);
+        let tokens = match o.whole_text_rows {
+            0 => tokens.max((self.rows.len() / o.dim) as u64),
+            // Passages are not looked for by centroids: few do.
+            _ => 1,
+        };
         let codebook = Codebook::train(&self.rows, o.dim, o.bits, tokens, o.seed, o.threads)
             .map_err(|source| SearchError::Codebook {
                 store: self.store.clone(),
@@ -191,7 +216,7 @@ impl NewRows {
     fn code_waiting(&mut self) -> Result<(), SearchError> {
         let waiting = std::mem::take(&mut self.waiting);
         let rows = std::mem::take(&mut self.rows);
-        let dim = self.options.dim;
+        let row_ids = std::mem::take(&mut self.row_ids);
         let mut first = 0;
         let mut batch: Vec<(u64, usize)> = Vec::new();
         let mut batched = 0;
@@ -201,30 +226,35 @@ impl NewRows {
                     batch.push((id, n));
                     batched += n;
                     if batched >= CODED_AT_ONCE {
-                        self.code_batch(&mut batch, &rows[first * dim..(first + batched) * dim])?;
+                        self.code_batch(&mut batch, &rows, &row_ids, first..first + batched)?;
                         first += batched;
                         batched = 0;
                     }
                 }
                 Waiting::File(record) => {
-                    self.code_batch(&mut batch, &rows[first * dim..(first + batched) * dim])?;
+                    self.code_batch(&mut batch, &rows, &row_ids, first..first + batched)?;
                     first += batched;
                     batched = 0;
-                    open_segment(&self.store, &mut self.segment, &self.codebook)?.end_file(&record);
+                    self.segment()?.end_file(&record);
                 }
             }
         }
-        self.code_batch(&mut batch, &rows[first * dim..(first + batched) * dim])
+        self.code_batch(&mut batch, &rows, &row_ids, first..first + batched)
     }
 
+    /// Codes the rows `part` of `rows`, those of a batch of passages.
     fn code_batch(
         &mut self,
         batch: &mut Vec<(u64, usize)>,
         rows: &[f32],
+        row_ids: &[u32],
+        part: Range<usize>,
     ) -> Result<(), SearchError> {
         if let Some(&(id, _)) = batch.first() {
             let counts: Vec<usize> = batch.iter().map(|&(_, n)| n).collect();
-            self.passages(id, &counts, Rows::Raw(rows))?;
+            let dim = self.options.dim;
+            let rows = Rows::Raw(&rows[part.start * dim..part.end * dim]);
+            self.passages(id, &counts, rows, row_ids.get(part).unwrap_or(&[]))?;
             batch.clear();
         }
         Ok(())
@@ -265,13 +295,20 @@ impl NewRows {
         Ok(Some(entry))
     }
 
+    /// The segment that is being written.
+    fn segment(&mut self) -> Result<&mut SegmentWriter, SearchError> {
+        let with_ids = self.options.whole_text_rows > 0;
+        open_segment(&self.store, &mut self.segment, &self.codebook, with_ids)
+    }
+
     fn code_rowless(&mut self) -> Result<(), SearchError> {
         for item in std::mem::take(&mut self.waiting) {
-            let segment = open_segment(&self.store, &mut self.segment, &self.codebook)?;
+            let store = self.store.clone();
+            let segment = self.segment()?;
             match item {
                 Waiting::Passage { id, .. } => segment
-                    .passage(id, &[], &[])
-                    .map_err(|e| failed(&self.store, e))?,
+                    .passage(id, &[], &[], &[])
+                    .map_err(|e| failed(&store, e))?,
                 Waiting::File(record) => segment.end_file(&record),
             }
         }
@@ -284,12 +321,13 @@ fn open_segment<'a>(
     store: &Path,
     segment: &'a mut Option<SegmentWriter>,
     codebook: &Option<(CodebookEntry, Arc<Codebook>)>,
+    with_ids: bool,
 ) -> Result<&'a mut SegmentWriter, SearchError> {
     match segment {
         Some(s) => Ok(s),
         None => {
             let shape = Shape::of(codebook.as_ref().map(|(_, c)| &**c));
-            let new = SegmentWriter::create(&store.join(SEGMENTS), shape)
+            let new = SegmentWriter::create(&store.join(SEGMENTS), shape, with_ids)
                 .map_err(|e| failed(store, e))?;
             Ok(segment.insert(new))
         }

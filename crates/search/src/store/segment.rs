@@ -15,9 +15,11 @@
 //!                 counted from 0 within the segment
 //! passage starts  [files + 1] u32, where the passages of a file begin
 //! files           the records of the files (see `files.rs`)
+//! row ids         [tokens] u32, in the stores of models that give rows ids only
 //! directory, 176  "KFSEGM1\n"; dim, bits, bytes_per_row, centroids, passages,
-//!                 files, 0, 0 as u32; tokens u64; offset u64 and length u64 (in
-//!                 bytes) of each of the eight sections above
+//!                 files as u32; offset of the row ids u64, 0 if there are none;
+//!                 tokens u64; offset u64 and length u64 (in bytes) of each of the
+//!                 first eight sections above
 //! ```
 
 use std::ops::Range;
@@ -92,6 +94,8 @@ pub(crate) struct Directory {
     pub(crate) passages: u32,
     pub(crate) files: u32,
     pub(crate) tokens: u64,
+    /// Offset of the ids of the rows; 0 where they have none.
+    pub(crate) row_ids: u64,
     /// Offset and length in bytes.
     pub(crate) sections: [(u64, u64); SECTIONS],
 }
@@ -107,12 +111,11 @@ impl Directory {
             s.centroids,
             self.passages,
             self.files,
-            0,
-            0,
         ];
         for word in words {
             out.extend_from_slice(&word.to_le_bytes());
         }
+        out.extend_from_slice(&self.row_ids.to_le_bytes());
         out.extend_from_slice(&self.tokens.to_le_bytes());
         for (offset, length) in self.sections {
             out.extend_from_slice(&offset.to_le_bytes());
@@ -142,8 +145,16 @@ impl Directory {
             passages: word(4),
             files: word(5),
             tokens: u64_at(bytes, 40),
+            row_ids: u64_at(bytes, 32),
             sections,
         };
+        let ids_end = d
+            .tokens
+            .checked_mul(4)
+            .and_then(|n| d.row_ids.checked_add(n));
+        if d.row_ids != 0 && (d.row_ids % 64 != 0 || ids_end.is_none_or(|end| end > length)) {
+            return Err("the ids of its rows do not fit its counts");
+        }
         let wanted = d.lengths().ok_or("its counts are impossible")?;
         for (wanted, (offset, got)) in wanted.into_iter().zip(d.sections) {
             let fits = offset.checked_add(got).is_some_and(|end| end <= length);
@@ -266,7 +277,15 @@ impl SegmentFile {
         section: usize,
         range: Range<usize>,
     ) -> Result<&[T], SearchError> {
-        let (offset, length) = self.directory.sections[section];
+        self.part_of(self.directory.sections[section], range)
+    }
+
+    /// Elements `range` of the `T` at an offset, of a length in bytes.
+    fn part_of<T: Pod>(
+        &self,
+        (offset, length): (u64, u64),
+        range: Range<usize>,
+    ) -> Result<&[T], SearchError> {
         let size = size_of::<T>();
         if range.start > range.end || range.end > length as usize / size {
             return Err(self.damaged("a count in it points past its end"));
@@ -326,6 +345,14 @@ impl SegmentFile {
         Ok(codes)
     }
 
+    /// The ids of some rows; empty where the rows have none.
+    pub(crate) fn row_ids(&self, rows: Range<usize>) -> Result<&[u32], SearchError> {
+        match self.directory.row_ids {
+            0 => Ok(&[]),
+            offset => self.part_of((offset, self.directory.tokens * 4), rows),
+        }
+    }
+
     /// The coded bytes of some rows.
     pub(crate) fn packed(&self, rows: Range<usize>) -> Result<&[u8], SearchError> {
         let size = self.directory.shape.bytes_per_row as usize;
@@ -372,6 +399,7 @@ pub struct Segment {
     /// One bit for every passage that is gone; empty if all are live.
     dead: Vec<u64>,
     encodings: Option<Encodings>,
+    whole_text_rows: usize,
 }
 
 impl Segment {
@@ -403,7 +431,26 @@ impl Segment {
             codebook,
             dead: gone,
             encodings,
+            whole_text_rows: 0,
         })
+    }
+
+    /// Says how many rows at the head of each passage stand for all of it.
+    pub(crate) fn with_whole_text_rows(self, whole_text_rows: usize) -> Self {
+        Self {
+            whole_text_rows,
+            ..self
+        }
+    }
+
+    /// How many rows at the head of each passage stand for all of it.
+    pub fn whole_text_rows(&self) -> usize {
+        self.whole_text_rows
+    }
+
+    /// The ids of some rows; empty where the rows have none.
+    pub fn row_ids(&self, rows: Range<usize>) -> Result<&[u32], SearchError> {
+        self.file.row_ids(rows)
     }
 
     /// Number of passages, dead ones included.

@@ -20,6 +20,8 @@ pub(crate) struct SegmentWriter {
     out: SealWriter<BufWriter<NamedTempFile>>,
     /// The codes of all rows, which follow the packed rows in the file.
     codes: BufWriter<File>,
+    /// The ids of all rows, where rows have ids, which come last.
+    row_ids: Option<BufWriter<File>>,
     shape: Shape,
     ids: Vec<u64>,
     row_starts: Vec<u64>,
@@ -28,10 +30,18 @@ pub(crate) struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Begins a segment in the folder of segments.
-    pub(crate) fn create(folder: &Path, shape: Shape) -> io::Result<Self> {
+    /// Begins a segment in the folder of segments; `with_ids` if its rows have ids.
+    pub(crate) fn create(folder: &Path, shape: Shape, with_ids: bool) -> io::Result<Self> {
         let file = temporary(folder)?;
+        let row_ids = match with_ids {
+            true => Some(BufWriter::with_capacity(
+                BUFFER,
+                tempfile::tempfile_in(folder)?,
+            )),
+            false => None,
+        };
         Ok(Self {
+            row_ids,
             out: SealWriter::new(BufWriter::with_capacity(BUFFER, file)),
             codes: BufWriter::with_capacity(BUFFER, tempfile::tempfile_in(folder)?),
             shape,
@@ -53,8 +63,15 @@ impl SegmentWriter {
         self.row_starts.last().copied().unwrap_or(0)
     }
 
-    /// Adds a passage with its coded rows; `id` is above all before.
-    pub(crate) fn passage(&mut self, id: u64, codes: &[u16], packed: &[u8]) -> io::Result<()> {
+    /// Adds a passage with its coded rows and their ids, where rows have ids; `id` is
+    /// above all before.
+    pub(crate) fn passage(
+        &mut self,
+        id: u64,
+        codes: &[u16],
+        packed: &[u8],
+        row_ids: &[u32],
+    ) -> io::Result<()> {
         debug_assert_eq!(
             packed.len(),
             codes.len() * self.shape.bytes_per_row as usize
@@ -62,6 +79,10 @@ impl SegmentWriter {
         debug_assert!(self.ids.last().is_none_or(|&last| last < id));
         self.out.write_all(packed)?;
         self.codes.write_all(bytemuck::cast_slice(codes))?;
+        if let Some(out) = &mut self.row_ids {
+            debug_assert_eq!(row_ids.len(), codes.len());
+            out.write_all(bytemuck::cast_slice(row_ids))?;
+        }
         self.ids.push(id);
         self.row_starts.push(self.tokens() + codes.len() as u64);
         Ok(())
@@ -129,7 +150,16 @@ impl SegmentWriter {
             end(&self.out, &mut sections, which);
         }
 
+        let mut row_ids = 0;
+        if let Some(ids) = self.row_ids {
+            let mut ids = ids.into_inner().map_err(io::IntoInnerError::into_error)?;
+            ids.rewind()?;
+            self.out.align()?;
+            row_ids = self.out.length();
+            io::copy(&mut ids, &mut self.out)?;
+        }
         let directory = Directory {
+            row_ids,
             shape: self.shape,
             passages: self.ids.len() as u32,
             files: (self.passage_starts.len() - 1) as u32,
@@ -270,7 +300,7 @@ mod tests {
     /// Codes of the passages of each file, as they were given.
     type Given = Vec<Vec<Vec<u16>>>;
 
-    fn write(store: &Path, given: &Given, memory: usize) -> SegmentEntry {
+    fn write(store: &Path, given: &Given, memory: usize, with_ids: bool) -> SegmentEntry {
         let folder = store.join(SEGMENTS);
         std::fs::create_dir_all(&folder).unwrap();
         let shape = Shape {
@@ -279,11 +309,12 @@ mod tests {
             bytes_per_row: BYTES as u32,
             centroids: 7,
         };
-        let mut w = SegmentWriter::create(&folder, shape).unwrap();
+        let mut w = SegmentWriter::create(&folder, shape, with_ids).unwrap();
         let mut id = 100;
         for (n, file) in given.iter().enumerate() {
             for codes in file {
-                w.passage(id, codes, &packed(id, codes)).unwrap();
+                let ids = row_ids(id, codes);
+                w.passage(id, codes, &packed(id, codes), &ids).unwrap();
                 id += 3;
             }
             w.end_file(&record(n));
@@ -294,6 +325,12 @@ mod tests {
     fn packed(id: u64, codes: &[u16]) -> Vec<u8> {
         let byte = |i: usize| (id as usize * 31 + i * 7) as u8;
         (0..codes.len() * BYTES).map(byte).collect()
+    }
+
+    fn row_ids(id: u64, codes: &[u16]) -> Vec<u32> {
+        (0..codes.len())
+            .map(|i| id as u32 * 100 + i as u32)
+            .collect()
     }
 
     fn record(n: usize) -> FileRecord {
@@ -313,9 +350,10 @@ mod tests {
             given in prop::collection::vec(
                 prop::collection::vec(prop::collection::vec(0u16..7, 0..20), 0..5), 0..5),
             memory in prop::sample::select(vec![0usize, 8, 40, 1 << 20]),
+            with_ids: bool,
         ) {
             let dir = tempfile::tempdir().unwrap();
-            let entry = write(dir.path(), &given, memory);
+            let entry = write(dir.path(), &given, memory, with_ids);
             let folder = dir.path().join(SEGMENTS);
             prop_assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
             let map = open_folder(&folder).unwrap();
@@ -334,7 +372,9 @@ mod tests {
                     let rows = file.rows_of(local).unwrap();
                     prop_assert_eq!(file.id_of(local).unwrap(), id);
                     prop_assert_eq!(file.codes(rows.clone()).unwrap(), &codes[..]);
-                    prop_assert_eq!(file.packed(rows).unwrap(), &packed(id, codes)[..]);
+                    prop_assert_eq!(file.packed(rows.clone()).unwrap(), &packed(id, codes)[..]);
+                    let ids = if with_ids { row_ids(id, codes) } else { Vec::new() };
+                    prop_assert_eq!(file.row_ids(rows).unwrap(), &ids[..]);
                     for &code in codes {
                         let list: &mut Vec<u32> = &mut lists[code as usize];
                         if list.last() != Some(&local) {
@@ -358,8 +398,8 @@ mod tests {
     fn a_segment_that_is_not_finished_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let shape = Shape::of(None);
-        let mut w = SegmentWriter::create(dir.path(), shape).unwrap();
-        w.passage(1, &[], &[]).unwrap();
+        let mut w = SegmentWriter::create(dir.path(), shape, true).unwrap();
+        w.passage(1, &[], &[], &[]).unwrap();
         drop(w);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -63,12 +63,8 @@ impl Snapshot {
                     what: "its codebook is not in the manifest".to_owned(),
                 })?;
                 let encodings = encodings.open(entry.number, entry.passages as usize)?;
-                segments.push(Segment::new(
-                    file,
-                    codebook.clone(),
-                    &entry.dead,
-                    encodings,
-                )?);
+                let segment = Segment::new(file, codebook.clone(), &entry.dead, encodings)?;
+                segments.push(segment.with_whole_text_rows(manifest.whole_text_rows as usize));
             }
         }
         let directory = StoreDirectory::reader(store, manifest.clone())?;
@@ -113,6 +109,11 @@ impl Snapshot {
     /// How many bits are kept of every entry of a vector.
     pub fn bits(&self) -> Bits {
         self.manifest.bits
+    }
+
+    /// How many rows at the head of each passage stand for all of it.
+    pub fn whole_text_rows(&self) -> usize {
+        self.manifest.whole_text_rows as usize
     }
 
     /// How passages are encoded, if they are.

@@ -43,6 +43,9 @@ pub struct WriterOptions {
     /// Begin with an empty store, whatever is there; also the way out of a
     /// damaged store, another format and another model.
     pub rebuild: bool,
+    /// How many rows at the head of each passage of a new store stand for all of it
+    /// (`Encoder::whole_text_rows`). Such stores keep 8 bits and the ids of rows.
+    pub whole_text_rows: usize,
 }
 
 impl Default for WriterOptions {
@@ -53,6 +56,7 @@ impl Default for WriterOptions {
             seed: 0,
             threads: 1,
             rebuild: false,
+            whole_text_rows: 0,
         }
     }
 }
@@ -118,7 +122,8 @@ impl Writer {
                 Manifest {
                     next_file: number,
                     birth: number,
-                    ..Manifest::empty(encoder.clone(), options.bits.unwrap_or_default())
+                    whole_text_rows: options.whole_text_rows as u32,
+                    ..Manifest::empty(encoder.clone(), bits_of_new(encoder, options)?)
                 }
             }
         };
@@ -137,6 +142,7 @@ impl Writer {
             memory: options.memory / 4,
             seed: options.seed,
             threads: options.threads.max(1),
+            whole_text_rows: next.whole_text_rows as usize,
         };
         let codebook = newest_codebook(&store, &next)?;
         Ok(Self {
@@ -194,7 +200,8 @@ impl Writer {
     }
 
     /// Adds passages to the file that was begun: `counts[i]` of the rows belong to
-    /// `passages[i]`. `format` and `modified` (nanoseconds since 1970) are those
+    /// `passages[i]`. `row_ids` are the ids of the rows, or nothing; they are kept in
+    /// stores with [`WriterOptions::whole_text_rows`]. `format` and `modified` (nanoseconds since 1970) are those
     /// of the file.
     ///
     /// # Panics
@@ -206,6 +213,7 @@ impl Writer {
         passages: &[Passage],
         counts: &[usize],
         rows: Rows<'_>,
+        row_ids: &[u32],
     ) -> Result<(), SearchError> {
         let Some(key) = self.current.clone() else {
             return Ok(());
@@ -216,7 +224,7 @@ impl Writer {
                 .map_err(|e| SearchError::write(&self.store, e.into()))?;
             self.add_document(document)?;
         }
-        self.rows.passages(first, counts, rows)?;
+        self.rows.passages(first, counts, rows, row_ids)?;
         self.tokens_added += counts.iter().sum::<usize>() as u64;
         self.next_passage += passages.len() as u64;
         if self.rows.is_full() {
@@ -468,6 +476,18 @@ pub(super) fn set_codebooks(manifest: &mut Manifest, newest: Option<CodebookEntr
     manifest
         .codebooks
         .retain(|c| Some(c.number) == newest || used.contains(&c.number));
+}
+
+/// The bits of a store that is made. Only eight keep the length of a row.
+fn bits_of_new(encoder: &EncoderIdentity, options: &WriterOptions) -> Result<Bits, SearchError> {
+    match options.bits {
+        bits if options.whole_text_rows == 0 => Ok(bits.unwrap_or_default()),
+        None | Some(Bits::Eight) => Ok(Bits::Eight),
+        Some(bits) => Err(SearchError::NeedsEightBits {
+            model: encoder.name.clone(),
+            bits,
+        }),
+    }
 }
 
 /// Makes the folder of a store if it is not there; its path, absolute and

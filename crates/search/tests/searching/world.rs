@@ -177,7 +177,14 @@ impl World {
         }
         writer.begin_file(file.key);
         writer
-            .add_passages(file.format, modified, &passages, &counts, Rows::Raw(&rows))
+            .add_passages(
+                file.format,
+                modified,
+                &passages,
+                &counts,
+                Rows::Raw(&rows),
+                &[],
+            )
             .unwrap();
         writer
             .end_file(FileRecord {

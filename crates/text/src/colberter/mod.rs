@@ -34,7 +34,9 @@ mod porter;
 mod score;
 mod words;
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use keyfold_core::{
     EncodeError, Encoder, EncoderIdentity, ModelFolder, ModelFolderError, Role, SparseEncoder,
@@ -252,7 +254,7 @@ impl ColberterEncoder {
             let tokens = tokens.ids.iter().zip(&tokens.spans).enumerate();
             tokens
                 .map(|(row, (&id, span))| Word {
-                    text: self.tokenizer.token(id),
+                    text: self.tokenizer.text(id).unwrap_or_default(),
                     id,
                     span: span.clone().unwrap_or(0..0),
                     tokens: vec![row],
@@ -417,6 +419,8 @@ impl Encoder for ColberterEncoder {
 pub struct ColberterTerms {
     model: ColberterEncoder,
     identity: EncoderIdentity,
+    /// The words of queries by term, since a hash does not say its word.
+    known: Mutex<HashMap<u32, String>>,
 }
 
 impl ColberterTerms {
@@ -438,7 +442,11 @@ impl ColberterTerms {
             dim: u32::MAX as usize,
             ..model.identity.clone()
         };
-        Ok(Self { model, identity })
+        Ok(Self {
+            model,
+            identity,
+            known: Mutex::default(),
+        })
     }
 
     /// The model.
@@ -464,11 +472,23 @@ impl SparseEncoder for ColberterTerms {
                 let weight = |word: &WholeWord| {
                     let w = word.vector[0];
                     let sign = if w < 0.0 { NEGATIVE } else { 0 };
-                    (word.id ^ sign, w.abs() * PARTS)
+                    let term = word.id ^ sign;
+                    if role == Role::Query {
+                        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+                        known.entry(term).or_insert_with(|| word.text.clone());
+                    }
+                    (term, w.abs() * PARTS)
                 };
                 SparseVector::new(words.map(weight), f32::max)
             })
             .collect())
+    }
+
+    /// The word, if a query had it.
+    fn term(&self, term: u32) -> String {
+        let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        let word = known.get(&term).cloned();
+        word.unwrap_or_else(|| format!("word {term:08x}"))
     }
 }
 

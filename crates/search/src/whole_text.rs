@@ -1,0 +1,188 @@
+//! Comparing texts by a vector of each whole text and by their words (ColBERTer:
+//! Hofstätter, Khattab, Althammer, Sertkan, Hanbury 2022).
+//!
+//! The first rows of a query and of a passage are the parts of one vector:
+//! `score = sum over them of <q_i, d_i> + sum over the other query rows i of max over
+//! the other passage rows j of <q_i, d_j>`. The query's rows carry the factors of both
+//! parts. Where words must match exactly, the product of rows with different ids is
+//! 0: then a query row adds the product with the row of its own id if that is
+//! positive, and else 0 (or the product, where the passage has no other row).
+
+use std::ops::Range;
+
+use keyfold_core::Vectors;
+use keyfold_kernels::{MaxSim, dot};
+
+use crate::candidates::{Candidate, best_of};
+use crate::codebook::Codebook;
+use crate::error::SearchError;
+use crate::filter::Allowed;
+use crate::store::Segment;
+
+/// A query of such a model.
+#[derive(Debug, Clone)]
+pub(crate) struct WholeTextQuery {
+    /// Rows of the whole text, on both sides.
+    heads: usize,
+    /// The ids of the query's other rows, where words must match exactly.
+    ids: Option<Vec<u32>>,
+    /// All rows, `[rows, dim]`.
+    rows: Vectors,
+}
+
+/// What a thread needs to score passages.
+pub(crate) struct Scorer {
+    /// Compares word rows.
+    words: MaxSim,
+    scratch: Vec<f32>,
+}
+
+impl WholeTextQuery {
+    /// None for the query of a model that has only MaxSim.
+    pub(crate) fn new(segments: &[Segment], rows: &Vectors, exact_match: bool) -> Option<Self> {
+        let heads = segments.first()?.whole_text_rows();
+        if heads == 0 {
+            return None;
+        }
+        let heads = heads.min(rows.rows());
+        let ids = rows.ids().filter(|_| exact_match);
+        Some(Self {
+            heads,
+            ids: ids.map(|ids| ids[heads..].to_vec()),
+            rows: rows.clone(),
+        })
+    }
+
+    /// Prepares the query for the rows of a codebook.
+    pub(crate) fn scorer(&self, codebook: &Codebook) -> Scorer {
+        let dim = self.rows.dim();
+        let words = codebook.widen(&self.rows.as_slice()[self.heads * dim..]);
+        Scorer {
+            words: MaxSim::new(&words, codebook.width()),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The score of the passage with these rows, at least one.
+    pub(crate) fn score(
+        &self,
+        scorer: &mut Scorer,
+        segment: &Segment,
+        rows: Range<usize>,
+    ) -> Result<f32, SearchError> {
+        let whole = self.whole(segment, rows.clone(), &mut scorer.scratch)?;
+        let words = (rows.start + self.heads).min(rows.end)..rows.end;
+        Ok(whole
+            + match &self.ids {
+                None => {
+                    let codes = segment.codes(words.clone())?;
+                    let packed = segment.packed(words)?;
+                    segment.codebook().maxsim(&mut scorer.words, codes, packed)
+                }
+                Some(ids) => self.exact(ids, segment, words, &mut scorer.scratch)?,
+            })
+    }
+
+    /// The part of the score that is of the whole texts.
+    fn whole(
+        &self,
+        segment: &Segment,
+        rows: Range<usize>,
+        scratch: &mut Vec<f32>,
+    ) -> Result<f32, SearchError> {
+        let rows = rows.start..(rows.start + self.heads).min(rows.end);
+        let size = segment.codebook().bytes_per_row();
+        let packed = segment.packed(rows)?.chunks_exact(size);
+        let products = self.rows.iter().zip(packed);
+        Ok(products
+            .map(|(q, d)| product(segment.codebook(), q, d, scratch))
+            .sum())
+    }
+
+    fn exact(
+        &self,
+        ids: &[u32],
+        segment: &Segment,
+        rows: Range<usize>,
+        scratch: &mut Vec<f32>,
+    ) -> Result<f32, SearchError> {
+        let theirs = segment.row_ids(rows.clone())?;
+        let size = segment.codebook().bytes_per_row();
+        let packed = segment.packed(rows)?;
+        let mut sum = 0.0;
+        for (i, id) in ids.iter().enumerate() {
+            if let Some(j) = theirs.iter().position(|t| t == id) {
+                let bytes = &packed[j * size..(j + 1) * size];
+                let q = self.rows.row(self.heads + i);
+                let product = product(segment.codebook(), q, bytes, scratch);
+                sum += best_exact(product, theirs.len());
+            }
+        }
+        Ok(sum)
+    }
+
+    /// The `keep` passages whose whole texts are nearest to the query's, in any order.
+    pub(crate) fn nearest(
+        &self,
+        segments: &[Segment],
+        allowed: Option<&Allowed>,
+        keep: usize,
+    ) -> Result<Vec<Candidate>, SearchError> {
+        let mut found = Vec::new();
+        let mut scratch = Vec::new();
+        for (number, segment) in segments.iter().enumerate() {
+            let mut scores = Vec::with_capacity(segment.passages());
+            for local in 0..segment.passages() as u32 {
+                let rows = segment.rows(local)?;
+                if !rows.is_empty() {
+                    scores.push((local, self.whole(segment, rows, &mut scratch)?));
+                }
+            }
+            found.extend(best_of(segment, number, scores.into_iter(), allowed, keep));
+        }
+        Ok(found)
+    }
+
+    /// What the whole texts add, and for each of the query's word rows the row of a
+    /// passage that it meets best, if any, counted after the passage's first rows, and
+    /// what it adds. `passage` is `[rows, dim]`, with the ids of its rows.
+    pub(crate) fn explain(&self, passage: &[f32], ids: &[u32]) -> (f32, Vec<(Option<usize>, f32)>) {
+        let dim = self.rows.dim();
+        let (whole, words) = passage.split_at((self.heads * dim).min(passage.len()));
+        let pairs = self.rows.iter().zip(whole.chunks_exact(dim));
+        let whole = pairs.map(|(q, d)| dot(q, d)).sum();
+        let ids = ids.get(self.heads..).unwrap_or(&[]);
+        let query = self.rows.iter().skip(self.heads).enumerate();
+        let met = query.map(|(i, q)| match &self.ids {
+            None => {
+                let products = words.chunks_exact(dim).map(|d| dot(q, d)).enumerate();
+                let best = products.max_by(|a, b| a.1.total_cmp(&b.1));
+                best.map_or((None, 0.0), |(j, product)| (Some(j), product))
+            }
+            Some(wanted) => match ids.iter().position(|id| *id == wanted[i]) {
+                Some(j) => {
+                    let product = dot(q, &words[j * dim..(j + 1) * dim]);
+                    (Some(j), best_exact(product, ids.len()))
+                }
+                None => (None, 0.0),
+            },
+        });
+        (whole, met.collect())
+    }
+
+    /// Rows of the whole text.
+    pub(crate) fn heads(&self) -> usize {
+        self.heads
+    }
+}
+
+/// What a query word adds whose product with the same word of a passage is this: the
+/// products with all other words of the passage are 0.
+fn best_exact(product: f32, words: usize) -> f32 {
+    if words > 1 { product.max(0.0) } else { product }
+}
+
+fn product(codebook: &Codebook, query: &[f32], packed: &[u8], scratch: &mut Vec<f32>) -> f32 {
+    // Rows of eight bits do not need their centroid.
+    codebook.product(query, 0.0, packed, scratch)
+}
