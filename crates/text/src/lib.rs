@@ -23,7 +23,8 @@ mod tokenize;
 mod weights;
 
 pub use colberter::{
-    BagOfWords, ColberterEncoder, ColberterOptions, ColberterTerms, PairScore, WholeWord, Words,
+    BagOfWords, ColberterEncoder, ColberterOptions, ColberterTerms, PairScore, TextWord, WholeWord,
+    Words, whole_words,
 };
 pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;

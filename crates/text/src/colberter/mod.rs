@@ -56,7 +56,7 @@ pub(crate) use config::MODEL_TYPE;
 use config::{Config, Sizes};
 pub use score::{BagOfWords, PairScore, WholeWord};
 use words::Word;
-pub use words::Words;
+pub use words::{TextWord, Words, whole_words};
 
 const CONFIG: &str = "config.json";
 const DISTILBERT: &str = "distilbert-base-uncased";
@@ -248,8 +248,7 @@ impl ColberterEncoder {
                 most: self.longest,
             })?;
         let words = if self.whole_words {
-            let name = &self.identity.name;
-            words::words(text, &tokens.spans, self.options.words, name)?
+            words::words(text, &tokens.spans, self.options.words)?
         } else {
             let tokens = tokens.ids.iter().zip(&tokens.spans).enumerate();
             tokens

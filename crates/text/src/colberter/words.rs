@@ -7,6 +7,7 @@
 //! Words that are the same string are one; words of which truncation left no token
 //! are none.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use keyfold_core::EncodeError;
@@ -58,25 +59,32 @@ pub(super) fn id(word: &str) -> u32 {
     u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]).max(1)
 }
 
-/// The different words of a text in the order in which they come, of the tokens
-/// with these bytes of it.
-pub(super) fn words(
-    text: &str,
-    spans: &[Option<Range<usize>>],
-    words: Words,
-    model: &str,
-) -> Result<Vec<Word>, EncodeError> {
+/// A word of a text with all its places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextWord {
+    /// Lower-cased or stemmed.
+    pub text: String,
+    /// Hash of the text.
+    pub id: u32,
+    /// Where it stands, in bytes of the text, ascending.
+    pub spans: Vec<Range<usize>>,
+}
+
+/// The different words of a text, punctuation marks among them, in the order in which
+/// they come (see [`crate::ColberterEncoder`]).
+///
+/// # Errors
+/// When the text cannot be split.
+pub fn whole_words(text: &str, words: Words) -> Result<Vec<TextWord>, EncodeError> {
     let mut split = PreTokenizedString::from(text);
     BertPreTokenizer
         .pre_tokenize(&mut split)
         .map_err(|e| EncodeError::Tokenizer {
-            model: model.to_owned(),
+            model: "BERT's words".to_owned(),
             reason: e.to_string(),
         })?;
-    let mut all: Vec<Word> = Vec::new();
-    // The word of each part of the text, parts in order.
-    let mut parts: Vec<(Range<usize>, usize)> = Vec::new();
-    let mut known = std::collections::HashMap::new();
+    let mut all: Vec<TextWord> = Vec::new();
+    let mut known = HashMap::new();
     for (part, (from, to), _) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
         let lower = part.to_lowercase();
         let text = match words {
@@ -84,27 +92,51 @@ pub(super) fn words(
             Words::Stem => porter::stem(&lower),
         };
         let place = *known.entry(text).or_insert_with_key(|text| {
-            all.push(Word {
+            all.push(TextWord {
                 id: id(text),
                 text: text.clone(),
-                span: from..to,
-                tokens: Vec::new(),
+                spans: Vec::new(),
             });
             all.len() - 1
         });
-        parts.push((from..to, place));
+        all[place].spans.push(from..to);
     }
+    Ok(all)
+}
+
+/// The words of a text, of the tokens with these bytes of it.
+pub(super) fn words(
+    text: &str,
+    spans: &[Option<Range<usize>>],
+    words: Words,
+) -> Result<Vec<Word>, EncodeError> {
+    let found = whole_words(text, words)?;
+    // The word of each part of the text, parts in order.
+    let mut parts: Vec<(&Range<usize>, usize)> = Vec::new();
+    for (place, word) in found.iter().enumerate() {
+        parts.extend(word.spans.iter().map(|span| (span, place)));
+    }
+    parts.sort_unstable_by_key(|(span, _)| span.start);
+    let mut tokens = vec![Vec::new(); found.len()];
     for (row, span) in spans.iter().enumerate() {
         let Some(span) = span else { continue };
         let at = parts.partition_point(|(part, _)| part.end < span.end);
         if let Some((part, place)) = parts.get(at)
             && part.start <= span.start
         {
-            all[*place].tokens.push(row);
+            tokens[*place].push(row);
         }
     }
-    all.retain(|word| !word.tokens.is_empty());
-    Ok(all)
+    let words = found.into_iter().zip(tokens);
+    let words = words.filter(|(_, tokens)| !tokens.is_empty());
+    Ok(words
+        .map(|(word, tokens)| Word {
+            span: word.spans[0].clone(),
+            text: word.text,
+            id: word.id,
+            tokens,
+        })
+        .collect())
 }
 
 #[cfg(test)]
@@ -112,7 +144,7 @@ mod tests {
     use super::*;
 
     fn texts(text: &str, spans: &[Option<Range<usize>>], how: Words) -> Vec<(String, Vec<usize>)> {
-        let found = words(text, spans, how, "test").unwrap();
+        let found = words(text, spans, how).unwrap();
         found.into_iter().map(|w| (w.text, w.tokens)).collect()
     }
 
