@@ -10,6 +10,9 @@ mod quality;
 mod random;
 mod report;
 mod store;
+mod subspace;
+#[allow(dead_code, unused_imports)] // until the experiments that use all of it are in
+mod toy;
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -11,15 +11,11 @@ use std::ops::Range;
 
 use keyfold_core::{EncodeError, Encoder, EncoderIdentity, Role, Vectors, VectorsError};
 use keyfold_kernels as kernels;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+
+use crate::subspace;
 
 /// Most texts, since every pair of them is compared.
 pub(crate) const MOST_TEXTS: usize = 6000;
-const ITERATIONS: usize = 20;
-/// Directions that are iterated beyond those that are kept: they make the last of
-/// these settle sooner.
-const SPARE: usize = 20;
 
 /// The words of a text by number, with their weights.
 type Row = Vec<(usize, f32)>;
@@ -173,21 +169,11 @@ fn row(words: &HashMap<String, (usize, f32)>, text: &str) -> Row {
 /// The `dim` leading left singular vectors, `[dim, texts]`.
 fn directions(rows: &[Row], words: usize, dim: usize, seed: u64, threads: usize) -> Vec<f32> {
     let n = rows.len();
-    let width = (dim + SPARE).min(n);
     let gram = gram(rows, words);
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut x: Vec<f32> = (0..width * n)
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
-    let mut next = vec![0.0; width * n];
-    for _ in 0..ITERATIONS {
+    subspace::leading(n, dim, seed, |out, x| {
         // The product of all texts with each other is symmetric.
-        kernels::matmul_nt(&mut next, &x, &gram, width, n, n, threads);
-        orthonormalize(&mut next, n);
-        std::mem::swap(&mut x, &mut next);
-    }
-    x.truncate(dim * n);
-    x
+        kernels::matmul_nt(out, x, &gram, x.len() / n.max(1), n, n, threads);
+    })
 }
 
 /// `A A'`, `[texts, texts]`.
@@ -203,26 +189,6 @@ fn gram(rows: &[Row], words: usize) -> Vec<f32> {
         row.iter().for_each(|&(word, _)| dense[word] = 0.0);
     }
     gram
-}
-
-/// Makes rows orthogonal and of length one, first to last (modified Gram-Schmidt,
-/// twice, since once leaves errors).
-fn orthonormalize(rows: &mut [f32], n: usize) {
-    for i in 0..rows.len() / n {
-        let (before, rest) = rows.split_at_mut(i * n);
-        let row = &mut rest[..n];
-        for _ in 0..2 {
-            for other in before.chunks_exact(n) {
-                let product = kernels::dot(row, other);
-                row.iter_mut()
-                    .zip(other)
-                    .for_each(|(x, o)| *x -= product * o);
-            }
-        }
-        let norm = kernels::dot(row, row).sqrt();
-        let scale = if norm > 1e-9 { 1.0 / norm } else { 0.0 };
-        row.iter_mut().for_each(|x| *x *= scale);
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod muvera;
 pub(crate) mod peers;
 mod prf_interpolation;
 mod scale;
-mod search;
+pub(crate) mod search;
 
 use crate::Experiment;
 

@@ -33,11 +33,11 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 const DEPTH: usize = 1000;
 
 /// Documents, queries, and which belong together.
-pub(super) struct Collection {
-    pub(super) documents: Vec<Text>,
-    pub(super) queries: Vec<String>,
+pub(crate) struct Collection {
+    pub(crate) documents: Vec<Text>,
+    pub(crate) queries: Vec<String>,
     /// For every query, gain by place of the document.
-    pub(super) relevant: Vec<Relevant>,
+    pub(crate) relevant: Vec<Relevant>,
 }
 
 /// One method's results, a number for each query.
@@ -272,7 +272,7 @@ struct Document {
     text: String,
 }
 
-pub(super) fn read(folder: &Path) -> Result<Collection, BenchError> {
+pub(crate) fn read(folder: &Path) -> Result<Collection, BenchError> {
     let open = |name: &str| -> Result<(PathBuf, String), BenchError> {
         let path = folder.join(name);
         let text = std::fs::read_to_string(&path).map_err(|e| {
