@@ -294,9 +294,9 @@ struct LookedFor<'a> {
     text: &'a str,
     /// Its words, unless only the meaning counts.
     words: Option<Words<'a>>,
-    /// The model and the query rows, unless only the words count or the model
-    /// finds nothing in the query.
-    meaning: Option<(&'a dyn Encoder, QueryRows)>,
+    /// The model and the query, unless only the words count or the model finds
+    /// nothing in the query.
+    meaning: Option<Meant<'a>>,
     /// Makes the last order, if there is one.
     reranker: Option<&'a Reranker<'a>>,
     /// Learnt weights in the place of BM25, unless only the meaning counts.
@@ -332,10 +332,10 @@ impl<'a> LookedFor<'a> {
             (_, Some(encoder)) => {
                 snapshot.require_encoder(encoder.identity())?;
                 require_comparison(snapshot, options)?;
-                query_rows(encoder, query)?.map(|rows| (encoder, rows))
+                Meant::new(snapshot, encoder, query)?
             }
         };
-        let usual = meaning.as_ref().is_some_and(|(e, _)| e.exact_match());
+        let usual = meaning.as_ref().is_some_and(|m| m.encoder.exact_match());
         Ok(Self {
             text: query,
             words: (options.mode != Mode::Meaning).then_some(words),
@@ -365,7 +365,7 @@ impl<'a> LookedFor<'a> {
         };
         (rankings.lexical, rankings.asked) = self.by_words(snapshot, depth, allowed, options)?;
         rankings.timings.lexical = candidates::lap(&mut clock);
-        if let Some((_, query)) = &self.meaning {
+        if let Some(meant) = &self.meaning {
             let nearest = |rows: &Vectors| {
                 let candidates = CandidateOptions {
                     exact_match: Some(self.exact_match),
@@ -373,9 +373,9 @@ impl<'a> LookedFor<'a> {
                 };
                 candidates::nearest(snapshot.segments(), rows, depth, allowed, &candidates)
             };
-            (rankings.meaning, rankings.timings.meaning) = nearest(&query.rows)?;
+            (rankings.meaning, rankings.timings.meaning) = nearest(meant.rows())?;
             if let Some(how) = &options.feedback.vector {
-                let rows = learned(snapshot, &query.rows, &rankings, how, options)?;
+                let rows = learned(snapshot, meant.rows(), &rankings, how, options)?;
                 rankings.timings.feedback = candidates::lap(&mut clock);
                 (rankings.meaning, rankings.timings.meaning) = nearest(&rows)?;
             }
@@ -464,19 +464,27 @@ impl<'a> LookedFor<'a> {
         highlights: &mut Vec<Range<usize>>,
         explanation: &mut Vec<WordMatch>,
     ) -> Result<(), SearchError> {
-        let Some((encoder, query)) = &self.meaning else {
+        let Some(meant) = &self.meaning else {
             return Ok(());
         };
         let Some((segment, local)) = found(snapshot, stored.id)? else {
             return Ok(());
         };
+        let (text, start) = stored.passage.searchable();
+        let rows = if snapshot.folding().is_none() {
+            score::decoded(segment, local)?
+        } else {
+            // Folded rows stand for no word, so these are made again.
+            let rows = meant.encoder.encode(&[&text], Role::Document)?.pop();
+            rows.map(Vectors::into_vec).unwrap_or_default()
+        };
+        let query = &meant.query;
         let passage = PassageRows {
-            rows: score::decoded(segment, local)?,
+            rows,
             ids: segment.row_ids(segment.rows(local)?)?.to_vec(),
             compared: WholeTextQuery::new(snapshot.segments(), &query.rows, self.exact_match),
         };
-        let (text, start) = stored.passage.searchable();
-        let pairs = query.pairs(*encoder, &text, &passage)?;
+        let pairs = query.pairs(meant.encoder, &text, &passage)?;
         // Matches in the headings are before the text.
         let in_text = matched(self.text, &pairs)
             .into_iter()
@@ -493,9 +501,9 @@ impl<'a> LookedFor<'a> {
 
     /// What to know of this search.
     fn note(&self) -> Option<String> {
-        let (encoder, query) = self.meaning.as_ref()?;
-        let heads = encoder.whole_text_rows();
-        let only = heads > 0 && query.rows.ids().is_some_and(|ids| ids.len() <= heads);
+        let meant = self.meaning.as_ref()?;
+        let heads = meant.encoder.whole_text_rows();
+        let only = heads > 0 && meant.query.rows.ids().is_some_and(|ids| ids.len() <= heads);
         only.then(|| {
             "the model finds no word in the query: passages are compared as a whole".to_owned()
         })
@@ -542,6 +550,38 @@ impl<'a> LookedFor<'a> {
             None => {}
         }
         Ok(())
+    }
+}
+
+/// A query as a model sees it.
+struct Meant<'a> {
+    encoder: &'a dyn Encoder,
+    /// The rows with their words.
+    query: QueryRows,
+    /// The rows to search with, where the store folds those of queries.
+    folded: Option<Vectors>,
+}
+
+impl<'a> Meant<'a> {
+    /// None if the model finds nothing in `query`.
+    fn new(
+        snapshot: &Snapshot,
+        encoder: &'a dyn Encoder,
+        query: &str,
+    ) -> Result<Option<Self>, SearchError> {
+        let folding = snapshot.folding();
+        Ok(query_rows(encoder, query)?.map(|rows| Self {
+            encoder,
+            folded: folding
+                .queries
+                .then(|| folding.query(rows.rows.clone(), query)),
+            query: rows,
+        }))
+    }
+
+    /// What is searched for.
+    fn rows(&self) -> &Vectors {
+        self.folded.as_ref().unwrap_or(&self.query.rows)
     }
 }
 

@@ -119,6 +119,15 @@ pub enum SearchError {
         /// Its value now.
         given: String,
     },
+    /// Lengths of rows that the store would not keep.
+    #[error(
+        "--raw-centroids needs a store of 8 bits, since {bits} bits give every vector the length \
+         one: add --bits 8, or leave it out"
+    )]
+    RawCentroids {
+        /// The bits of the store.
+        bits: crate::codebook::Bits,
+    },
     /// A file does not hold what was written to it.
     #[error(
         "{path} is damaged ({what}): 'keyfold check' lists all damaged files, \

@@ -8,6 +8,7 @@ pub mod error;
 pub mod explain;
 pub mod feedback;
 pub mod filter;
+pub mod fold;
 pub mod fuse;
 pub mod index;
 mod lexical;

@@ -11,6 +11,7 @@ use keyfold_core::{Encoder, Role};
 use keyfold_data::{ChunkOptions, WalkOptions};
 use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::codebook::{Bits, QuantizationLoss};
+use keyfold_search::fold::Folding;
 use keyfold_search::index::{self, IndexOptions, IndexSummary};
 use keyfold_search::store::{FileState, Segment, Snapshot, remove_encodings};
 use serde::Serialize;
@@ -104,6 +105,20 @@ pub(crate) struct IndexArgs {
     #[arg(long, value_name = "SPEC", num_args = 0..=1, require_equals = true,
           default_missing_value = "")]
     fde: Option<String>,
+    /// Keep fewer vectors of each passage: a smaller store that is searched faster
+    ///
+    /// c8x32 and c4x8 keep 32 and 8 clusters of the vectors (8 and 4 of a query), c25 and
+    /// c50 a quarter and half of them; ward:2 pools two vectors into one (ward:3, ...);
+    /// tail:8x32 keeps the last 32 (8 of a query), space:2 every second; none keeps all.
+    /// What that costs in accuracy is measured in docs/search.md. The store remembers it.
+    #[arg(long, value_name = "SPEC", help_heading = "Folding")]
+    fold: Option<String>,
+    /// Fold queries too, for models that were trained with it
+    #[arg(long, requires = "fold", help_heading = "Folding")]
+    fold_queries: bool,
+    /// Keep the lengths of the clusters' means, with --bits 8
+    #[arg(long, requires = "fold", help_heading = "Folding")]
+    raw_centroids: bool,
     /// Try again to read the files that could not be read
     #[arg(long)]
     retry: bool,
@@ -141,6 +156,9 @@ struct Report {
     /// Bytes of the vectors by the number of tokens.
     bytes_per_token: Option<f64>,
     loss: Option<QuantizationLoss>,
+    /// How vectors were folded, if they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fold: Option<String>,
     /// How passages are encoded, if they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     fde: Option<String>,
@@ -177,7 +195,10 @@ pub(crate) fn run(args: &IndexArgs, globals: &Globals) -> anyhow::Result<Outcome
             .map_err(|e| wrong_use(e.to_string()))?;
     }
     let progress = StderrProgress::new(globals.quiet, NOTES);
-    let indexing = options(args, globals);
+    let indexing = IndexOptions {
+        fold: folding(args)?,
+        ..options(args, globals)
+    };
     let summary = index::update(&store, &roots, &*encoder, &indexing, &progress)?;
     if !summary.cancelled {
         encode(args, &store, &*encoder, wanted, &indexing, &progress)?;
@@ -223,6 +244,26 @@ fn encode(
     };
     update::encode(store, encoder, wanted.as_ref(), options, progress)?;
     Ok(())
+}
+
+/// What --fold and its companions say.
+fn folding(args: &IndexArgs) -> anyhow::Result<Option<Folding>> {
+    let fold = match args.fold.as_deref() {
+        None => return Ok(None),
+        Some("none") if args.fold_queries || args.raw_centroids => {
+            return Err(wrong_use(
+                "--fold none keeps all vectors, so --fold-queries and --raw-centroids mean nothing"
+                    .to_owned(),
+            ));
+        }
+        Some("none") => None,
+        Some(spec) => Some(spec.parse().map_err(wrong_use)?),
+    };
+    Ok(Some(Folding {
+        fold,
+        queries: args.fold_queries,
+        raw: args.raw_centroids,
+    }))
 }
 
 fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
@@ -309,6 +350,7 @@ fn report(
         } else {
             None
         },
+        fold: (!snapshot.folding().is_none()).then(|| snapshot.folding().to_string()),
         fde: snapshot.encoded_with().map(ToString::to_string),
         not_read,
     })
@@ -336,8 +378,12 @@ fn loss(snapshot: &Snapshot, encoder: &dyn Encoder) -> anyhow::Result<Option<Qua
     let texts = sample(snapshot, segment)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let mut rows = Vec::new();
-    for vectors in encoder.encode(&texts, Role::Document)? {
-        rows.extend_from_slice(vectors.as_slice());
+    for (vectors, text) in encoder
+        .encode(&texts, Role::Document)?
+        .into_iter()
+        .zip(texts)
+    {
+        rows.extend(snapshot.folding().document(vectors, text).into_vec());
     }
     Ok(segment.codebook().loss(&rows, 1))
 }
@@ -416,6 +462,9 @@ fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
         )?;
     }
     writeln!(out)?;
+    if let Some(fold) = &report.fold {
+        writeln!(out, "vectors are folded with --fold {fold}")?;
+    }
     if let Some(fde) = &report.fde {
         writeln!(out, "passages are encoded with {fde}")?;
     }

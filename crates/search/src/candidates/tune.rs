@@ -224,6 +224,7 @@ fn queries(
         let first = rng.random_range(0..=words.len() - count);
         let query = words[first..first + count].join(" ");
         let rows = encoder.encode(&[&query], Role::Query)?.pop();
+        let rows = rows.map(|rows| snapshot.folding().query(rows, &query));
         queries.extend(rows.filter(|rows| !rows.is_empty()));
     }
     Ok(queries)

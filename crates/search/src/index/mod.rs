@@ -18,6 +18,7 @@ use keyfold_data::{ChunkOptions, ReadOptions, Summary, WalkOptions};
 
 use crate::codebook::Bits;
 use crate::error::SearchError;
+use crate::fold::Folding;
 use crate::store::{Writer, WriterOptions, resolve};
 use pipeline::Pipeline;
 use plan::{Plan, Roots, Stored};
@@ -28,6 +29,9 @@ pub struct IndexOptions {
     /// Bits kept of every entry of a vector; none takes what the store has, or
     /// four (eight where rows have any length). Another number than the store's is refused.
     pub bits: Option<Bits>,
+    /// How the vectors of a passage become fewer; none takes what the store has, or
+    /// keeps all. Another way than the store's is refused.
+    pub fold: Option<Folding>,
     /// Which files are walked; none takes what the store was made with, or the
     /// default. The store remembers it for the next time.
     pub walk: Option<WalkOptions>,
@@ -55,6 +59,7 @@ impl Default for IndexOptions {
     fn default() -> Self {
         Self {
             bits: None,
+            fold: None,
             walk: None,
             chunk: None,
             read: ReadOptions::default(),
@@ -108,6 +113,15 @@ pub fn update(
     let store = resolve(store)?;
     let stored = Stored::read(&store, options.rebuild)?;
     stored.require(&store, encoder.identity(), options)?;
+    let writing = WriterOptions {
+        whole_text_rows: encoder.whole_text_rows(),
+        ..options.writer(&stored)
+    };
+    writing.fold.unwrap_or_default().require(
+        writing.bits.unwrap_or_default(),
+        encoder.identity(),
+        writing.whole_text_rows,
+    )?;
     let settings = stored.settings(options);
     let roots = Roots::new(&store, roots, &stored, &settings.walk)?;
     let found = plan::find(&store, &roots, &settings.walk, progress)?;
@@ -129,10 +143,6 @@ pub fn update(
         }
     }
 
-    let writing = WriterOptions {
-        whole_text_rows: encoder.whole_text_rows(),
-        ..options.writer(&stored)
-    };
     let mut writer = Writer::open(&store, encoder.identity(), &writing)?;
     // Another process may have written since the store was read.
     let mut plan = Plan::new(&found, &roots, writer.files(), options.retry);
@@ -150,10 +160,13 @@ pub fn update(
         chunk: settings.chunk.clone(),
         ..options.read.clone()
     };
+    // As the store has it now, if another process made it meanwhile.
+    let folding = writer.folding();
     Pipeline {
         encoder,
         options,
         read: &read,
+        fold: folding,
         progress,
     }
     .run(&mut writer, &plan, &mut summary)?;
@@ -172,6 +185,7 @@ impl IndexOptions {
     fn writer(&self, stored: &Stored) -> WriterOptions {
         WriterOptions {
             bits: self.bits.or(stored.bits()),
+            fold: self.fold.or(stored.fold()),
             memory: self.memory,
             seed: self.seed,
             threads: self.threads,

@@ -20,6 +20,7 @@ use super::sink::{Encoded, EncodedRows, Sink, Step};
 use super::{IndexOptions, IndexSummary};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
+use crate::fold::Folding;
 use crate::store::{FileRecord, FileState, Writer, nanoseconds};
 
 /// Passages that are encoded in one go.
@@ -34,6 +35,7 @@ pub(super) struct Pipeline<'a> {
     pub(super) encoder: &'a dyn Encoder,
     pub(super) options: &'a IndexOptions,
     pub(super) read: &'a ReadOptions,
+    pub(super) fold: Folding,
     pub(super) progress: &'a dyn Progress,
 }
 
@@ -178,7 +180,7 @@ impl Pipeline<'_> {
         }
     }
 
-    /// One result for every text, of the right length.
+    /// One result for every text, of the right length, folded as the store wants it.
     fn encode_texts(&self, texts: &[&str]) -> Result<Vec<Vectors>, EncodeError> {
         if texts.is_empty() {
             return Ok(Vec::new());
@@ -194,7 +196,11 @@ impl Pipeline<'_> {
         }
         match all.iter().find(|v| v.dim() != dim) {
             Some(v) => Err(bad(v.dim())),
-            None => Ok(all),
+            None => Ok(all
+                .into_iter()
+                .zip(texts)
+                .map(|(v, text)| self.fold.document(v, text))
+                .collect()),
         }
     }
 }

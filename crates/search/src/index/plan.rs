@@ -15,6 +15,7 @@ use rand::seq::SliceRandom;
 use super::IndexOptions;
 use crate::codebook::Bits;
 use crate::error::SearchError;
+use crate::fold::Folding;
 use crate::store::{Known, KnownFile, base, is_below, key, nanoseconds, path};
 
 /// How the files of a store were walked and cut; the store remembers it.
@@ -110,6 +111,10 @@ impl Stored {
         self.known.as_ref().map(|k| k.manifest.bits)
     }
 
+    pub(super) fn fold(&self) -> Option<Folding> {
+        self.known.as_ref().map(|k| k.manifest.fold)
+    }
+
     pub(super) fn files(&self) -> &HashMap<String, KnownFile> {
         static NONE: std::sync::LazyLock<HashMap<String, KnownFile>> =
             std::sync::LazyLock::new(HashMap::new);
@@ -130,7 +135,7 @@ impl Stored {
         let Some(known) = self.known.as_ref().filter(|_| !options.rebuild) else {
             return Ok(());
         };
-        known.require(store, encoder, options.bits)?;
+        known.require(store, encoder, options.bits, options.fold)?;
         let stored = Settings::from_json(&known.manifest.options).chunk;
         match &options.chunk {
             Some(chunk) if *chunk != stored && !known.files.is_empty() => {

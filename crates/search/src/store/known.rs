@@ -12,6 +12,7 @@ use super::segment::SegmentFile;
 use super::snapshot::{last_commit, live_records};
 use crate::codebook::Bits;
 use crate::error::SearchError;
+use crate::fold::Folding;
 
 /// What the writer knows of a file in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,15 +66,17 @@ impl Known {
         Ok(Self { manifest, files })
     }
 
-    /// Refuses another model or other bits than those of the store.
+    /// Refuses another model, other bits or another folding than those of the store.
     pub(crate) fn require(
         &self,
         store: &Path,
         encoder: &EncoderIdentity,
         bits: Option<Bits>,
+        fold: Option<Folding>,
     ) -> Result<(), SearchError> {
         super::require_encoder(store, &self.manifest, encoder)?;
-        require_bits(store, &self.manifest, bits)
+        require_bits(store, &self.manifest, bits)?;
+        require_fold(store, &self.manifest, fold)
     }
 }
 
@@ -88,6 +91,23 @@ pub(super) fn require_bits(
             store: store.to_owned(),
             option: "--bits",
             stored: manifest.bits.to_string(),
+            given: given.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses another folding than that of the store.
+pub(super) fn require_fold(
+    store: &Path,
+    manifest: &Manifest,
+    fold: Option<Folding>,
+) -> Result<(), SearchError> {
+    match fold {
+        Some(given) if given != manifest.fold => Err(SearchError::OtherOption {
+            store: store.to_owned(),
+            option: "--fold",
+            stored: manifest.fold.to_string(),
             given: given.to_string(),
         }),
         _ => Ok(()),

@@ -17,6 +17,7 @@ use super::{FORMAT, MANIFEST};
 use crate::candidates::Tuned;
 use crate::codebook::Bits;
 use crate::error::SearchError;
+use crate::fold::Folding;
 
 const MAGIC: &[u8; 8] = b"KFSTORE\n";
 const HEADER: usize = 20;
@@ -37,6 +38,9 @@ pub(crate) struct Manifest {
     /// `Encoder::whole_text_rows`); such stores keep an id for every row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) whole_text_rows: u32,
+    /// How the rows of a text became fewer.
+    #[serde(default, skip_serializing_if = "Folding::is_none")]
+    pub(crate) fold: Folding,
     /// The folders and files that were indexed, as keys (see [`super::paths`]).
     pub(crate) roots: Vec<String>,
     /// How they were read, as the indexing pipeline wants it remembered.
@@ -149,6 +153,7 @@ impl Manifest {
             encoder,
             bits,
             whole_text_rows: 0,
+            fold: Folding::default(),
             roots: Vec::new(),
             options: serde_json::Value::Null,
             next_passage: 0,

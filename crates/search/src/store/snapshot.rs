@@ -21,6 +21,7 @@ use crate::candidates::fde::FdeOptions;
 use crate::candidates::{Method, Tuned};
 use crate::codebook::{Bits, Codebook};
 use crate::error::SearchError;
+use crate::fold::Folding;
 
 /// Tries to open a commit before giving up; each finds that the writer has
 /// meanwhile made another one.
@@ -114,6 +115,11 @@ impl Snapshot {
     /// How many rows at the head of each passage stand for all of it.
     pub fn whole_text_rows(&self) -> usize {
         self.manifest.whole_text_rows as usize
+    }
+
+    /// How the rows of a text became fewer.
+    pub fn folding(&self) -> Folding {
+        self.manifest.fold
     }
 
     /// How passages are encoded, if they are.

@@ -11,7 +11,7 @@ use tantivy::{Index, IndexSettings, IndexWriter, TantivyDocument, Term};
 
 use super::directory::{Pending, SharedPending, StoreDirectory, open_folder};
 use super::files::{FileRecord, FileState};
-use super::known::{KnownFile, Place, known_files, require_bits};
+use super::known::{KnownFile, Place, known_files, require_bits, require_fold};
 use super::lexical::{self, Fields};
 use super::lock::WriteLock;
 use super::manifest::{self, CodebookEntry, Manifest};
@@ -21,6 +21,7 @@ use super::snapshot::{open_codebooks, open_index};
 use super::{CODEBOOKS, LEXICAL, MANIFEST, SEGMENTS, sweep};
 use crate::codebook::{Bits, Codebook};
 use crate::error::SearchError;
+use crate::fold::Folding;
 
 /// The least memory that the lexical index works with, bytes.
 const LEAST_LEXICAL: usize = 15_000_000;
@@ -31,6 +32,10 @@ pub struct WriterOptions {
     /// Bits kept of every entry of a vector: of a new store, or as a demand on an
     /// existing one. None takes what the store has, or four.
     pub bits: Option<Bits>,
+    /// How the rows that are added were folded: of a new store, or as a demand on an
+    /// existing one. None takes what the store has, or no folding. Whoever adds rows
+    /// folds them first; see [`Writer::folding`].
+    pub fold: Option<Folding>,
     /// Memory for what is not written yet, bytes. A quarter goes to vectors that
     /// wait for the first codebook, as much is needed to make it, and an eighth
     /// goes to words, but at least 15 MB. What the writer knows of every file
@@ -52,6 +57,7 @@ impl Default for WriterOptions {
     fn default() -> Self {
         Self {
             bits: None,
+            fold: None,
             memory: 512 << 20,
             seed: 0,
             threads: 1,
@@ -107,6 +113,7 @@ impl Writer {
         if let Some(manifest) = existing {
             super::require_encoder(&store, manifest, encoder)?;
             require_bits(&store, manifest, options.bits)?;
+            require_fold(&store, manifest, options.fold)?;
         }
         for folder in [LEXICAL, SEGMENTS, CODEBOOKS] {
             let folder = store.join(folder);
@@ -123,10 +130,13 @@ impl Writer {
                     next_file: number,
                     birth: number,
                     whole_text_rows: options.whole_text_rows as u32,
+                    fold: options.fold.unwrap_or_default(),
                     ..Manifest::empty(encoder.clone(), bits_of_new(encoder, options)?)
                 }
             }
         };
+        next.fold
+            .require(next.bits, encoder, next.whole_text_rows as usize)?;
         let is_new = existing.is_none();
         let (directory, pending) = StoreDirectory::writer(&store, committed, next.clone())?;
         let (index, fields) = if is_new {
@@ -174,6 +184,11 @@ impl Writer {
     /// rows to make one.
     pub fn codebook(&self) -> Option<&Arc<Codebook>> {
         self.rows.codebook()
+    }
+
+    /// How rows are folded before they are added.
+    pub fn folding(&self) -> Folding {
+        self.pending().next.fold
     }
 
     /// Says how many rows are still to come, for the size of the first codebook.
