@@ -11,7 +11,6 @@ mod random;
 mod report;
 mod store;
 mod subspace;
-#[allow(dead_code, unused_imports)] // until the experiments that use all of it are in
 mod toy;
 
 use std::path::PathBuf;

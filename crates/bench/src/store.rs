@@ -108,7 +108,8 @@ pub(crate) fn write_items<T>(
     Ok(tokens)
 }
 
-fn passage(text: &Text) -> Passage {
+/// A text as a passage.
+pub(crate) fn passage(text: &Text) -> Passage {
     Passage {
         text: text.body.clone(),
         headings: match text.heading.as_str() {

@@ -1,13 +1,14 @@
 //! One file per experiment.
 
 mod anncur;
+mod crisp;
 mod growth;
 mod machine;
 mod muvera;
 pub(crate) mod peers;
 mod prf_interpolation;
 mod scale;
-pub(crate) mod search;
+mod search;
 
 use crate::Experiment;
 
@@ -20,4 +21,5 @@ pub(crate) const ALL: &[Experiment] = &[
     prf_interpolation::EXPERIMENT,
     anncur::EXPERIMENT,
     peers::EXPERIMENT,
+    crisp::EXPERIMENT,
 ];

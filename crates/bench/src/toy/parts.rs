@@ -54,18 +54,21 @@ pub(crate) fn normalize_backward(grad: &mut [f32], unit: &[f32], norms: &[f32], 
 pub(crate) struct Groups(pub(crate) Vec<Vec<usize>>);
 
 impl Groups {
-    /// Of the cluster number of each row; numbers without a row make no group.
-    pub(crate) fn of_codes(codes: &[u32]) -> Self {
-        let count = codes.iter().max().map_or(0, |&c| c as usize + 1);
-        let mut groups = vec![Vec::new(); count];
-        for (i, &code) in codes.iter().enumerate() {
-            groups[code as usize].push(i);
+    /// Of the group of each row; numbers without a row make no group.
+    pub(crate) fn new(of_rows: impl Iterator<Item = Option<usize>>) -> Self {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        for (i, group) in of_rows.enumerate() {
+            if let Some(group) = group {
+                groups.resize_with(groups.len().max(group + 1), Vec::new);
+                groups[group].push(i);
+            }
         }
         groups.retain(|g| !g.is_empty());
         Self(groups)
     }
 
     /// One group for each word, in the order in which they first occur.
+    #[allow(dead_code)] // for bags of words, which come next
     pub(crate) fn of_words(words: &[u32]) -> Self {
         let mut places = std::collections::HashMap::new();
         let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -149,10 +152,9 @@ mod tests {
             Groups(vec![vec![0, 2], vec![1], vec![3]])
         );
         assert_eq!(
-            Groups::of_codes(&[2, 0, 2]),
-            Groups(vec![vec![1], vec![0, 2]])
+            Groups::new([Some(2), Some(0), None, Some(2)].into_iter()),
+            Groups(vec![vec![1], vec![0, 3]])
         );
-        assert_eq!(Groups::of_codes(&[]), Groups(Vec::new()));
         let groups = Groups(vec![vec![0, 2]]);
         assert_eq!(groups.means(&[1.0, 2.0, 9.0, 9.0, 3.0, 6.0], 2), [2.0, 4.0]);
         let back = groups.means_backward(&[2.0, 4.0], 3, 2);
