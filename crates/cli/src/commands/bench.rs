@@ -49,7 +49,7 @@ pub(crate) struct BenchArgs {
     /// A model that weighs terms, to measure beside words: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     sparse: Option<String>,
-    /// Another engine to measure beside ours, for peers: NAME=COMMAND; may be repeated
+    /// Another engine to measure beside ours, for peers and crisp: NAME=COMMAND; may be repeated
     #[arg(long = "peer", value_name = "NAME=COMMAND")]
     peers: Vec<String>,
     /// Look for the best options, where the experiment can: prf-interpolation

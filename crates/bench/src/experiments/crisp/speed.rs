@@ -1,4 +1,10 @@
 //! The time that folding takes, on one core.
+//!
+//! A peer that pools as PyLate does can be measured on the same vectors in the same
+//! run (`--peer`, as parity/peers/pooling.py): `COMMAND fold ROWS ABOUT`, with the floats
+//! of all rows in one file and a JSON object in the other (`dim`; `counts`, the rows of
+//! each passage; `factors`; `runs`), prints for every factor a JSON line with `fold`,
+//! `milliseconds` of a passage, and `rows`, how many are left of all.
 
 use std::time::Instant;
 
@@ -8,6 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use super::super::peers::Engine;
 use crate::report::{Table, reached};
 use crate::{BenchError, BenchOptions, Scale};
 
@@ -17,6 +24,8 @@ const PASSAGES: usize = 300;
 const LARGE: (usize, usize) = (512, 128);
 /// Milliseconds.
 const AIM: f64 = 1.0;
+/// Factors of pooling that peers are measured at.
+const FACTORS: [usize; 2] = [2, 4];
 
 pub(super) struct Speed {
     pub(super) tables: Vec<Table>,
@@ -46,18 +55,22 @@ pub(super) fn run(
     let mut table = Table::new(&title, &["fold", "collection", "large"]);
     let mut values = Vec::new();
     let mut findings = Vec::new();
+    let mut pooling = Vec::new();
     for spec in ["c8x32", "c4x8", "c25", "c50", "ward:2", "ward:4"] {
         let Ok(fold) = spec.parse::<Fold>() else {
             continue;
         };
         let one = |rows: &[f32], dim| {
             let groups = fold.groups(rows, dim, Role::Document, 0);
-            std::hint::black_box(groups.means(rows, dim));
+            groups.means(rows, dim).len() / dim
         };
+        let mut left = 0;
         let mean = shortest(runs, || {
-            passages.iter().for_each(|p| one(p.as_slice(), dim));
+            left = passages.iter().map(|p| one(p.as_slice(), dim)).sum();
         }) / passages.len().max(1) as f64;
-        let of_large = shortest(4 * runs, || one(&large, LARGE.1));
+        let of_large = shortest(4 * runs, || {
+            std::hint::black_box(one(&large, LARGE.1));
+        });
         table.row([
             spec.to_owned(),
             format!("{mean:.3}"),
@@ -72,12 +85,56 @@ pub(super) fn run(
                 reached(of_large < AIM)
             ));
         }
+        pooling.push((spec, mean, left));
+    }
+    let mut peers = Vec::new();
+    for peer in &options.peers {
+        let engine = Engine::parse(peer)?;
+        for line in ask(&engine, passages, dim, runs)? {
+            let (spec, theirs) = (&line["fold"], line["milliseconds"].as_f64());
+            let ours = pooling.iter().find(|p| *spec == p.0);
+            let (Some(&(spec, ours, left)), Some(theirs)) = (ours, theirs) else {
+                continue;
+            };
+            table.row([
+                format!("{spec}, {}", engine.name),
+                format!("{theirs:.3}"),
+                String::new(),
+            ]);
+            findings.push(format!(
+                "{spec}: {} takes {theirs:.2} ms for a passage and leaves {} vectors of {count}, we {ours:.2} ms, {:.1} times less, and {left}.",
+                engine.name,
+                line["rows"],
+                theirs / ours
+            ));
+            peers.push(json!({"name": engine.name, "fold": spec, "collection_ms": theirs}));
+        }
     }
     Ok(Speed {
         tables: vec![table],
         findings,
-        values: json!(values),
+        values: json!({"ours": values, "peers": peers}),
     })
+}
+
+/// Has a peer fold some passages.
+fn ask(
+    engine: &Engine,
+    passages: &[Vectors],
+    dim: usize,
+    runs: usize,
+) -> Result<Vec<Value>, BenchError> {
+    let folder = tempfile::tempdir()?;
+    let (rows, about) = (folder.path().join("rows"), folder.path().join("about.json"));
+    let numbers = passages.iter().flat_map(Vectors::as_slice);
+    std::fs::write(
+        &rows,
+        numbers.flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(),
+    )?;
+    let counts: Vec<usize> = passages.iter().map(Vectors::rows).collect();
+    let task = json!({"dim": dim, "counts": counts, "factors": FACTORS, "runs": runs});
+    std::fs::write(&about, task.to_string())?;
+    engine.run("fold", &rows, &about)
 }
 
 /// Rows around 40 directions, as tokens of a text lie around its words.

@@ -44,8 +44,8 @@ const LATENCY: f64 = 0.5;
 const BUILD: f64 = 2.0 / 3.0;
 
 /// An engine, and how it is started.
-struct Engine {
-    name: String,
+pub(super) struct Engine {
+    pub(super) name: String,
     command: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl Engine {
     }
 
     /// Of `NAME=COMMAND`.
-    fn parse(text: &str) -> Result<Self, BenchError> {
+    pub(super) fn parse(text: &str) -> Result<Self, BenchError> {
         let (name, command) = text.split_once('=').unwrap_or_default();
         let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
         if name.is_empty() || command.is_empty() {
@@ -76,7 +76,12 @@ impl Engine {
     }
 
     /// The JSON lines that it prints.
-    fn run(&self, task: &str, vectors: &Path, index: &Path) -> Result<Vec<Value>, BenchError> {
+    pub(super) fn run(
+        &self,
+        task: &str,
+        vectors: &Path,
+        index: &Path,
+    ) -> Result<Vec<Value>, BenchError> {
         let failed =
             |what: String| BenchError::data(self.command.join(" "), format!("as a peer it {what}"));
         let output = Command::new(&self.command[0])
