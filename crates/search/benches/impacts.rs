@@ -107,6 +107,7 @@ fn build(store: &Path, passages: usize) {
                 &passages,
                 &vec![1; numbers.len()],
                 Rows::Raw(&rows),
+                &[],
             )
             .unwrap();
         let record = FileRecord {

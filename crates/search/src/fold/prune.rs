@@ -9,7 +9,7 @@ pub(super) fn tail(n: usize, keep: usize) -> Vec<u32> {
 
 /// Groups of every `step`-th of `n` rows from the first, each for itself.
 pub(super) fn spaced(n: usize, step: usize) -> Vec<u32> {
-    kept(n, |i| i % step == 0)
+    kept(n, |i| i.is_multiple_of(step))
 }
 
 fn kept(n: usize, keep: impl Fn(usize) -> bool) -> Vec<u32> {

@@ -152,7 +152,9 @@ impl Directory {
             .tokens
             .checked_mul(4)
             .and_then(|n| d.row_ids.checked_add(n));
-        if d.row_ids != 0 && (d.row_ids % 64 != 0 || ids_end.is_none_or(|end| end > length)) {
+        if d.row_ids != 0
+            && (!d.row_ids.is_multiple_of(64) || ids_end.is_none_or(|end| end > length))
+        {
             return Err("the ids of its rows do not fit its counts");
         }
         let wanted = d.lengths().ok_or("its counts are impossible")?;
