@@ -9,17 +9,20 @@ use keyfold_text::{ColberterEncoder, ColberterOptions, CrossEncoder, LoadOptions
 use crate::args::Globals;
 use crate::failure::wrong_use;
 
-/// Options of ColBERTer models.
+/// Options of models of whole words.
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "ColBERTer models")]
+#[command(next_help_heading = "Whole words")]
 pub(crate) struct WordArgs {
-    /// When two words are the same: in lower case, or by their stems [default: lower]
+    /// Keep one vector for each different word: the same in lower case, or by its stem
+    ///
+    /// ColBERTer models do so anyway, in lower case. Of other models with a vector for each
+    /// token, a word gets the mean of those of its pieces at all its places.
     #[arg(long, value_name = "HOW", value_parser = ["lower", "stem"])]
     words: Option<String>,
-    /// Keep the words that the model would remove from passages
+    /// ColBERTer models: keep the words that the model would remove from passages
     #[arg(long)]
     keep_stopwords: bool,
-    /// Leave out what is beyond the longest text of the model, instead of refusing it
+    /// ColBERTer models: leave out what is beyond the longest text, instead of refusing it
     #[arg(long)]
     truncate: bool,
 }
@@ -35,7 +38,7 @@ impl WordArgs {
         let (plain, named) = split(model);
         let mut options: ColberterOptions = named.unwrap_or("").parse().map_err(wrong_use)?;
         if let Some(words) = &self.words {
-            options.words = words.parse::<Words>().map_err(wrong_use)?;
+            options.words = Some(words.parse::<Words>().map_err(wrong_use)?);
         }
         options.keep_stopwords |= self.keep_stopwords;
         options.truncate |= self.truncate;

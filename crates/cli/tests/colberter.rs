@@ -119,6 +119,26 @@ fn options_of_words_stay_with_the_store() {
 }
 
 #[test]
+fn the_built_in_model_can_keep_a_vector_for_each_word() {
+    let rows = |words: &[&str]| -> (u64, Vec<String>) {
+        let notes = Notes::new();
+        let report = notes
+            .run(&[&["index", ".", "--json"], words].concat())
+            .json();
+        let found = notes.find("boat in the wind", &["--mode", "meaning", "--explain"][..2]);
+        notes
+            .run(&["search", "boat", "--explain", "--mode", "meaning"])
+            .ok();
+        (report["tokens"].as_u64().unwrap(), found)
+    };
+    let (all, found) = rows(&[]);
+    let (words, found_by_words) = rows(&["--words", "lower"]);
+    let (stems, _) = rows(&["--words", "stem"]);
+    assert!(all > words && words > stems, "{all} {words} {stems}");
+    assert_eq!(found[0], found_by_words[0]);
+}
+
+#[test]
 fn what_does_not_go_with_the_model_is_said() {
     let notes = Notes::new();
     let model = model("colberter");
@@ -126,7 +146,7 @@ fn what_does_not_go_with_the_model_is_said() {
         .run(&["index", ".", "--model", &model, "--bits", "4"])
         .fails(1, &["--bits 8"]);
     notes
-        .run(&["index", ".", "--words", "stem"])
+        .run(&["index", ".", "--truncate"])
         .fails(1, &["builtin", "only ColBERTer models"]);
     let report = notes
         .run(&["index", ".", "--model", &model, "--list-skipped"])

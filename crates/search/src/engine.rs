@@ -1,5 +1,6 @@
 //! Searching a store: by words, by meaning, or by both.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -374,6 +375,10 @@ impl<'a> LookedFor<'a> {
                 candidates::nearest(snapshot.segments(), rows, depth, allowed, &candidates)
             };
             (rankings.meaning, rankings.timings.meaning) = nearest(meant.rows())?;
+            if snapshot.whole_text_rows() > 0 {
+                self.compare_found_by_words(snapshot, meant.rows(), &mut rankings, options)?;
+                rankings.meaning.truncate(depth);
+            }
             if let Some(how) = &options.feedback.vector {
                 let rows = learned(snapshot, meant.rows(), &rankings, how, options)?;
                 rankings.timings.feedback = candidates::lap(&mut clock);
@@ -388,6 +393,28 @@ impl<'a> LookedFor<'a> {
         }
         rankings.ranked.truncate(options.k);
         Ok(rankings)
+    }
+
+    /// Adds the passages that words found to the list by meaning, with their scores:
+    /// vectors of whole texts may have missed them.
+    fn compare_found_by_words(
+        &self,
+        snapshot: &Snapshot,
+        rows: &Vectors,
+        rankings: &mut Rankings,
+        options: &SearchOptions,
+    ) -> Result<(), SearchError> {
+        let known: HashSet<u64> = rankings.meaning.iter().map(|r| r.passage).collect();
+        let found = rankings.lexical.iter().map(|r| r.passage);
+        let found: Vec<u64> = found.filter(|id| !known.contains(id)).collect();
+        let how = CandidateOptions {
+            exact_match: Some(self.exact_match),
+            ..options.candidates
+        };
+        let scored = candidates::scores_of(snapshot.segments(), rows, &found, &how)?;
+        rankings.meaning.extend(scored);
+        fuse::sort(&mut rankings.meaning);
+        Ok(())
     }
 
     /// The list by words, or by learnt weights; empty if only the meaning counts.

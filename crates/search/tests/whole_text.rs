@@ -15,6 +15,7 @@ use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, search};
 use keyfold_search::explain::Retriever;
 use keyfold_search::feedback::VectorFeedback;
+use keyfold_search::fuse::Fuse;
 use keyfold_search::index::{IndexOptions, update};
 use keyfold_search::store::Snapshot;
 use proptest::prelude::*;
@@ -283,6 +284,47 @@ fn passages_far_as_a_whole_are_not_compared_by_words() {
     for hit in found {
         assert!(whole(&hit.text) >= least - 0.5, "{}", hit.text);
     }
+}
+
+#[test]
+fn passages_that_words_find_are_compared_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..400 {
+        write_old(&dir.path().join(format!("{n}.txt")), &text(n, 20), 100);
+    }
+    let model = Bags::new();
+    let snapshot = index(dir.path(), &model, &IndexOptions::default()).unwrap();
+    let mut options = SearchOptions { k: 1, ..meaning() };
+    options.candidates.cls = 1;
+    options.candidates.exact = 1;
+    options.fusion.fuse = Fuse::None;
+    let mut gained = 0;
+    for n in 0..20 {
+        let query = text(1000 + n, 3);
+        let mut best = |mode| {
+            options.mode = mode;
+            search(&snapshot, &query, Some(&model), &options)
+                .unwrap()
+                .hits
+                .pop()
+        };
+        let (whole, words) = (best(Mode::Meaning).unwrap(), best(Mode::Lexical));
+        let both = best(Mode::Both).unwrap();
+        let mut expected = whole.score;
+        if let Some(words) = words {
+            let q = model.one(&query, Role::Query);
+            let (score, near) = score(&q, &model.one(&words.text, Role::Document), false);
+            gained += usize::from(score > expected + near);
+            expected = expected.max(score);
+        }
+        assert!(
+            (both.score - expected).abs() < 1.0,
+            "{} {expected}",
+            both.score
+        );
+        assert!(both.score >= whole.score);
+    }
+    assert!(gained > 0);
 }
 
 #[test]

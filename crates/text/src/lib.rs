@@ -7,6 +7,7 @@
 
 mod backbone;
 pub mod builtin;
+mod by_word;
 mod colberter;
 mod cross_encoder;
 mod dense;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::backbone::Backbone;
 use crate::builtin::{self, BUILTIN, TokenMixerEncoder};
+use crate::by_word::ByWordEncoder;
 use crate::colberter::{self, ColberterEncoder, ColberterOptions, ColberterTerms};
 use crate::error::{LoadError, invalid, io};
 use crate::late::{LateInteractionEncoder, Layout};
@@ -32,12 +33,10 @@ pub struct LoadOptions {
 /// When there is no such model, or a file of it is missing, damaged, or of a
 /// kind that is not known; the error names the file.
 pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadError> {
-    if name == BUILTIN {
-        return Ok(Box::new(builtin::load(options.threads)?));
-    }
     let (name, chosen) = chosen(name);
-    if let (BUILTIN, Some(options)) = (name, chosen) {
-        return Err(no_options(Path::new(BUILTIN), options));
+    if name == BUILTIN {
+        let encoder = Box::new(builtin::load(options.threads)?);
+        return by_word(encoder, Path::new(BUILTIN), chosen);
     }
     let folder = ModelFolder::find(name)?;
     if let Some(encoder) = colberter(&folder, chosen, options)? {
@@ -46,13 +45,36 @@ pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadE
     let config: Option<ModelType> = folder.json_optional("config.json")?;
     if config.is_some_and(|c| c.model_type == builtin::MODEL_TYPE) {
         let encoder = TokenMixerEncoder::load(&folder, options.threads)?;
-        return Ok(Box::new(encoder));
+        return by_word(Box::new(encoder), &folder.path, chosen);
     }
-    Ok(match Layout::of(&folder)? {
-        Some(layout) => Box::new(LateInteractionEncoder::load_layout(
-            &folder, layout, options,
-        )?),
-        None => Box::new(SentenceEncoder::load(&folder, options)?),
+    match Layout::of(&folder)? {
+        Some(layout) => {
+            let encoder = LateInteractionEncoder::load_layout(&folder, layout, options)?;
+            by_word(Box::new(encoder), &folder.path, chosen)
+        }
+        None => match chosen {
+            Some(options) => Err(no_options(&folder.path, options)),
+            None => Ok(Box::new(SentenceEncoder::load(&folder, options)?)),
+        },
+    }
+}
+
+/// A model with one vector for each token, by whole words if its options say so.
+fn by_word(
+    encoder: Box<dyn Encoder>,
+    path: &Path,
+    chosen: Option<&str>,
+) -> Result<Box<dyn Encoder>, LoadError> {
+    let Some(text) = chosen else {
+        return Ok(encoder);
+    };
+    let options: ColberterOptions = text.parse().map_err(|what: String| invalid(path, what))?;
+    if options.keep_stopwords || options.truncate {
+        return Err(no_options(path, text));
+    }
+    Ok(match options.words {
+        Some(words) => Box::new(ByWordEncoder::new(encoder, words)),
+        None => encoder,
     })
 }
 
@@ -64,6 +86,9 @@ pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadE
 pub fn load_sparse(name: &str, options: &LoadOptions) -> Result<Box<dyn SparseEncoder>, LoadError> {
     let (plain, chosen) = chosen(name);
     let folder = ModelFolder::find(plain)?;
+    if let (Some(options), false) = (chosen, is_colberter(&folder)?) {
+        return Err(no_options(&folder.path, options));
+    }
     Ok(match colberter(&folder, chosen, options)? {
         Some(model) => Box::new(ColberterTerms::new(model, &folder.path)?),
         None => Box::new(SparseTextEncoder::load(plain, options)?),
@@ -79,10 +104,10 @@ pub fn load_colberter(
     name: &str,
     options: &LoadOptions,
 ) -> Result<Option<ColberterEncoder>, LoadError> {
+    let (name, chosen) = chosen(name);
     if name == BUILTIN {
         return Ok(None);
     }
-    let (name, chosen) = chosen(name);
     colberter(&ModelFolder::find(name)?, chosen, options)
 }
 
@@ -94,11 +119,16 @@ fn chosen(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The error of options of a model that has none.
+fn is_colberter(folder: &ModelFolder) -> Result<bool, LoadError> {
+    let config: Option<ModelType> = folder.json_optional("config.json")?;
+    Ok(config.is_some_and(|c| c.model_type == colberter::MODEL_TYPE))
+}
+
+/// The error of options that a model does not have.
 fn no_options(model: &Path, options: &str) -> LoadError {
     let what = format!(
-        "only ColBERTer models have the options '{options}' (--words, --keep-stopwords, \
-         --truncate), and this is none"
+        "it does not have the options '{options}': models with one vector for each token have \
+         words (--words), and only ColBERTer models keep-stopwords and truncate too"
     );
     invalid(model, what)
 }
@@ -109,12 +139,8 @@ fn colberter(
     chosen: Option<&str>,
     options: &LoadOptions,
 ) -> Result<Option<ColberterEncoder>, LoadError> {
-    let config: Option<ModelType> = folder.json_optional("config.json")?;
-    if config.is_none_or(|c| c.model_type != colberter::MODEL_TYPE) {
-        return match chosen {
-            None => Ok(None),
-            Some(options) => Err(no_options(&folder.path, options)),
-        };
+    if !is_colberter(folder)? {
+        return Ok(None);
     }
     let chosen: ColberterOptions = match chosen {
         None => ColberterOptions::default(),

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 const TOLERANCE: f32 = 1e-5;
 const ALL: [&str; 3] = ["colberter", "uni", "tokens"];
 const CUT: ColberterOptions = ColberterOptions {
-    words: Words::Lower,
+    words: None,
     keep_stopwords: false,
     truncate: true,
 };
@@ -273,7 +273,13 @@ fn ids_of_words_are_those_of_the_authors() {
     let all: Vec<Ids> = read("ids.json");
     assert!(all.len() > 10);
     for (words, stem) in [(Words::Lower, false), (Words::Stem, true)] {
-        let model = model("colberter", ColberterOptions { words, ..CUT });
+        let model = model(
+            "colberter",
+            ColberterOptions {
+                words: Some(words),
+                ..CUT
+            },
+        );
         for text in &all {
             let (theirs, tokens) = match stem {
                 false => (&text.lower, &text.lower_tokens),
@@ -291,6 +297,53 @@ fn ids_of_words_are_those_of_the_authors() {
                 "{:?}",
                 text.text
             );
+        }
+    }
+}
+
+/// A model of one vector for each token: the mean of a word's in its place.
+#[test]
+fn other_models_can_give_a_row_for_each_word() {
+    let options = LoadOptions { threads: 1 };
+    let plain = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pylate-bert");
+    let plain = plain.to_str().unwrap();
+    let text = "The store, the crashing stores: THE Store!";
+    for (name, marked) in [("builtin", 0), (plain, 3)] {
+        let tokens = load(name, &options).unwrap();
+        let all = &tokens.encode(&[text], Role::Document).unwrap()[0];
+        let spans = tokens.spans(text, Role::Document).unwrap();
+        for (how, words) in [("lower", 4), ("stem", 3)] {
+            let by_word = load(&format!("{name}#words={how}"), &options).unwrap();
+            assert_ne!(by_word.identity().hash, tokens.identity().hash);
+            assert!(by_word.identity().name.ends_with(&format!("#words={how}")));
+            let rows = &by_word.encode(&[text], Role::Document).unwrap()[0];
+            let of = by_word.spans(text, Role::Document).unwrap();
+            assert_eq!((rows.rows(), of.len()), (marked + words, marked + words));
+            for row in 0..marked {
+                assert_eq!(
+                    rows.row(row),
+                    all.row(if row < 2 { row } else { all.rows() - 1 })
+                );
+                assert_eq!(of[row], None);
+            }
+            assert_eq!(of[marked], Some(0..3));
+            // "the" at its three places.
+            let mut mean = vec![0.0; rows.dim()];
+            for (row, span) in all.iter().zip(&spans) {
+                if span
+                    .clone()
+                    .is_some_and(|s| text[s].eq_ignore_ascii_case("the"))
+                {
+                    mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+                }
+            }
+            let length = mean.iter().map(|x| x * x).sum::<f32>().sqrt();
+            for (m, x) in mean.iter().zip(rows.row(marked)) {
+                assert!((m / length - x).abs() < 1e-5);
+            }
+            // Queries stay.
+            let query = |e: &dyn Encoder| e.encode(&[text], Role::Query).unwrap();
+            assert_eq!(query(&*by_word), query(&*tokens));
         }
     }
 }
@@ -371,8 +424,9 @@ fn what_cannot_be_loaded_is_said() {
     let plain = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/st-bert-mean");
     assert_error(
         &format!("{}#words=stem", plain.display()),
-        &["only ColBERTer models have the options 'words=stem'"],
+        &["does not have the options 'words=stem'", "each token"],
     );
+    assert_error("builtin#truncate", &["'truncate'", "--words"]);
 }
 
 #[test]
@@ -392,7 +446,7 @@ fn a_long_text_is_refused_or_cut() {
     // That changes no vector of other texts, so it is the same model.
     assert_eq!(refuses.identity().hash, cuts.identity().hash);
     let stems = ColberterOptions {
-        words: Words::Stem,
+        words: Some(Words::Stem),
         ..CUT
     };
     assert_ne!(

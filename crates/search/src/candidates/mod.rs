@@ -273,6 +273,33 @@ pub fn nearest(
     Ok((ranked, timings))
 }
 
+/// The scores of the passages with these ids as [`nearest`] gives them; of those that
+/// are gone or have no rows, none. In the order of the store.
+pub(crate) fn scores_of(
+    segments: &[Segment],
+    query: &Vectors,
+    ids: &[u64],
+    options: &CandidateOptions,
+) -> Result<Vec<Ranked>, SearchError> {
+    let mut candidates = Vec::new();
+    for (number, segment) in segments.iter().enumerate() {
+        for &id in ids {
+            if let Some(local) = segment.find(id)?.filter(|&local| segment.is_live(local)) {
+                candidates.push(Candidate {
+                    score: 0.0,
+                    segment: number as u32,
+                    local,
+                });
+            }
+        }
+    }
+    sort_by_place(&mut candidates);
+    let query = Query::new(segments, query, options.exact_match == Some(true));
+    score::exact(segments, &query, &mut candidates, options.threads)?;
+    let all = candidates.len();
+    rank(segments, candidates, all)
+}
+
 /// What is searched for, where, and how.
 struct Search<'a> {
     segments: &'a [Segment],

@@ -74,10 +74,13 @@ impl Config {
 /// What can be chosen when a ColBERTer model is loaded. Other choices give other
 /// vectors, so they are part of the model's identity; in a model's name they stand
 /// after a `#`: `DIR#words=stem,keep-stopwords,truncate`.
+///
+/// Models with one vector for each token take `words`: then a document has one for each
+/// different word, the mean of those of its pieces at all its places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ColberterOptions {
-    /// When two words are the same.
-    pub words: Words,
+    /// When two words are the same; [`Words::Lower`] where it is not said.
+    pub words: Option<Words>,
     /// Keep the words of documents that the model would remove.
     pub keep_stopwords: bool,
     /// Leave out what is beyond the longest text of the model, instead of refusing it.
@@ -87,7 +90,10 @@ pub struct ColberterOptions {
 impl std::fmt::Display for ColberterOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let parts = [
-            (self.words == Words::Stem).then_some("words=stem"),
+            self.words.map(|words| match words {
+                Words::Lower => "words=lower",
+                Words::Stem => "words=stem",
+            }),
             self.keep_stopwords.then_some("keep-stopwords"),
             self.truncate.then_some("truncate"),
         ];
@@ -103,7 +109,7 @@ impl std::str::FromStr for ColberterOptions {
         let mut options = Self::default();
         for part in s.split(',').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
-                Some(("words", words)) => options.words = words.parse()?,
+                Some(("words", words)) => options.words = Some(words.parse()?),
                 None if part == "keep-stopwords" => options.keep_stopwords = true,
                 None if part == "truncate" => options.truncate = true,
                 _ => {

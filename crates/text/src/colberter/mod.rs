@@ -55,8 +55,8 @@ pub use config::ColberterOptions;
 pub(crate) use config::MODEL_TYPE;
 use config::{Config, Sizes};
 pub use score::{BagOfWords, PairScore, WholeWord};
-use words::Word;
 pub use words::{TextWord, Words, whole_words};
+pub(crate) use words::{Word, words};
 
 const CONFIG: &str = "config.json";
 const DISTILBERT: &str = "distilbert-base-uncased";
@@ -248,7 +248,7 @@ impl ColberterEncoder {
                 most: self.longest,
             })?;
         let words = if self.whole_words {
-            words::words(text, &tokens.spans, self.options.words)?
+            words(text, &tokens.spans, self.options.words.unwrap_or_default())?
         } else {
             let tokens = tokens.ids.iter().zip(&tokens.spans).enumerate();
             tokens
@@ -555,6 +555,7 @@ fn identify(
     // What is cut off changes no vector of a text that is not.
     let counts = ColberterOptions {
         truncate: false,
+        words: chosen.words.filter(|words| *words != Words::default()),
         ..chosen
     };
     hasher.update(counts.to_string().as_bytes());

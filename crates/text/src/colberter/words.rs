@@ -43,14 +43,14 @@ impl std::str::FromStr for Words {
 
 /// A word of a text with the tokens that it is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Word {
+pub(crate) struct Word {
     /// Lower-cased or stemmed.
-    pub(super) text: String,
-    pub(super) id: u32,
+    pub(crate) text: String,
+    pub(crate) id: u32,
     /// Where it stands first, in bytes.
-    pub(super) span: Range<usize>,
+    pub(crate) span: Range<usize>,
     /// Rows of the tokens of all its places.
-    pub(super) tokens: Vec<usize>,
+    pub(crate) tokens: Vec<usize>,
 }
 
 /// The id of a word.
@@ -105,7 +105,7 @@ pub fn whole_words(text: &str, words: Words) -> Result<Vec<TextWord>, EncodeErro
 }
 
 /// The words of a text, of the tokens with these bytes of it.
-pub(super) fn words(
+pub(crate) fn words(
     text: &str,
     spans: &[Option<Range<usize>>],
     words: Words,
