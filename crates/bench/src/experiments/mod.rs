@@ -1,6 +1,7 @@
 //! One file per experiment.
 
 mod anncur;
+mod colberter;
 mod crisp;
 mod growth;
 mod machine;
@@ -20,6 +21,7 @@ pub(crate) const ALL: &[Experiment] = &[
     muvera::EXPERIMENT,
     prf_interpolation::EXPERIMENT,
     anncur::EXPERIMENT,
+    colberter::EXPERIMENT,
     peers::EXPERIMENT,
     crisp::EXPERIMENT,
 ];
