@@ -113,10 +113,14 @@ pub fn update(
     let store = resolve(store)?;
     let stored = Stored::read(&store, options.rebuild)?;
     stored.require(&store, encoder.identity(), options)?;
-    let writing = WriterOptions {
+    let mut writing = WriterOptions {
         whole_text_rows: encoder.whole_text_rows(),
         ..options.writer(&stored)
     };
+    if options.rebuild && writing.whole_text_rows > 0 {
+        // What another model's store kept says nothing of this one's.
+        writing.bits = options.bits;
+    }
     writing.fold.unwrap_or_default().require(
         writing.bits.unwrap_or_default(),
         encoder.identity(),
