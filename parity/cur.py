@@ -64,6 +64,20 @@ def main():
         "queries": scores[held_out][:, anchors].tolist(),
         "estimates": cur.get_rows(held_out).tolist(),
     }
+    # New items, old queries: scored by some of the anchor queries.
+    few, old, new = [0, 3, 5, 8, 11], list(range(18)), list(range(18, items))
+    table = scores[anchor_queries]
+    cur = approximate(
+        rows=table[few][:, old], cols=table[:, old], row_idxs=few, col_idxs=old,
+        approx_preference="cols",
+    )  # fmt: skip
+    given = table[few][:, new]
+    fixture["new"] = {
+        "queries": few,
+        "items": old,
+        "given": given.T.tolist(),
+        "complete": cur.get_complete_col(given).T.tolist(),
+    }
     out.write_text(json.dumps(fixture))
     print(out, out.stat().st_size)
 

@@ -245,7 +245,7 @@ fn not_negative(text: &str) -> Result<f32, String> {
     }
 }
 
-fn share(text: &str) -> Result<f32, String> {
+pub(crate) fn share(text: &str) -> Result<f32, String> {
     match number(text)? {
         x if (0.0..=1.0).contains(&x) => Ok(x),
         _ => Err("it must be between 0 and 1".to_owned()),

@@ -607,3 +607,44 @@ fn a_cross_encoder_makes_the_last_order() {
     let odd = search(&["--rerank-by", "cur", "--anchors", "100"]);
     odd.fails(1, &["100 anchors", "--calls"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_program_of_the_user_makes_the_last_order() {
+    let notes = Notes::new();
+    notes.write(
+        "queries.txt",
+        "flowers\nmoney in the bank\nships and storms\nroses\n",
+    );
+    // Long passages first.
+    let program = "cmd:while read -r line; do echo ${#line}; done";
+    let search = |program: &str, options: &[&str]| {
+        let query = ["search", "boat in the wind", "--json", "--rerank", program];
+        notes.run(&[&query[..], options, &["--glob", "!queries.txt"]].concat())
+    };
+    let found = search(program, &["--calls", "1000"]).json();
+    let hits = found["hits"].as_array().unwrap();
+    let lengths: Vec<usize> = hits
+        .iter()
+        .map(|h| h["text"].as_str().unwrap().len())
+        .collect();
+    assert!(lengths.len() > 2 && lengths[0] == lengths.iter().copied().max().unwrap());
+    assert_eq!(found["rerank"]["calls"], hits.len());
+    assert_eq!(found["rerank"]["model"], program);
+    // Estimates are told with how far they are off.
+    let cur = [
+        "--rerank-by",
+        "cur",
+        "--anchors",
+        "1",
+        "--anchor-queries",
+        "queries.txt",
+    ];
+    let found = search(program, &cur).json();
+    assert!(found["rerank"]["relative_error"].as_f64().unwrap() < 2.0);
+    let broken = search("cmd:echo no; cat", &[]);
+    broken.fails(1, &["echo no; cat", "'no'", "one line with one number"]);
+    search("cmd:", &[]).fails(2, &["cmd:"]);
+    let slow = search("cmd:sleep 9", &["--rerank-timeout", "1"]);
+    slow.fails(1, &["sleep 9", "--rerank-timeout"]);
+}

@@ -93,6 +93,14 @@ pub enum EncodeError {
         /// The most that the model takes.
         most: usize,
     },
+    /// A program of the user that scores pairs did not do it.
+    #[error("the scorer '{program}' {what}")]
+    Program {
+        /// The program, as it was given.
+        program: String,
+        /// What it did, and what it should do.
+        what: String,
+    },
     /// The model computed something that is not a number.
     #[error(
         "model '{model}' gave vectors that are not usable: {source}; its weights may be damaged"

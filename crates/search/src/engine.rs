@@ -105,6 +105,8 @@ pub struct SearchResult {
     pub hits: Vec<Hit>,
     /// What a person should know of the search, in a sentence.
     pub note: Option<String>,
+    /// How many passages a reranker read.
+    pub calls: usize,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -185,6 +187,8 @@ pub struct Rankings {
     pub meaning: Vec<Ranked>,
     /// The final list, at most `k` long.
     pub ranked: Vec<Ranked>,
+    /// How many passages a reranker read.
+    pub calls: usize,
     /// What the list by words is of.
     asked: Asked,
     /// Where the time went.
@@ -247,6 +251,7 @@ pub fn search_with(
     Ok(SearchResult {
         hits,
         note: looked_for.note(),
+        calls: rankings.calls,
         timings,
     })
 }
@@ -388,7 +393,8 @@ impl<'a> LookedFor<'a> {
         rankings.ranked = mixed(&rankings, options);
         if let Some(reranker) = self.reranker {
             clock = Instant::now();
-            rankings.ranked = reranker.rerank(snapshot, self.text, &rankings.ranked, allowed)?;
+            (rankings.ranked, rankings.calls) =
+                reranker.rerank(snapshot, self.text, &rankings.ranked, allowed)?;
             rankings.timings.rerank = candidates::lap(&mut clock);
         }
         rankings.ranked.truncate(options.k);

@@ -19,13 +19,13 @@ use serde::Serialize;
 
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
-use crate::mixing::MixArgs;
+use crate::mixing::{self, MixArgs};
 use crate::output::hits::{self, ShownHit};
 use crate::output::passage::Layout;
 use crate::output::terminal;
 use crate::place::{self, Place};
 use crate::progress::StderrProgress;
-use crate::reranking::RerankArgs;
+use crate::reranking::{RerankArgs, Spent};
 use crate::{model, update, when};
 
 /// Rows of a passage that are shown without --full.
@@ -89,6 +89,10 @@ pub(crate) struct SearchArgs {
     /// Compare the query with every passage; short for --candidates exhaustive
     #[arg(long, conflicts_with = "candidates")]
     exhaustive: bool,
+    /// Add up words of the query whose vectors are this near (cosine, about 0.7) before
+    /// passages are compared: faster for long queries, less exact
+    #[arg(long, value_name = "COSINE", value_parser = mixing::share)]
+    ball_carving: Option<f32>,
     /// Where the store is [default: .keyfold in PATH or above it]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -147,6 +151,8 @@ struct Found<'a> {
     hits: Option<&'a [ShownHit]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<&'a PathBuf>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rerank: Option<Spent>,
 }
 
 pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -181,7 +187,7 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
     }
     let snapshot = Snapshot::open(&place.store)?;
     let Some(filters) = filters(args, &place, &snapshot)? else {
-        return show(args, globals, &place, Vec::new(), 0.0);
+        return show(args, globals, &place, Vec::new(), 0.0, None);
     };
     options.filters = filters;
     let progress = StderrProgress::new(globals.quiet, 0);
@@ -193,7 +199,7 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
         None => None,
     };
     let reranker = match &cross_encoder {
-        Some(model) => match args.rerank.open(&snapshot, model, globals, &progress)? {
+        Some(model) => match args.rerank.open(&snapshot, &**model, globals, &progress)? {
             Some(ready) => Some(ready),
             None => return Ok(Outcome::Interrupted),
         },
@@ -209,8 +215,12 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
     if let Some(note) = &found.note {
         progress.say(note);
     }
+    let spent = reranker.map(|r| args.rerank.spent(&r, found.calls));
+    if let Some(spent) = &spent {
+        progress.say(&spent.to_string());
+    }
     let hits = found.hits.into_iter().map(ShownHit::new).collect();
-    show(args, globals, &place, hits, milliseconds)
+    show(args, globals, &place, hits, milliseconds, spent)
 }
 
 /// How to search, without the filters, which need a store.
@@ -237,6 +247,7 @@ fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions
     };
     options.candidates.cls = args.cls_candidates as usize;
     options.candidates.exact_match = args.exact_match.then_some(true);
+    options.candidates.carving = args.ball_carving;
     if let Some(threads) = globals.threads {
         options.candidates.threads = threads.into();
     }
@@ -353,6 +364,7 @@ fn show(
     place: &Place,
     hits: Vec<ShownHit>,
     milliseconds: f64,
+    rerank: Option<Spent>,
 ) -> anyhow::Result<Outcome> {
     let mut out = anstream::stdout().lock();
     if globals.json {
@@ -362,6 +374,7 @@ fn show(
             milliseconds,
             hits: (!args.files_with_matches).then_some(&hits[..]),
             files: args.files_with_matches.then(|| hits::files(&hits)),
+            rerank,
         };
         writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
     } else if args.files_with_matches {

@@ -23,6 +23,7 @@
 //! of fixed length (`fde`), and, to compare with, as PLAID (`plaid`) and WARP
 //! (`warp`) do it. [`tune`] tries them on a store.
 
+mod carving;
 mod centroids;
 pub mod fde;
 mod plaid;
@@ -136,6 +137,9 @@ pub struct CandidateOptions {
     /// Whether rows meet only rows with the same id, in the stores of models with
     /// vectors of whole texts; none takes what the model says.
     pub exact_match: Option<bool>,
+    /// How near query rows must be, in cosine, to count as one in exact scores (ball
+    /// carving); none: all count. Scores are then at most the exact ones.
+    pub carving: Option<f32>,
     /// Score every passage exactly, whatever the method.
     pub exhaustive: bool,
     /// At most this many threads of the current rayon pool work on a query; 1
@@ -154,6 +158,7 @@ impl Default for CandidateOptions {
             exact: 128,
             cls: 2000,
             exact_match: None,
+            carving: None,
             exhaustive: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
@@ -267,7 +272,10 @@ pub fn nearest(
             found
         }
     };
-    score::exact(segments, &query, &mut candidates, options.threads)?;
+    let carved = options.carving.map(|near| carving::carve(rows, near));
+    let carved = carved.map(|rows| Query::new(segments, &rows));
+    let query = carved.as_ref().unwrap_or(&query);
+    score::exact(segments, query, &mut candidates, options.threads)?;
     let ranked = rank(segments, candidates, k)?;
     timings.exact = lap(&mut clock);
     Ok((ranked, timings))

@@ -11,6 +11,7 @@
 //! Source of the method: Yadav et al. 2022 and 2023, see [`cur`].
 
 mod anchors;
+mod command;
 pub mod cur;
 
 use keyfold_core::PairScorer;
@@ -19,6 +20,7 @@ use rand::rngs::SmallRng;
 use rand::seq::index::sample;
 
 pub use anchors::Anchors;
+pub use command::{CommandScorer, PATIENCE};
 
 use crate::error::SearchError;
 use crate::filter::Allowed;
@@ -87,6 +89,8 @@ struct Fixed {
     /// Places of the anchor items, and their inverse; for [`RerankBy::Cur`].
     items: Vec<usize>,
     factor: Option<cur::Factor>,
+    /// See [`AnchorScores::held_out_error`](cur::AnchorScores::held_out_error).
+    error: Option<f64>,
 }
 
 impl<'a> Reranker<'a> {
@@ -114,6 +118,12 @@ impl<'a> Reranker<'a> {
                 "there are no scores of anchor queries: give --anchor-queries".to_owned(),
             );
         };
+        let n = anchors.scores().items();
+        let mut rng = SmallRng::seed_from_u64(options.seed);
+        let mut items = sample(&mut rng, n, options.anchors.min(n)).into_vec();
+        items.sort_unstable();
+        let scores = anchors.scores();
+        let error = scores.held_out_error(&items, options.inverse, options.seed);
         let fixed = if options.by == RerankBy::Cur {
             if options.anchors == 0 || options.anchors >= options.calls {
                 return refused(format!(
@@ -129,21 +139,19 @@ impl<'a> Reranker<'a> {
                     options.anchors
                 ));
             }
-            let n = anchors.scores().items();
-            let mut rng = SmallRng::seed_from_u64(options.seed);
-            let mut items = sample(&mut rng, n, options.anchors.min(n)).into_vec();
-            items.sort_unstable();
             let factor = anchors.scores().factor(&items, options.inverse);
             Fixed {
                 anchors,
                 items,
                 factor: Some(factor),
+                error,
             }
         } else {
             Fixed {
                 anchors,
                 items: Vec::new(),
                 factor: None,
+                error,
             }
         };
         Ok(Self {
@@ -151,6 +159,19 @@ impl<'a> Reranker<'a> {
             options,
             anchors: Some(fixed),
         })
+    }
+
+    /// How far estimates from as many random anchors as the options say are from the
+    /// truth, relative to it, for anchor queries that are left out of them; none
+    /// where nothing is estimated.
+    pub fn relative_error(&self) -> Option<f64> {
+        self.anchors.as_ref()?.error
+    }
+
+    /// How many passages only some of the anchor queries have scored.
+    pub fn estimated(&self) -> usize {
+        let fixed = self.anchors.as_ref();
+        fixed.map_or(0, |fixed| fixed.anchors.estimated())
     }
 
     /// How long the list of the search must be.
@@ -162,15 +183,15 @@ impl<'a> Reranker<'a> {
         }
     }
 
-    /// The passages that were read, best first; `found` is the list of the search,
-    /// best first, and `allowed` says which passages may be given.
+    /// The passages that were read, best first, and how many were read; `found` is the
+    /// list of the search, best first, and `allowed` says which passages may be given.
     pub(crate) fn rerank(
         &self,
         snapshot: &Snapshot,
         query: &str,
         found: &[Ranked],
         allowed: Option<&Allowed>,
-    ) -> Result<Vec<Ranked>, SearchError> {
+    ) -> Result<(Vec<Ranked>, usize), SearchError> {
         let Some(fixed) = &self.anchors else {
             let ids: Vec<u64> = found
                 .iter()
@@ -178,7 +199,8 @@ impl<'a> Reranker<'a> {
                 .take(self.options.calls)
                 .collect();
             let scores = self.score(snapshot, query, &ids)?;
-            return Ok(ranked(ids.into_iter().zip(scores)));
+            let calls = ids.len();
+            return Ok((ranked(ids.into_iter().zip(scores)), calls));
         };
         let ids = fixed.anchors.ids();
         let bits = allowed.map(Allowed::ids);
@@ -186,7 +208,9 @@ impl<'a> Reranker<'a> {
             bits.as_ref()
                 .is_none_or(|bits| bits.contains(ids[i] as usize))
         };
+        let mut calls = 0;
         let mut score = |items: &[usize]| {
+            calls += items.len();
             let ids: Vec<u64> = items.iter().map(|&i| ids[i]).collect();
             self.score(snapshot, query, &ids)
         };
@@ -212,7 +236,7 @@ impl<'a> Reranker<'a> {
                 )?
             }
         };
-        Ok(ranked(scored.into_iter().map(|(i, s)| (ids[i], s))))
+        Ok((ranked(scored.into_iter().map(|(i, s)| (ids[i], s))), calls))
     }
 
     fn score(

@@ -87,7 +87,7 @@ fn find(world: &World, scorer: &Distance, how: RerankOptions, filters: Filters) 
     let snapshot = world.snapshot();
     let anchors = match how.by {
         RerankBy::All => None,
-        _ => Anchors::open(&snapshot, scorer, Some(&queries()), &NoProgress).unwrap(),
+        _ => Anchors::open(&snapshot, scorer, Some(&queries()), None, &NoProgress).unwrap(),
     };
     scorer.calls();
     let reranker = Reranker::new(scorer, anchors, how).unwrap();
@@ -144,12 +144,12 @@ fn scores_of_anchors_follow_the_store() {
     let (world, scorer) = (numbers(), Distance::new());
     let open = |queries: Option<&[String]>| {
         scorer.calls();
-        let anchors = Anchors::open(&world.snapshot(), &scorer, queries, &NoProgress)
+        let anchors = Anchors::open(&world.snapshot(), &scorer, queries, None, &NoProgress)
             .unwrap()
             .unwrap();
         (anchors, scorer.calls().len())
     };
-    let missing = Anchors::open(&world.snapshot(), &scorer, None, &NoProgress)
+    let missing = Anchors::open(&world.snapshot(), &scorer, None, None, &NoProgress)
         .err()
         .unwrap();
     assert!(
@@ -169,8 +169,88 @@ fn scores_of_anchors_follow_the_store() {
     assert_eq!(anchors.scores().items(), 110);
     // Other queries begin anew.
     assert_eq!(open(Some(&queries()[..5])).1, 550);
-    let none = Anchors::open(&world.snapshot(), &scorer, Some(&[]), &NoProgress);
+    let none = Anchors::open(&world.snapshot(), &scorer, Some(&[]), None, &NoProgress);
     assert!(none.err().unwrap().to_string().contains("no anchor query"));
+}
+
+#[test]
+fn passages_that_come_later_are_scored_by_a_few_queries() {
+    let (world, scorer) = (numbers(), Distance::new());
+    let open = |queries: Option<&[String]>, few| {
+        scorer.calls();
+        let anchors = Anchors::open(&world.snapshot(), &scorer, queries, few, &NoProgress);
+        (anchors.unwrap().unwrap(), scorer.calls().len())
+    };
+    // At first all queries score all passages, whatever is asked.
+    let (anchors, calls) = open(Some(&queries()), Some(6));
+    assert_eq!((anchors.estimated(), calls), (0, 4000));
+    let passages: Vec<String> = (300..310).map(|i| format!("item{i}")).collect();
+    let views: Vec<&str> = passages.iter().map(String::as_str).collect();
+    world.change(&[file("new.md", &views)], &[]);
+    let (anchors, calls) = open(None, Some(6));
+    assert_eq!((anchors.estimated(), calls), (10, 60));
+    // The scores are of rank three, so six tell all.
+    let snapshot = world.snapshot();
+    let mut checked = 0;
+    for (i, &id) in anchors.ids().iter().enumerate() {
+        let text = snapshot.passage(id).unwrap().unwrap().passage.text;
+        let pairs: Vec<(&str, &str)> = anchors.queries().iter().map(|q| (&**q, &*text)).collect();
+        let truth = scorer.score(&pairs).unwrap();
+        for (a, b) in anchors.scores().item(i).iter().zip(&truth) {
+            assert!((a - b).abs() < 0.05, "{text}: {a}, not {b}");
+        }
+        checked += usize::from(number(&text) >= 300.0);
+    }
+    assert_eq!(checked, 10);
+    // What is estimated stays, is told from the rest, and goes with its file.
+    let (anchors, calls) = open(None, None);
+    assert_eq!((anchors.estimated(), calls), (10, 0));
+    world.change(&[], &["new.md"]);
+    assert_eq!(open(None, None).0.estimated(), 0);
+}
+
+/// Fails after some pairs.
+struct Faulty(Distance, AtomicUsize);
+
+impl PairScorer for Faulty {
+    fn identity(&self) -> &EncoderIdentity {
+        self.0.identity()
+    }
+
+    fn score(&self, pairs: &[(&str, &str)]) -> Result<Vec<f32>, EncodeError> {
+        if self.1.fetch_add(pairs.len(), Ordering::Relaxed) > 1000 {
+            return Err(EncodeError::Program {
+                program: "faulty".to_owned(),
+                what: "stopped".to_owned(),
+            });
+        }
+        self.0.score(pairs)
+    }
+}
+
+#[test]
+fn what_was_scored_before_a_failure_is_kept() {
+    let world = numbers();
+    let faulty = Faulty(Distance::new(), AtomicUsize::new(0));
+    let open = || {
+        Anchors::open(
+            &world.snapshot(),
+            &faulty,
+            Some(&queries()),
+            None,
+            &NoProgress,
+        )
+    };
+    let error = open().err().unwrap().to_string();
+    assert!(error.contains("faulty"), "{error}");
+    let before = faulty.0.calls().len();
+    assert!(before > 900, "{before}");
+    faulty.1.store(0, Ordering::Relaxed);
+    // The rest, in as many runs as it takes.
+    while open().is_err() {
+        faulty.1.store(0, Ordering::Relaxed);
+    }
+    assert_eq!(before + faulty.0.calls().len(), 4000);
 }
 
 /// Asks to stop after some advances.
@@ -193,11 +273,11 @@ impl Progress for Impatient {
 fn a_stopped_run_keeps_what_is_done() {
     let (world, scorer) = (numbers(), Distance::new());
     let stop = Impatient(AtomicUsize::new(5));
-    let stopped = Anchors::open(&world.snapshot(), &scorer, Some(&queries()), &stop).unwrap();
+    let stopped = Anchors::open(&world.snapshot(), &scorer, Some(&queries()), None, &stop).unwrap();
     assert!(stopped.is_none());
     let before = scorer.calls().len();
     assert!(before > 0 && before < 4000);
-    let anchors = Anchors::open(&world.snapshot(), &scorer, None, &NoProgress).unwrap();
+    let anchors = Anchors::open(&world.snapshot(), &scorer, None, None, &NoProgress).unwrap();
     assert_eq!(anchors.unwrap().ids().len(), 200);
     assert_eq!(before + scorer.calls().len(), 4000);
 }
@@ -205,7 +285,8 @@ fn a_stopped_run_keeps_what_is_done() {
 #[test]
 fn damaged_anchors_are_named_by_check_and_made_anew() {
     let (world, scorer) = (numbers(), Distance::new());
-    let open = |queries| Anchors::open(&world.snapshot(), &scorer, queries, &NoProgress).unwrap();
+    let open =
+        |queries| Anchors::open(&world.snapshot(), &scorer, queries, None, &NoProgress).unwrap();
     let asked = queries();
     open(Some(&asked)).unwrap();
     let store = world.snapshot().store().to_owned();
@@ -230,8 +311,16 @@ fn damaged_anchors_are_named_by_check_and_made_anew() {
 #[test]
 fn budgets_that_mean_nothing_are_refused() {
     let (world, scorer) = (numbers(), Distance::new());
-    let anchors =
-        || Anchors::open(&world.snapshot(), &scorer, Some(&queries()), &NoProgress).unwrap();
+    let anchors = || {
+        Anchors::open(
+            &world.snapshot(),
+            &scorer,
+            Some(&queries()),
+            None,
+            &NoProgress,
+        )
+        .unwrap()
+    };
     let refused = |anchors, how| match Reranker::new(&scorer, anchors, how) {
         Err(SearchError::Rerank { what }) => what,
         _ => panic!("not refused"),
@@ -252,6 +341,16 @@ struct Reference {
     /// Of held-out queries with the anchors, and what follows for all items.
     queries: Vec<Vec<f32>>,
     estimates: Vec<Vec<f32>>,
+    new: ReferenceNew,
+}
+
+/// New items: their scores by some queries, and what follows for all queries.
+#[derive(serde::Deserialize)]
+struct ReferenceNew {
+    queries: Vec<usize>,
+    items: Vec<usize>,
+    given: Vec<Vec<f32>>,
+    complete: Vec<Vec<f32>>,
 }
 
 #[test]
@@ -274,6 +373,13 @@ fn estimates_are_those_of_the_authors_code() {
             for (a, b) in found.iter().zip(expected) {
                 assert!((a - b).abs() < tolerance, "{a} {b}");
             }
+        }
+    }
+    let new = reference.new;
+    let by_few = index.for_new_items(&new.queries, &new.items, Inverse::Pseudo);
+    for (given, complete) in new.given.iter().zip(&new.complete) {
+        for (a, b) in by_few.estimate(given).iter().zip(complete) {
+            assert!((a - b).abs() < 2e-5, "{a} {b}");
         }
     }
 }

@@ -65,17 +65,25 @@ pub(super) fn compare(
     let mut truth: Vec<Vec<u64>> = Vec::new();
     let mut values = Vec::new();
     progress.start("search", "ways", None);
-    for (method, encoded, name) in [
-        (Method::Exhaustive, 0, "exhaustive"),
-        (Method::Fde, 128, "fde, 128 candidates"),
-        (Method::Fde, 512, "fde, 512 candidates"),
-        (Method::Centroids, 0, "centroids"),
-        (Method::Plaid, 0, "plaid"),
-        (Method::Warp, 0, "warp"),
+    for (method, encoded, carving, name) in [
+        (Method::Exhaustive, 0, None, "exhaustive"),
+        (Method::Exhaustive, 0, Some(0.7), "exhaustive, balls carved"),
+        (Method::Fde, 128, None, "fde, 128 candidates"),
+        (Method::Fde, 512, None, "fde, 512 candidates"),
+        (
+            Method::Fde,
+            512,
+            Some(0.7),
+            "fde, 512 candidates, balls carved",
+        ),
+        (Method::Centroids, 0, None, "centroids"),
+        (Method::Plaid, 0, None, "plaid"),
+        (Method::Warp, 0, None, "warp"),
     ] {
         let way = CandidateOptions {
             method,
             encoded,
+            carving,
             threads: options.thread_count(),
             ..CandidateOptions::default()
         };

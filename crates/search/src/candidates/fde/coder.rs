@@ -2,7 +2,7 @@
 
 use std::io;
 
-use keyfold_kernels::{PQ_BLOCK, PqError, PqQuery, ProductQuantizer, add_assign};
+use keyfold_kernels::{MaxSim, PQ_BLOCK, PqError, PqQuery, ProductQuantizer, TopK, add_assign};
 
 use super::{Fde, FdeConfig, FdeError, FdeOptions, Projection};
 
@@ -11,6 +11,12 @@ const MAGIC: &[u8; 8] = b"KFFDEN1\n";
 /// Documents on which the quantizer is trained, as far as there are any: at least
 /// and at most.
 const SAMPLE: std::ops::RangeInclusive<usize> = 512..=4096;
+/// Of these, documents on which filling is tried, how many of them ask, with how many
+/// rows, and for how many others.
+const TRIED: usize = 256;
+const ASKING: usize = 32;
+const ASKING_ROWS: usize = 16;
+const NEIGHBOURS: usize = 10;
 /// Vectors of a document, about.
 const VECTORS: usize = 128;
 
@@ -62,7 +68,11 @@ impl FdeCoder {
         let scale = dim as f32 / rows.len().max(1) as f32;
         mean.iter_mut().for_each(|x| *x *= scale);
         let mean = options.center.centers(&mean).then_some(&mean[..]);
-        let fde = Fde::new(dim, options.config.clone(), mean)?;
+        let mut config = options.config.clone();
+        if options.fill_auto {
+            config.fill_empty_partitions = filling_helps(rows, counts, dim, &config, mean)?;
+        }
+        let fde = Fde::new(dim, config, mean)?;
         let mut encoded = vec![0.0; counts.len() * fde.len()];
         fde.documents(rows, counts, &mut encoded)?;
         let quantizer = ProductQuantizer::train(
@@ -127,6 +137,7 @@ impl FdeCoder {
         let header = serde_json::to_vec(&Header {
             dim: self.fde.dim,
             centred: !self.fde.mean.is_empty(),
+            filled: Some(self.fde.config.fill_empty_partitions),
             options: self.options.clone(),
         })?;
         let mut out = MAGIC.to_vec();
@@ -161,7 +172,8 @@ impl FdeCoder {
         let header: Header =
             serde_json::from_slice(header).map_err(|_| damaged("its header cannot be read"))?;
         let (dim, options) = (header.dim, header.options);
-        let c = options.config.clone();
+        let mut c = options.config.clone();
+        c.fill_empty_partitions = header.filled.unwrap_or(c.fill_empty_partitions);
         c.check(dim)?;
         let mut take = |n: usize| -> Result<Vec<f32>, CoderError> {
             let bytes = rest.split_off(..n.saturating_mul(4));
@@ -200,7 +212,71 @@ impl FdeCoder {
 struct Header {
     dim: usize,
     centred: bool,
+    /// What was found of [`FdeOptions::fill_auto`]; else the options say it.
+    #[serde(default)]
+    filled: Option<bool>,
     options: FdeOptions,
+}
+
+/// Whether encodings with filled cells put nearer to the front what MaxSim puts first:
+/// some documents of a sample ask for their ten neighbours among others.
+fn filling_helps(
+    rows: &[f32],
+    counts: &[usize],
+    dim: usize,
+    config: &FdeConfig,
+    mean: Option<&[f32]>,
+) -> Result<bool, FdeError> {
+    let counts = &counts[..counts.len().min(TRIED)];
+    let mut documents = Vec::with_capacity(counts.len());
+    let mut rest = rows;
+    for count in counts {
+        let (own, others) = rest.split_at_checked(count * dim).unwrap_or((rest, &[]));
+        documents.push(own);
+        rest = others;
+    }
+    let few = |rows: &[f32]| -> Vec<f32> {
+        let n = rows.len() / dim;
+        let some = rows
+            .chunks_exact(dim)
+            .step_by(n.div_ceil(ASKING_ROWS).max(1));
+        some.flatten().copied().collect()
+    };
+    let step = documents.len().div_ceil(ASKING).max(1);
+    let asking: Vec<(usize, Vec<f32>, Vec<usize>)> = (0..documents.len())
+        .step_by(step)
+        .map(|own| {
+            let query = few(documents[own]);
+            let mut scorer = MaxSim::new(&query, dim);
+            let mut best = TopK::new(NEIGHBOURS);
+            for (i, rows) in documents.iter().enumerate().filter(|(i, _)| *i != own) {
+                best.push(scorer.score(rows), i as u64);
+            }
+            let best = best.into_sorted().into_iter().map(|(_, i)| i as usize);
+            (own, query, best.collect())
+        })
+        .collect();
+    let places = |fill: bool| -> Result<usize, FdeError> {
+        let config = FdeConfig {
+            fill_empty_partitions: fill,
+            ..config.clone()
+        };
+        let fde = Fde::new(dim, config, mean)?;
+        let encoded: Vec<Vec<f32>> = (documents.iter())
+            .map(|rows| fde.document(rows))
+            .collect::<Result<_, _>>()?;
+        let mut sum = 0;
+        for (own, query, best) in &asking {
+            let query = fde.query(query)?;
+            let scores: Vec<f32> = encoded.iter().map(|d| query.dot(d)).collect();
+            for &wanted in best {
+                let before = |(i, s): (usize, &f32)| i != *own && *s > scores[wanted];
+                sum += scores.iter().enumerate().filter(|&e| before(e)).count();
+            }
+        }
+        Ok(sum)
+    };
+    Ok(places(true)? < places(false)?)
 }
 
 /// Coordinates that share a code: as many as the user wants, or as divide a block.

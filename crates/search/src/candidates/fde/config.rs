@@ -48,6 +48,18 @@ impl Choice {
     }
 }
 
+/// Where the random numbers of planes and projections come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Generator {
+    /// ChaCha12, in an order that [`Fde::new`](super::Fde::new) states.
+    #[default]
+    ChaCha,
+    /// GNU's C++ library, in the order of the authors' program: the same encodings as
+    /// theirs to rounding, for a sketch that it has.
+    Libstdcxx,
+}
+
 /// Parameters of an encoding. Names are the authors', the default is their
 /// (20, 5, 16): 10,240 coordinates.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -68,6 +80,9 @@ pub struct FdeConfig {
     pub fill_empty_partitions: bool,
     /// `F`: a count sketch shortens the whole encoding to so many coordinates.
     pub final_projection_dimension: Option<usize>,
+    /// Who draws.
+    #[serde(default)]
+    pub generator: Generator,
 }
 
 impl Default for FdeConfig {
@@ -80,6 +95,7 @@ impl Default for FdeConfig {
             projection_dimension: 16,
             fill_empty_partitions: false,
             final_projection_dimension: None,
+            generator: Generator::default(),
         }
     }
 }
@@ -131,6 +147,11 @@ pub enum FdeError {
         /// Numbers that it must have.
         wanted: usize,
     },
+    /// The authors' program has no dense projection.
+    #[error(
+        "rng=libstdcxx draws as the authors' program, which has sketch=count and sketch=identity"
+    )]
+    NoDense,
     /// A vector is no whole row or holds what is no number.
     #[error("a vector to encode holds NaN or infinity")]
     NotFinite,
@@ -175,6 +196,10 @@ impl FdeConfig {
             if n == 0 {
                 return Err(FdeError::Zero(what));
             }
+        }
+        let dense = self.projection_type == Projection::Dense;
+        if dense && self.generator == Generator::Libstdcxx {
+            return Err(FdeError::NoDense);
         }
         let planes = self.num_simhash_projections;
         let cells = 1u128 << planes.min(64);

@@ -29,19 +29,19 @@
 
 mod coder;
 mod config;
+mod draw;
+mod libstdcxx;
 mod options;
 mod scan;
 
 use std::borrow::Cow;
-use std::f64::consts::TAU;
 
 use keyfold_kernels::{add_assign, matmul_nt, norm, simhash_cells, simhash_sides};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 pub(crate) use coder::BLOCK;
 pub use coder::{CoderError, FdeCoder};
-pub use config::{CENTER_FROM, Choice, FdeConfig, FdeError, Projection};
+pub use config::{CENTER_FROM, Choice, FdeConfig, FdeError, Generator, Projection};
+use draw::Draw;
 pub use options::FdeOptions;
 pub(crate) use scan::scan;
 
@@ -110,22 +110,22 @@ impl Fde {
     ///
     /// Of each repetition the planes are drawn plane by plane from N(0, 1), the
     /// dense projection row by row. A count sketch draws for every coordinate its
-    /// place, then its sign.
+    /// place, then its sign. All three begin with a fresh generator each.
     pub fn new(dim: usize, config: FdeConfig, mean: Option<&[f32]>) -> Result<Self, FdeError> {
         config.check(dim)?;
         let mut planes = Vec::new();
         let mut projections = Vec::new();
         for r in 0..config.num_repetitions {
-            let rng = || StdRng::seed_from_u64(config.seed.wrapping_add(r as u64));
-            let mut normal = rng();
+            let draw = || Draw::new(&config, r);
+            let mut normal = draw();
             let count = config.num_simhash_projections * dim;
-            planes.extend((0..count).map(|_| standard_normal(&mut normal)));
-            projections.extend(projection(dim, &config, &mut rng()));
+            planes.extend((0..count).map(|_| normal.normal()));
+            projections.extend(projection(dim, &config, &mut draw()));
         }
-        let mut rng = StdRng::seed_from_u64(config.seed);
+        let mut draw = Draw::new(&config, 0);
         let len = config.final_projection_dimension.unwrap_or(0);
         let inner = if len == 0 { 0 } else { config.inner_len(dim) };
-        let last = (0..inner).map(|_| place_and_sign(len, &mut rng)).collect();
+        let last = (0..inner).map(|_| draw.place_and_sign(len)).collect();
         Self::with_matrices(dim, config, mean, planes, projections, last)
     }
 
@@ -461,32 +461,20 @@ impl Hashed<'_> {
     }
 }
 
-/// A number drawn from N(0, 1) (Box and Muller 1958).
-fn standard_normal(rng: &mut StdRng) -> f32 {
-    let (radius, angle): (f64, f64) = (rng.random(), rng.random());
-    ((-2.0 * (1.0 - radius).ln()).sqrt() * (TAU * angle).cos()) as f32
-}
-
-fn place_and_sign(places: usize, rng: &mut StdRng) -> (u32, f32) {
-    let place = rng.random_range(0..places) as u32;
-    (place, if rng.random() { 1.0 } else { -1.0 })
-}
-
 /// The projection of one repetition, `[width, dim]`; empty for the identity.
-fn projection(dim: usize, config: &FdeConfig, rng: &mut StdRng) -> Vec<f32> {
+fn projection(dim: usize, config: &FdeConfig, draw: &mut Draw) -> Vec<f32> {
     let width = config.projection_dimension;
     match config.projection_type {
         Projection::Identity => Vec::new(),
         Projection::Dense => {
             let unit = 1.0 / (width as f32).sqrt();
-            let entry = |_| if rng.random() { unit } else { -unit };
-            (0..width * dim).map(entry).collect()
+            (0..width * dim).map(|_| unit * draw.sign()).collect()
         }
         Projection::Count => {
             // As a matrix: multiplying with it is faster than adding one by one.
             let mut matrix = vec![0.0; width * dim];
             for d in 0..dim {
-                let (place, sign) = place_and_sign(width, rng);
+                let (place, sign) = draw.place_and_sign(width);
                 matrix[place as usize * dim + d] = sign;
             }
             matrix

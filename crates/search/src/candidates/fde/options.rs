@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Choice, FdeConfig, Projection};
+use super::{Choice, FdeConfig, Generator, Projection};
 
 /// How the passages of a store are encoded.
 ///
@@ -21,6 +21,10 @@ pub struct FdeOptions {
     /// Coordinates that share a code, at most; fewer where the projection is no
     /// multiple of it.
     pub group: usize,
+    /// Whether empty cells are filled is found out on a sample of the passages; what
+    /// `config` says of it does not count.
+    #[serde(default)]
+    pub fill_auto: bool,
 }
 
 impl Default for FdeOptions {
@@ -30,12 +34,13 @@ impl Default for FdeOptions {
             center: Choice::Auto,
             bits: 4,
             group: 4,
+            fill_auto: false,
         }
     }
 }
 
-const KEYS: &str = "reps=20, simhash=5, proj=16, seed=42, sketch=dense|count|identity, fill=on|off, \
-                    center=auto|on|off, final=none|N, pq=16x4|256x8";
+const KEYS: &str = "reps=20, simhash=5, proj=16, seed=42, sketch=dense|count|identity, fill=auto|on|off, \
+                    center=auto|on|off, final=none|N, pq=16x4|256x8, rng=chacha|libstdcxx";
 
 impl FromStr for FdeOptions {
     type Err = String;
@@ -56,8 +61,12 @@ impl FromStr for FdeOptions {
                 ("sketch", "dense") => c.projection_type = Projection::Dense,
                 ("sketch", "count") => c.projection_type = Projection::Count,
                 ("sketch", "identity") => c.projection_type = Projection::Identity,
-                ("fill", "on") => c.fill_empty_partitions = true,
-                ("fill", "off") => c.fill_empty_partitions = false,
+                ("fill", "auto" | "on" | "off") => {
+                    options.fill_auto = value == "auto";
+                    c.fill_empty_partitions = value == "on";
+                }
+                ("rng", "chacha") => c.generator = Generator::ChaCha,
+                ("rng", "libstdcxx") => c.generator = Generator::Libstdcxx,
                 ("center", "auto") => options.center = Choice::Auto,
                 ("center", "on") => options.center = Choice::On,
                 ("center", "off") => options.center = Choice::Off,
@@ -94,7 +103,11 @@ impl fmt::Display for FdeOptions {
                 Projection::Count => "count",
                 Projection::Identity => "identity",
             },
-            if c.fill_empty_partitions { "on" } else { "off" },
+            match c.fill_empty_partitions {
+                _ if self.fill_auto => "auto",
+                true => "on",
+                false => "off",
+            },
             match self.center {
                 Choice::Auto => "auto",
                 Choice::On => "on",
@@ -104,7 +117,11 @@ impl fmt::Display for FdeOptions {
                 .map_or("none".to_owned(), |n| n.to_string()),
             1u32 << self.bits.min(8),
             self.group,
-        )
+        )?;
+        match c.generator {
+            Generator::ChaCha => Ok(()),
+            Generator::Libstdcxx => write!(f, ",rng=libstdcxx"),
+        }
     }
 }
 
@@ -118,6 +135,15 @@ mod tests {
             "reps=10,simhash=4,proj=8,seed=7,sketch=count,fill=on,center=off,final=640,pq=256x8";
         let options: FdeOptions = all.parse().unwrap();
         assert_eq!(options.to_string(), all);
+        for text in [
+            all.replace("fill=on", "fill=auto"),
+            format!("{all},rng=libstdcxx"),
+        ] {
+            let options: FdeOptions = text.parse().unwrap();
+            assert_eq!(options.to_string(), text);
+            let json = serde_json::to_string(&options).unwrap();
+            assert_eq!(serde_json::from_str::<FdeOptions>(&json).unwrap(), options);
+        }
         assert_eq!("".parse(), Ok(FdeOptions::default()));
         let default = FdeOptions::default();
         assert_eq!(default.to_string().parse(), Ok(default));

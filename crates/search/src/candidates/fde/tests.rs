@@ -1,6 +1,9 @@
 use keyfold_kernels::{dot, maxsim, normalize_rows};
 use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
+use super::draw::standard_normal;
 use super::*;
 
 fn config(r: usize, k: usize, p: usize) -> FdeConfig {
@@ -303,4 +306,49 @@ fn bad_parameters_and_vectors_are_refused() {
     assert!(Fde::new(8, config(1, 1, 4), Some(&mean)).is_err());
     let bad = Fde::with_matrices(2, identity(1, 1), None, vec![f32::NAN; 2], vec![], vec![]);
     assert_eq!(bad.unwrap_err(), FdeError::NotFinite);
+}
+
+#[test]
+fn filling_is_found_out_and_kept() {
+    // Of one vector each: a query in the next cell meets nothing unless it is filled.
+    let rows = unit_rows(200, 8, 9);
+    let options: FdeOptions = "reps=2,simhash=4,proj=8,fill=auto".parse().unwrap();
+    let train = |options: &FdeOptions| FdeCoder::train(&rows, &[1; 200], 8, options, 1, 1).unwrap();
+    let coder = train(&options);
+    assert!(coder.fde().config().fill_empty_partitions);
+    let again = FdeCoder::from_bytes(&coder.to_bytes().unwrap()).unwrap();
+    assert_eq!(again, coder);
+    assert_eq!(again.options(), &options);
+    let off = train(&"reps=2,simhash=4,proj=8".parse().unwrap());
+    assert!(!off.fde().config().fill_empty_partitions);
+}
+
+#[test]
+fn the_authors_generator_has_the_authors_sketches_only() {
+    let drawn = |projection_type| FdeConfig {
+        projection_type,
+        generator: Generator::Libstdcxx,
+        ..config(2, 3, 4)
+    };
+    let dense = Fde::new(8, drawn(Projection::Dense), None);
+    assert_eq!(dense, Err(FdeError::NoDense));
+    let count = Fde::new(8, drawn(Projection::Count), None).unwrap();
+    let other = Fde::new(
+        8,
+        FdeConfig {
+            generator: Generator::ChaCha,
+            ..drawn(Projection::Count)
+        },
+        None,
+    );
+    assert_ne!(count.planes, other.unwrap().planes);
+    // Every number of a vector goes to one place, by the draws of parity/libstdcxx.cpp.
+    let mut draws = Draw::new(count.config(), 1);
+    for d in 0..8 {
+        let (place, sign) = draws.place_and_sign(4);
+        let column: Vec<f32> = (0..4).map(|w| count.projections[(4 + w) * 8 + d]).collect();
+        let mut expected = vec![0.0; 4];
+        expected[place as usize] = sign;
+        assert_eq!(column, expected);
+    }
 }
