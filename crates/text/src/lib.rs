@@ -12,6 +12,7 @@ mod colberter;
 mod cross_encoder;
 mod dense;
 pub mod distill;
+mod entity_pairs;
 mod error;
 mod late;
 mod load;

@@ -25,6 +25,8 @@ pub(crate) struct Input {
     pub(crate) visible: usize,
     /// Where the second of two texts begins; the number of ids if it is one.
     pub(crate) second: usize,
+    /// Positions that are left out before the second text.
+    pub(crate) gap: usize,
 }
 
 impl Input {
@@ -33,6 +35,7 @@ impl Input {
         Self {
             visible: ids.len(),
             second: ids.len(),
+            gap: 0,
             ids,
         }
     }
@@ -66,7 +69,7 @@ pub(crate) fn run<T: Send>(
             let mut pack = Packed::default();
             for &i in places {
                 let input = &inputs[i];
-                pack.push(&input.ids, input.visible, input.second);
+                pack.push(&input.ids, input.visible, input.second, input.gap);
             }
             let states = backbone.forward(&pack, threads_each);
             let done = finish(places, &pack, states)?;

@@ -214,6 +214,16 @@ impl TextTokenizer {
         Ok((encoding.get_ids().to_vec(), second))
     }
 
+    /// The ids of a text without any special token.
+    pub(crate) fn bare(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        let encoding = quietly(|| self.inner.encode_fast(text, false));
+        let encoding = encoding.map_err(|reason| EncodeError::Tokenizer {
+            model: self.model.clone(),
+            reason,
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     fn prepare<'a>(&self, prompt: &str, text: &'a str) -> Cow<'a, str> {
         let joined: Cow<'a, str> = if prompt.is_empty() {
             Cow::Borrowed(text)

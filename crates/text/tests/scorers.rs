@@ -142,6 +142,47 @@ fn check_cross(name: &str) {
     }
 }
 
+/// Mentions and entities, as parity/anncur_special.py made them.
+fn check_entities(name: &str) {
+    let expected = expected(name);
+    let texts = |key: &str| -> Vec<String> {
+        let all = expected[key].as_array().unwrap().iter();
+        all.map(|t| t.as_str().unwrap().to_owned()).collect()
+    };
+    let (queries, documents) = (texts("queries"), texts("documents"));
+    let pairs: Vec<(&str, &str)> = (queries.iter())
+        .flat_map(|q| documents.iter().map(move |d| (q.as_str(), d.as_str())))
+        .collect();
+    let ours = cross(name, 2).score(&pairs).unwrap();
+    let theirs = expected["scores"].as_array().unwrap();
+    assert_eq!(ours.len(), theirs.len());
+    let largest = theirs
+        .iter()
+        .map(|s| s.as_f64().unwrap().abs())
+        .fold(1.0, f64::max);
+    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+        let off = (f64::from(*a) - b.as_f64().unwrap()).abs();
+        assert!(off <= TOLERANCE * largest, "{name} {i}: {a}, not {b}");
+    }
+    // Any text can be scored.
+    let odd = ["", "[unused1] [unused0]", "a\nb", &"word ".repeat(500)];
+    let odd: Vec<(&str, &str)> = odd
+        .iter()
+        .flat_map(|q| odd.iter().map(move |d| (*q, *d)))
+        .collect();
+    assert_eq!(cross(name, 1).score(&odd).unwrap().len(), 16);
+}
+
+#[test]
+fn cross_encoder_that_compares_marks() {
+    check_entities("anncur-emb");
+}
+
+#[test]
+fn cross_encoder_of_mentions_by_the_first_token() {
+    check_entities("anncur-cls");
+}
+
 #[test]
 fn cross_encoder_of_bert_with_token_types() {
     check_cross("cross-bert");

@@ -138,7 +138,8 @@ pub struct CandidateOptions {
     /// vectors of whole texts; none takes what the model says.
     pub exact_match: Option<bool>,
     /// How near query rows must be, in cosine, to count as one in exact scores (ball
-    /// carving); none: all count. Scores are then at most the exact ones.
+    /// carving); none: all count. Scores are then at most the exact ones. Rows with
+    /// ids are left as they are.
     pub carving: Option<f32>,
     /// Score every passage exactly, whatever the method.
     pub exhaustive: bool,
@@ -272,7 +273,9 @@ pub fn nearest(
             found
         }
     };
-    let carved = options.carving.map(|near| carving::carve(rows, near));
+    // Rows with ids meet their like alone; sums have none.
+    let carving = options.carving.filter(|_| rows.ids().is_none());
+    let carved = carving.map(|near| carving::carve(rows, near));
     let carved = carved.map(|rows| Query::new(segments, &rows));
     let query = carved.as_ref().unwrap_or(&query);
     score::exact(segments, query, &mut candidates, options.threads)?;

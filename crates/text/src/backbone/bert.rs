@@ -335,6 +335,9 @@ impl Bert {
             let ids = &batch.ids[text.start..text.start + text.len];
             let mut next = self.padding.map_or(0, |p| p as usize + 1);
             for (row, &id) in ids.iter().enumerate() {
+                if row == text.second {
+                    next += text.gap;
+                }
                 let position = match self.padding {
                     Some(padding) if padding == id => padding as usize,
                     _ => {

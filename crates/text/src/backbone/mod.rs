@@ -47,17 +47,20 @@ pub(crate) struct Sequence {
     pub(crate) visible: usize,
     /// Where the second of two texts begins among its rows; `len` if it is one.
     pub(crate) second: usize,
+    /// Positions that are left out before the second text, by models that count them.
+    pub(crate) gap: usize,
 }
 
 impl Packed {
     /// Adds a text, or two that are read together; from the token `second` on it is
     /// the second.
-    pub(crate) fn push(&mut self, ids: &[u32], visible: usize, second: usize) {
+    pub(crate) fn push(&mut self, ids: &[u32], visible: usize, second: usize, gap: usize) {
         self.sequences.push(Sequence {
             start: self.ids.len(),
             len: ids.len(),
             visible,
             second,
+            gap,
         });
         self.ids.extend_from_slice(ids);
     }

@@ -212,6 +212,7 @@ impl LateInteractionEncoder {
         Ok(Prepared {
             input: Input {
                 second: ids.len(),
+                gap: 0,
                 ids,
                 visible,
             },

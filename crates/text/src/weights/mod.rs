@@ -2,7 +2,8 @@
 //!
 //! Reads `model.safetensors` and, where there is none, PyTorch's
 //! `pytorch_model.bin`; each as one file or as shards with an index
-//! (`model.safetensors.index.json`). Numbers in half precision become `f32`.
+//! (`model.safetensors.index.json`); else the one checkpoint of a training program
+//! (`*.ckpt`) in the folder. Numbers in half precision become `f32`.
 
 mod numbers;
 mod pickle;
@@ -112,6 +113,10 @@ impl Weights {
                 let names = shards.names(&path, subfolder)?;
                 return Self::from_files(folder, path, names);
             }
+        }
+        if let [only] = &checkpoints(&folder.file(subfolder))[..] {
+            let single = join(subfolder, only);
+            return Self::from_files(folder, folder.file(&single), vec![single]);
         }
         Err(ModelFolderError::MissingFile {
             folder: folder.file(subfolder),
@@ -228,6 +233,13 @@ impl Weights {
             name: name.to_owned(),
         }
     }
+}
+
+/// Names of the files in a folder that training programs write (PyTorch Lightning).
+fn checkpoints(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.ends_with(".ckpt")).collect()
 }
 
 /// Early checkpoints call the weight and bias of a layer norm gamma and beta.
