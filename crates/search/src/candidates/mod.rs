@@ -276,7 +276,7 @@ pub fn nearest(
     // Rows with ids meet their like alone; sums have none.
     let carving = options.carving.filter(|_| rows.ids().is_none());
     let carved = carving.map(|near| carving::carve(rows, near));
-    let carved = carved.map(|rows| Query::new(segments, &rows));
+    let carved = carved.map(|rows| Query::new(segments, &rows, false));
     let query = carved.as_ref().unwrap_or(&query);
     score::exact(segments, query, &mut candidates, options.threads)?;
     let ranked = rank(segments, candidates, k)?;
