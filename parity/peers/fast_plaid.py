@@ -79,8 +79,8 @@ def main():
     queries = read(vectors, "queries")
     engine = search.FastPlaid(index=index, device="cpu")
     ask(engine, queries, "default")
-    for probe in (4, 8, 16, 32):
-        for full in (256, 1024, 4096, 8192):
+    for probe in (4, 8, 32):
+        for full in (512, 2048, 8192):
             ask(engine, queries, f"probe {probe}, full {full}", n_ivf_probe=probe, n_full_scores=full)
 
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 fn model(name: &str) -> String {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests/fixtures-colberter");
-    fixtures.join(name).to_str().unwrap().to_owned()
+    fixtures.join(name).to_string_lossy().into_owned()
 }
 
 /// Its texts are cut at 96 tokens of one letter each.

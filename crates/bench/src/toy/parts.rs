@@ -68,7 +68,6 @@ impl Groups {
     }
 
     /// One group for each word, in the order in which they first occur.
-    #[allow(dead_code)] // for bags of words, which come next
     pub(crate) fn of_words(words: &[u32]) -> Self {
         let mut places = std::collections::HashMap::new();
         let mut groups: Vec<Vec<usize>> = Vec::new();

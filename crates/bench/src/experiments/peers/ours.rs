@@ -114,8 +114,8 @@ fn search(vectors: &Path, index: &Path, say: &mut dyn FnMut(Value)) -> Result<()
     };
     ask("default".to_owned(), &by_default)?;
     for probes in [8, 16] {
-        for estimated in [256, 512, 1024, 2048, 4096] {
-            for exact in [32, 64, 128] {
+        for estimated in [256, 512, 1024, 2048] {
+            for exact in [32, 128] {
                 let way = CandidateOptions {
                     method: Method::Centroids,
                     probes,
