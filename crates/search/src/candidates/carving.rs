@@ -17,7 +17,7 @@ pub(super) fn carve(query: &Vectors, nearness: f32) -> Vectors {
     let mut sums: Vec<f32> = Vec::new();
     for row in query.iter() {
         let near = |known: &&[f32]| dot(known, row) >= nearness * norm(known) * norm(row);
-        match first.iter().position(|known| near(&known)) {
+        match first.iter().position(near) {
             Some(group) => add_assign(&mut sums[group * dim..][..dim], row),
             None => {
                 first.push(row);
