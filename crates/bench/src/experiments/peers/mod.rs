@@ -47,6 +47,7 @@ const BUILD: f64 = 2.0 / 3.0;
 pub(super) struct Engine {
     pub(super) name: String,
     command: Vec<String>,
+    is_peer: bool,
 }
 
 impl Engine {
@@ -59,6 +60,7 @@ impl Engine {
                 "__peer".to_owned(),
                 bits.to_string(),
             ],
+            is_peer: false,
         })
     }
 
@@ -72,7 +74,11 @@ impl Engine {
             return Err(BenchError::data(text, what));
         }
         let name = name.to_owned();
-        Ok(Self { name, command })
+        Ok(Self {
+            name,
+            command,
+            is_peer: true,
+        })
     }
 
     /// The JSON lines that it prints.
@@ -142,6 +148,8 @@ struct Point {
 #[derive(Debug, Clone, serde::Serialize)]
 struct Measured {
     name: String,
+    #[serde(skip)]
+    is_peer: bool,
     built: Built,
     bytes_per_token: f64,
     points: Vec<Point>,
@@ -203,11 +211,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             ]);
             let measured = measure(&engines, folder.path(), spread.tokens, progress)?;
             tables.push(table(title, &measured));
-            findings.extend(compare(
-                title,
-                &measured,
-                engines.len() - options.peers.len(),
-            ));
+            findings.extend(compare(title, &measured));
             for engine in &measured {
                 if let Some(point) = engine.chosen() {
                     bars.push((format!("{}, {title}", engine.name), point.p50));
@@ -274,28 +278,46 @@ fn measure(
     progress.start("engines", "steps", Some(2 * engines.len() as u64));
     let mut all = Vec::new();
     for engine in engines {
-        let index = tempfile::tempdir()?;
-        let mut built = engine.run("build", vectors, index.path())?;
-        let built: Built = parse(engine, built.remove(0))?;
-        progress.advance(1);
-        let bytes = store::size_of(index.path());
-        let mut points = Vec::new();
-        for line in engine.run("search", vectors, index.path())? {
-            points.push(point(parse(engine, line)?, &exact));
-        }
-        progress.advance(1);
+        let measured = measure_one(engine, vectors, tokens, &exact, progress);
         if progress.cancelled() {
             return Err(BenchError::Cancelled);
         }
-        all.push(Measured {
-            name: engine.name.clone(),
-            built,
-            bytes_per_token: bytes as f64 / tokens.max(1) as f64,
-            points,
-        });
+        match measured {
+            Ok(measured) => all.push(measured),
+            // What the others did shall not be lost with it.
+            Err(e) if engine.is_peer => progress.note(&e.to_string()),
+            Err(e) => return Err(e),
+        }
     }
     progress.finish();
     Ok(all)
+}
+
+/// Builds and asks an engine.
+fn measure_one(
+    engine: &Engine,
+    vectors: &Path,
+    tokens: usize,
+    exact: &[Vec<u64>],
+    progress: &dyn Progress,
+) -> Result<Measured, BenchError> {
+    let index = tempfile::tempdir()?;
+    let mut built = engine.run("build", vectors, index.path())?;
+    let built: Built = parse(engine, built.remove(0))?;
+    progress.advance(1);
+    let bytes = store::size_of(index.path());
+    let mut points = Vec::new();
+    for line in engine.run("search", vectors, index.path())? {
+        points.push(point(parse(engine, line)?, exact));
+    }
+    progress.advance(1);
+    Ok(Measured {
+        name: engine.name.clone(),
+        is_peer: engine.is_peer,
+        built,
+        bytes_per_token: bytes as f64 / tokens.max(1) as f64,
+        points,
+    })
 }
 
 fn parse<T: serde::de::DeserializeOwned>(engine: &Engine, line: Value) -> Result<T, BenchError> {
@@ -373,12 +395,12 @@ fn table(title: &str, measured: &[Measured]) -> Table {
     table
 }
 
-/// How each of the first `own` engines stands to each of the others.
-fn compare(title: &str, measured: &[Measured], own: usize) -> Vec<String> {
-    let (own, others) = measured.split_at(own);
+/// How each engine of ours stands to each of the others.
+fn compare(title: &str, measured: &[Measured]) -> Vec<String> {
+    let (others, own): (Vec<_>, Vec<_>) = measured.iter().partition(|m| m.is_peer);
     let pairs = own
         .iter()
-        .flat_map(|ours| others.iter().map(move |other| (ours, other)));
+        .flat_map(|ours| others.iter().map(move |other| (*ours, *other)));
     let ratio = |a: f64, b: f64| a / b.max(1e-9);
     let sentence = |(ours, other): (&Measured, &Measured)| -> Option<String> {
         let (mine, theirs) = (ours.chosen()?, other.chosen()?);
@@ -423,6 +445,7 @@ mod tests {
         };
         Measured {
             name: "an engine".into(),
+            is_peer: false,
             built: Built {
                 seconds: 1.0,
                 cpu_seconds: None,
@@ -438,9 +461,10 @@ mod tests {
     fn engines_are_compared_by_their_fastest_setting_that_is_good_enough() {
         let good = engine(&[(0.99, 9.0), (0.96, 4.0), (0.95, 5.0), (0.5, 1.0)]);
         assert_eq!(good.chosen().unwrap().p50, 4.0);
-        let poor = engine(&[(0.5, 1.0), (0.9, 7.0)]);
+        let mut poor = engine(&[(0.5, 1.0), (0.9, 7.0)]);
+        poor.is_peer = true;
         assert_eq!(poor.chosen().unwrap().recall, 0.9);
-        let lines = compare("a set", &[good, poor], 1);
+        let lines = compare("a set", &[good, poor]);
         assert_eq!(lines.len(), 1);
         assert!(
             lines[0].contains("p50 0.57") && lines[0].contains("missed"),

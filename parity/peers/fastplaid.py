@@ -1,7 +1,7 @@
 """fast-plaid as a peer of `keyfold bench peers`, which says what is written and read.
 
     pip install fast-plaid==1.7.0.2100 torch==2.10.0
-    keyfold bench peers --peer "fast-plaid=python parity/peers/fast_plaid.py"
+    keyfold bench peers --peer "fast-plaid=python parity/peers/fastplaid.py"
 
 SAMPLE_DOCUMENTS=N lets it cluster the vectors of N documents only, where its own choice
 would take hours.
