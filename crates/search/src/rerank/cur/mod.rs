@@ -129,8 +129,8 @@ impl AnchorScores {
 
     /// How far estimates from these anchors are from the truth: the Frobenius norm of
     /// the difference over that of the scores, for some of the anchor queries, which
-    /// are left out where the estimates are made. At most [`HELD_OUT`] queries and
-    /// [`SEEN`] items are drawn for it. None of fewer than two queries.
+    /// are left out where the estimates are made. At most 20 queries and
+    /// 2000 items are drawn for it. None of fewer than two queries.
     pub fn held_out_error(&self, anchors: &[usize], inverse: Inverse, seed: u64) -> Option<f64> {
         let held = (self.queries / 5).clamp(1, HELD_OUT);
         let rest = self.queries.checked_sub(held).filter(|&n| n > 0)?;
