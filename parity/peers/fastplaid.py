@@ -39,7 +39,6 @@ def say(line):
 
 def build(vectors, index):
     documents = read(vectors, "documents")
-    held = status("RssAnon:")
     sample = os.environ.get("SAMPLE_DOCUMENTS")
     clock, cpu = time.perf_counter(), time.process_time()
     search.FastPlaid(index=index, device="cpu").create(
@@ -49,7 +48,6 @@ def build(vectors, index):
     say({
         "seconds": time.perf_counter() - clock,
         "cpu_seconds": time.process_time() - cpu,
-        "held_before": held,
         "most_held": status("VmHWM:"),
     })
 

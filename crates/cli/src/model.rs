@@ -4,7 +4,9 @@ use std::path::Path;
 
 use keyfold_core::{Encoder, SparseEncoder};
 pub(crate) use keyfold_text::builtin::BUILTIN;
-use keyfold_text::{ColberterEncoder, ColberterOptions, CrossEncoder, LoadOptions, Words};
+use keyfold_text::{
+    ColberterEncoder, ColberterOptions, CrossEncoder, LoadOptions, Words, split_options,
+};
 
 use crate::args::Globals;
 use crate::failure::wrong_use;
@@ -35,7 +37,7 @@ impl WordArgs {
 
     /// The name of a model with these options, and those that it names already.
     pub(crate) fn name(&self, model: &str) -> anyhow::Result<String> {
-        let (plain, named) = split(model);
+        let (plain, named) = split_options(model);
         let mut options: ColberterOptions = named.unwrap_or("").parse().map_err(wrong_use)?;
         if let Some(words) = &self.words {
             options.words = Some(words.parse::<Words>().map_err(wrong_use)?);
@@ -83,7 +85,7 @@ fn remembered(name: &str) -> String {
     if name == BUILTIN {
         return name.to_owned();
     }
-    let (plain, options) = split(name);
+    let (plain, options) = split_options(name);
     let folder = Path::new(plain)
         .canonicalize()
         .ok()
@@ -93,13 +95,5 @@ fn remembered(name: &str) -> String {
         (Some(whole), Some(options)) => format!("{whole}#{options}"),
         (Some(whole), None) => whole,
         (None, _) => name.to_owned(),
-    }
-}
-
-/// A model's name and the options after its `#`; a folder may have one in its name.
-fn split(name: &str) -> (&str, Option<&str>) {
-    match name.rsplit_once('#') {
-        Some((plain, options)) if !Path::new(name).is_dir() => (plain, Some(options)),
-        _ => (name, None),
     }
 }

@@ -2,6 +2,7 @@
 //! `sum over query rows q of max over passage rows d of <q, d>`; for models with
 //! vectors of whole texts see [`crate::whole_text`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use keyfold_core::Vectors;
@@ -71,16 +72,33 @@ impl Query {
     }
 
     /// What a thread needs for exact scores, by codebook.
-    fn scorers(&self) -> Vec<MaxSim> {
-        self.by_codebook()
-            .map(|(codebook, rows)| MaxSim::new(rows, codebook.width()))
-            .collect()
+    fn scorers(&self) -> Vec<Scorer<'_>> {
+        let scorer = |(codebook, rows): (&Codebook, &[f32])| match &self.whole_text {
+            Some(query) => Scorer::WholeText(query, query.scorer(codebook)),
+            None => Scorer::MaxSim(MaxSim::new(rows, codebook.width())),
+        };
+        self.by_codebook().map(scorer).collect()
     }
+}
 
-    /// The same for models with vectors of whole texts.
-    fn whole_text_scorers(&self, whole_text: &WholeTextQuery) -> Vec<whole_text::Scorer> {
-        let codebooks = self.codebooks.iter();
-        codebooks.map(|c| whole_text.scorer(c)).collect()
+/// Compares passages with a query.
+enum Scorer<'a> {
+    MaxSim(MaxSim),
+    WholeText(&'a WholeTextQuery, whole_text::Scorer),
+}
+
+impl Scorer<'_> {
+    /// The score of the passage with these rows, at least one.
+    fn score(&mut self, segment: &Segment, rows: Range<usize>) -> Result<f32, SearchError> {
+        match self {
+            Self::MaxSim(query) => {
+                let codes = segment.codes(rows.clone())?;
+                Ok(segment
+                    .codebook()
+                    .maxsim(query, codes, segment.packed(rows)?))
+            }
+            Self::WholeText(query, scorer) => query.score(scorer, segment, rows),
+        }
     }
 }
 
@@ -92,44 +110,17 @@ pub(crate) fn exact(
     candidates: &mut [Candidate],
     threads: usize,
 ) -> Result<(), SearchError> {
-    if let Some(whole_text) = query.whole_text() {
-        share(
-            candidates,
-            threads,
-            || query.whole_text_scorers(whole_text),
-            |scorers, c| {
-                let segment = &segments[c.segment as usize];
-                let rows = segment.rows(c.local)?;
-                c.score = if rows.is_empty() {
-                    f32::NEG_INFINITY
-                } else {
-                    let scorer = &mut scorers[query.codebook_of(c.segment as usize)];
-                    whole_text.score(scorer, segment, rows)?
-                };
-                Ok(())
-            },
-        )?;
-        return Ok(());
-    }
-    share(
-        candidates,
-        threads,
-        || query.scorers(),
-        |scorers, c| {
-            let segment = &segments[c.segment as usize];
-            let rows = segment.rows(c.local)?;
-            c.score = if rows.is_empty() {
-                f32::NEG_INFINITY
-            } else {
-                let scorer = &mut scorers[query.codebook_of(c.segment as usize)];
-                let codes = segment.codes(rows.clone())?;
-                segment
-                    .codebook()
-                    .maxsim(scorer, codes, segment.packed(rows)?)
-            };
-            Ok(())
-        },
-    )?;
+    let score = |scorers: &mut Vec<Scorer<'_>>, c: &mut Candidate| {
+        let segment = &segments[c.segment as usize];
+        let rows = segment.rows(c.local)?;
+        c.score = if rows.is_empty() {
+            f32::NEG_INFINITY
+        } else {
+            scorers[query.codebook_of(c.segment as usize)].score(segment, rows)?
+        };
+        Ok(())
+    };
+    share(candidates, threads, || query.scorers(), score)?;
     Ok(())
 }
 

@@ -13,11 +13,14 @@ use std::ops::Range;
 use keyfold_core::Vectors;
 use keyfold_kernels::{MaxSim, dot};
 
-use crate::candidates::{Candidate, best_of};
+use crate::candidates::{Candidate, best_of, ranges, share};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
 use crate::filter::Allowed;
 use crate::store::Segment;
+
+/// Passages whose whole texts are compared together.
+const RANGE: u32 = 1 << 12;
 
 /// A query of such a model.
 #[derive(Debug, Clone)]
@@ -127,20 +130,24 @@ impl WholeTextQuery {
         segments: &[Segment],
         allowed: Option<&Allowed>,
         keep: usize,
+        threads: usize,
     ) -> Result<Vec<Candidate>, SearchError> {
-        let mut found = Vec::new();
-        let mut scratch = Vec::new();
+        let mut all = Vec::new();
         for (number, segment) in segments.iter().enumerate() {
-            let mut scores = Vec::with_capacity(segment.passages());
-            for local in 0..segment.passages() as u32 {
-                let rows = segment.rows(local)?;
-                if !rows.is_empty() {
-                    scores.push((local, self.whole(segment, rows, &mut scratch)?));
+            let mut ranges = ranges(segment, RANGE);
+            let found = share(&mut ranges, threads, Vec::new, |scratch, range| {
+                let mut scores = Vec::with_capacity(range.len());
+                for local in range.clone() {
+                    let rows = segment.rows(local)?;
+                    if !rows.is_empty() {
+                        scores.push((local, self.whole(segment, rows, scratch)?));
+                    }
                 }
-            }
-            found.extend(best_of(segment, number, scores.into_iter(), allowed, keep));
+                Ok(best_of(segment, number, scores.into_iter(), allowed, keep))
+            })?;
+            all.extend(found.into_iter().flatten());
         }
-        Ok(found)
+        Ok(all)
     }
 
     /// What the whole texts add, and for each of the query's word rows the row of a

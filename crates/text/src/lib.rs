@@ -31,6 +31,6 @@ pub use colberter::{
 pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;
 pub use late::LateInteractionEncoder;
-pub use load::{LoadOptions, load, load_colberter, load_sparse};
+pub use load::{LoadOptions, load, load_colberter, load_sparse, split_options};
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

@@ -33,7 +33,7 @@ pub struct LoadOptions {
 /// When there is no such model, or a file of it is missing, damaged, or of a
 /// kind that is not known; the error names the file.
 pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadError> {
-    let (name, chosen) = chosen(name);
+    let (name, chosen) = split_options(name);
     if name == BUILTIN {
         let encoder = Box::new(builtin::load(options.threads)?);
         return by_word(encoder, Path::new(BUILTIN), chosen);
@@ -84,7 +84,7 @@ fn by_word(
 /// # Errors
 /// As [`load`]; also when the model does not weigh terms.
 pub fn load_sparse(name: &str, options: &LoadOptions) -> Result<Box<dyn SparseEncoder>, LoadError> {
-    let (plain, chosen) = chosen(name);
+    let (plain, chosen) = split_options(name);
     let folder = ModelFolder::find(plain)?;
     if let (Some(options), false) = (chosen, is_colberter(&folder)?) {
         return Err(no_options(&folder.path, options));
@@ -104,15 +104,16 @@ pub fn load_colberter(
     name: &str,
     options: &LoadOptions,
 ) -> Result<Option<ColberterEncoder>, LoadError> {
-    let (name, chosen) = chosen(name);
+    let (name, chosen) = split_options(name);
     if name == BUILTIN {
         return Ok(None);
     }
     colberter(&ModelFolder::find(name)?, chosen, options)
 }
 
-/// A model's name and the options after its `#`; a folder may have one in its name.
-fn chosen(name: &str) -> (&str, Option<&str>) {
+/// A model's name and the options after its `#`, as [`load`] takes them; a folder may
+/// have a `#` in its name.
+pub fn split_options(name: &str) -> (&str, Option<&str>) {
     match name.rsplit_once('#') {
         Some((plain, options)) if !Path::new(name).is_dir() => (plain, Some(options)),
         _ => (name, None),
@@ -206,17 +207,7 @@ impl Transformer {
         let mut weights = Weights::open(folder, subfolder)?;
         let backbone = Backbone::load(folder, subfolder, &mut weights)?;
         let tokenizer = TextTokenizer::load(folder, subfolder, lowercase || config.do_lower_case)?;
-        if tokenizer.ids_end() > backbone.vocabulary() {
-            return Err(invalid(
-                tokenizer.path(),
-                format!(
-                    "it knows {} tokens, but {} has vectors for {}; they do not belong together",
-                    tokenizer.ids_end(),
-                    weights.path().display(),
-                    backbone.vocabulary()
-                ),
-            ));
-        }
+        tokenizer.require(&backbone, &weights)?;
         let asked = config.max_seq_length.or(tokenizer.longest());
         // A word between two special tokens.
         if let Some(asked) = asked

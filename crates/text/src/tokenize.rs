@@ -13,8 +13,9 @@ use keyfold_core::{EncodeError, ModelFolder};
 use serde_json::Value;
 use tokenizers::{Tokenizer, TruncationParams, TruncationStrategy};
 
+use crate::backbone::Backbone;
 use crate::error::{LoadError, invalid};
-use crate::weights::join;
+use crate::weights::{Weights, join};
 
 const TOKENIZER: &str = "tokenizer.json";
 
@@ -115,6 +116,22 @@ impl TextTokenizer {
     pub(crate) fn ids_end(&self) -> usize {
         let largest = self.inner.get_vocab(true).into_values().max();
         largest.map_or(0, |id| id as usize + 1)
+    }
+
+    /// Refuses weights without a vector for every token.
+    pub(crate) fn require(&self, backbone: &Backbone, weights: &Weights) -> Result<(), LoadError> {
+        let (known, vectors) = (self.ids_end(), backbone.vocabulary());
+        if known > vectors {
+            return Err(invalid(
+                &self.path,
+                format!(
+                    "it knows {known} tokens, but {} has vectors for {vectors}; they do not belong \
+                     together",
+                    weights.path().display()
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// The text of every token, by id; empty where an id is not used.

@@ -7,15 +7,14 @@
 use std::time::Instant;
 
 use keyfold_core::{Encoder, Progress};
-use keyfold_search::candidates::CandidateOptions;
-use keyfold_search::engine::{Mode, SearchOptions, rank};
+use keyfold_search::engine::Mode;
 use keyfold_search::store::Snapshot;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::json;
 
-use super::scale::recall_at_10;
 use super::scale::text::{self, Sources};
+use super::scale::{Asked, ask, recall_at_10, way};
 use crate::quality::quantile;
 use crate::report::{Report, Table};
 use crate::store::{self, Text};
@@ -114,24 +113,18 @@ fn measure(
     let indexing = added(most, before);
 
     let snapshot = Snapshot::open(folder.path())?;
-    let way = |mode, exhaustive| SearchOptions {
-        mode,
-        candidates: CandidateOptions {
-            exhaustive,
-            threads: options.thread_count(),
-            ..CandidateOptions::default()
-        },
-        ..SearchOptions::default()
-    };
     let before = memory::held();
     progress.start("search", "queries", Some(4 * queries.len() as u64));
     let (searched, most) = memory::most_during(|| -> Result<_, BenchError> {
-        let ask = |way| ask(&snapshot, queries, encoder, &way, progress);
+        let ask = |mode, exhaustive| {
+            let way = way(mode, exhaustive, options);
+            ask(&snapshot, queries, encoder, &way, progress)
+        };
         Ok([
-            ask(way(Mode::Lexical, false))?,
-            ask(way(Mode::Meaning, false))?,
-            ask(way(Mode::Both, false))?,
-            ask(way(Mode::Meaning, true))?,
+            ask(Mode::Lexical, false)?,
+            ask(Mode::Meaning, false)?,
+            ask(Mode::Both, false)?,
+            ask(Mode::Meaning, true)?,
         ])
     });
     progress.finish();
@@ -153,38 +146,6 @@ fn measure(
             added(most, before),
         ],
     })
-}
-
-/// What some queries found, and how long each took, milliseconds.
-struct Asked {
-    found: Vec<Vec<u64>>,
-    times: Vec<f64>,
-}
-
-fn ask(
-    snapshot: &Snapshot,
-    queries: &[String],
-    encoder: &dyn Encoder,
-    way: &SearchOptions,
-    progress: &dyn Progress,
-) -> Result<Asked, BenchError> {
-    let mut asked = Asked {
-        found: Vec::new(),
-        times: Vec::new(),
-    };
-    // The first query pays for opening files; it is asked once before.
-    rank(snapshot, &queries[0], Some(encoder), way)?;
-    for query in queries {
-        if progress.cancelled() {
-            return Err(BenchError::Cancelled);
-        }
-        let clock = Instant::now();
-        let ranked = rank(snapshot, query, Some(encoder), way)?.ranked;
-        asked.times.push(clock.elapsed().as_secs_f64() * 1e3);
-        asked.found.push(ranked.iter().map(|p| p.passage).collect());
-        progress.advance(1);
-    }
-    Ok(asked)
 }
 
 fn report(all: &[Measured], options: &BenchOptions) -> Result<Report, BenchError> {

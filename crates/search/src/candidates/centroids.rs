@@ -13,7 +13,7 @@ use std::ops::Range;
 use keyfold_kernels::{TopK, matmul_nt, norm};
 
 use super::rows::CoarseScores;
-use super::{Candidate, CandidateOptions, best_of, share, within};
+use super::{Candidate, CandidateOptions, best_of, ranges, share, within};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
 use crate::filter::Allowed;
@@ -157,17 +157,17 @@ pub(super) fn probe(
     for (number, segment) in segments.iter().enumerate() {
         let probes = &probes[query.codebook_of(number)];
         let lists = lists(segment, probes)?;
-        let passages = segment.passages() as u32;
-        let starts = (0..passages).step_by(RANGE as usize);
-        let mut ranges: Vec<Range<u32>> = starts
-            .map(|s| s..passages.min(s.saturating_add(RANGE)))
-            .collect();
-        let found = share(&mut ranges, threads, Sums::default, |sums, range| {
-            sums.collect(&lists, range);
-            let scores = sums.sums.iter().map(|sum| probes.base + sum);
-            let scores = range.clone().zip(scores);
-            Ok(best_of(segment, number, scores, allowed, keep))
-        })?;
+        let found = share(
+            &mut ranges(segment, RANGE),
+            threads,
+            Sums::default,
+            |sums, range| {
+                sums.collect(&lists, range);
+                let scores = sums.sums.iter().map(|sum| probes.base + sum);
+                let scores = range.clone().zip(scores);
+                Ok(best_of(segment, number, scores, allowed, keep))
+            },
+        )?;
         all.extend(found.into_iter().flatten());
     }
     super::keep_best(&mut all, keep);

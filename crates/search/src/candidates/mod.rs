@@ -331,7 +331,10 @@ impl Search<'_> {
     ) -> Result<Vec<Candidate>, SearchError> {
         let keep = self.options.cls.max(self.exact);
         let mut found = match self.query.whole_text() {
-            Some(query) => query.nearest(self.segments, self.allowed, keep)?,
+            Some(query) => {
+                let threads = self.options.threads;
+                query.nearest(self.segments, self.allowed, keep, threads)?
+            }
             None => every(self.segments, self.allowed),
         };
         keep_best(&mut found, keep);
@@ -455,6 +458,14 @@ pub(crate) fn best_of(
     }
     keep_best(&mut found, keep);
     found
+}
+
+/// The passages of a segment in ranges of so many, to be shared among threads.
+pub(crate) fn ranges(segment: &Segment, many: u32) -> Vec<Range<u32>> {
+    let passages = segment.passages() as u32;
+    let starts = (0..passages).step_by(many as usize);
+    let range = |start: u32| start..passages.min(start.saturating_add(many));
+    starts.map(range).collect()
 }
 
 /// The part of a list of passages, ascending, that lies in a range.

@@ -17,7 +17,7 @@
 use std::ops::Range;
 
 use super::centroids::Probes;
-use super::{Candidate, best_of, keep_best, share, sort_by_place, within};
+use super::{Candidate, best_of, keep_best, ranges, share, sort_by_place, within};
 use crate::error::SearchError;
 use crate::filter::Allowed;
 use crate::score::Query;
@@ -28,7 +28,7 @@ pub(super) const PROBES: usize = 32;
 /// Centroids that are looked at for `m`.
 pub(super) const BOUND: usize = 128;
 /// Passages that are scored together.
-const RANGE: usize = 1 << 12;
+const RANGE: u32 = 1 << 12;
 
 /// The `keep` passages of the greatest scores, in the order of the store. The
 /// probes name [`BOUND`] centroids for each row.
@@ -57,20 +57,17 @@ pub(super) fn candidates(
         for (code, rows) in &wanted.probed {
             lists.push((*code, &rows[..], segment.postings(*code)?));
         }
-        let passages = segment.passages();
-        let mut parts: Vec<usize> = (0..passages).step_by(RANGE).collect();
         let found = share(
-            &mut parts,
+            &mut ranges(segment, RANGE),
             threads,
             Scores::default,
-            |scores, &mut first| {
-                let part = first as u32..(first + RANGE).min(passages) as u32;
+            |scores, part| {
                 scores.collect(
                     segment,
                     query.of_codebook(place).1,
                     &probes[place],
                     &lists,
-                    &part,
+                    part,
                 )?;
                 let of_passages = scores.best.chunks_exact(wanted.missing.len());
                 let sum = |of_rows: &[f32]| {
@@ -79,7 +76,7 @@ pub(super) fn candidates(
                         .map(|(&s, &m)| if s > f32::NEG_INFINITY { s } else { m })
                         .sum()
                 };
-                let sums = part.zip(of_passages.map(sum));
+                let sums = part.clone().zip(of_passages.map(sum));
                 Ok(best_of(segment, number, sums, allowed, keep))
             },
         )?;

@@ -86,8 +86,9 @@ pub struct Reranker<'a> {
 /// Anchor queries' scores, and what is computed from them once.
 struct Fixed {
     anchors: Anchors,
-    /// Places of the anchor items, and their inverse; for [`RerankBy::Cur`].
+    /// Places of the anchor items.
     items: Vec<usize>,
+    /// Their inverse, for [`RerankBy::Cur`].
     factor: Option<cur::Factor>,
     /// See [`AnchorScores::held_out_error`](cur::AnchorScores::held_out_error).
     error: Option<f64>,
@@ -118,20 +119,15 @@ impl<'a> Reranker<'a> {
                 "there are no scores of anchor queries: give --anchor-queries".to_owned(),
             );
         };
-        let n = anchors.scores().items();
-        let mut rng = SmallRng::seed_from_u64(options.seed);
-        let mut items = sample(&mut rng, n, options.anchors.min(n)).into_vec();
-        items.sort_unstable();
         let scores = anchors.scores();
-        let error = scores.held_out_error(&items, options.inverse, options.seed);
-        let fixed = if options.by == RerankBy::Cur {
+        if options.by == RerankBy::Cur {
             if options.anchors == 0 || options.anchors >= options.calls {
                 return refused(format!(
                     "{} anchors leave nothing of {} calls: raise --calls, or lower --anchors",
                     options.anchors, options.calls
                 ));
             }
-            let queries = anchors.scores().queries();
+            let queries = scores.queries();
             if options.inverse == Inverse::Pseudo && queries < options.anchors {
                 return refused(format!(
                     "{queries} anchor queries are fewer than {} anchors: give more with \
@@ -139,20 +135,16 @@ impl<'a> Reranker<'a> {
                     options.anchors
                 ));
             }
-            let factor = anchors.scores().factor(&items, options.inverse);
-            Fixed {
-                anchors,
-                items,
-                factor: Some(factor),
-                error,
-            }
-        } else {
-            Fixed {
-                anchors,
-                items: Vec::new(),
-                factor: None,
-                error,
-            }
+        }
+        let n = scores.items();
+        let mut rng = SmallRng::seed_from_u64(options.seed);
+        let mut items = sample(&mut rng, n, options.anchors.min(n)).into_vec();
+        items.sort_unstable();
+        let fixed = Fixed {
+            error: scores.held_out_error(&items, options.inverse, options.seed),
+            factor: (options.by == RerankBy::Cur).then(|| scores.factor(&items, options.inverse)),
+            items,
+            anchors,
         };
         Ok(Self {
             scorer,

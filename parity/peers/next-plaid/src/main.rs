@@ -29,8 +29,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn build(vectors: &Path, index: &str) -> Result<(), Box<dyn Error>> {
     let documents = read(vectors, "documents")?;
     fs::create_dir_all(index)?;
-    // What the vectors themselves take is the caller's, not the index's.
-    let before = status("RssAnon:");
     let clock = Instant::now();
     let config = IndexConfig {
         n_samples_kmeans: std::env::var("SAMPLE_DOCUMENTS").ok().and_then(|n| n.parse().ok()),
@@ -40,7 +38,7 @@ fn build(vectors: &Path, index: &str) -> Result<(), Box<dyn Error>> {
     MmapIndex::create_with_kmeans(&documents, index, &config)?;
     let seconds = clock.elapsed().as_secs_f64();
     say(&json!({"seconds": seconds, "cpu_seconds": cpu_seconds() - cpu,
-        "held_before": before, "most_held": status("VmHWM:")}));
+        "most_held": status("VmHWM:")}));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! Every engine is a process of its own, Keyfold too, and reads the vectors from
 //! files (see [`vectors`]). `COMMAND build VECTORS INDEX` makes an index, `COMMAND
 //! search VECTORS INDEX` asks every query with several settings. Both print JSON
-//! lines: `{"seconds", "cpu_seconds", "held_before", "most_held"}`, and for every setting
+//! lines: `{"seconds", "cpu_seconds", "most_held"}`, and for every setting
 //! `{"setting", "milliseconds": [..], "hits": [[..]], "most_held", "not_mapped"}`.
 //!
 //! Engines are compared at equal quality: each with its fastest setting that finds
@@ -119,7 +119,6 @@ impl Engine {
 struct Built {
     seconds: f64,
     cpu_seconds: Option<f64>,
-    held_before: Option<u64>,
     most_held: Option<u64>,
 }
 
@@ -447,7 +446,6 @@ mod tests {
             built: Built {
                 seconds: 1.0,
                 cpu_seconds: None,
-                held_before: None,
                 most_held: None,
             },
             bytes_per_token: 1.0,

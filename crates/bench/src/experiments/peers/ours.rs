@@ -42,7 +42,6 @@ pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), Benc
 }
 
 fn build(vectors: &Path, index: &Path, bits: Bits) -> Result<Value, BenchError> {
-    let before = memory::held();
     let cpu = memory::cpu_seconds();
     let clock = Instant::now();
     let documents = ItemReader::open(vectors, "documents")?;
@@ -66,7 +65,7 @@ fn build(vectors: &Path, index: &Path, bits: Bits) -> Result<Value, BenchError> 
     Ok(json!({
         "seconds": clock.elapsed().as_secs_f64(),
         "cpu_seconds": memory::cpu_seconds().zip(cpu).map(|(now, then)| now - then),
-        "held_before": before, "most_held": memory::most_resident(),
+        "most_held": memory::most_resident(),
     }))
 }
 

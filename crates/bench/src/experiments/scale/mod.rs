@@ -7,7 +7,7 @@ pub(super) mod text;
 
 use std::time::Instant;
 
-use keyfold_core::{Progress, Role};
+use keyfold_core::{Encoder, Progress, Role};
 use keyfold_search::candidates::CandidateOptions;
 use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, rank};
@@ -73,16 +73,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let all = store::size_of(folder.path());
 
     let snapshot = Snapshot::open(folder.path())?;
-    let search = |mode, exhaustive| SearchOptions {
-        k: 10,
-        mode,
-        candidates: CandidateOptions {
-            exhaustive,
-            threads: options.thread_count(),
-            ..CandidateOptions::default()
-        },
-        ..SearchOptions::default()
-    };
+    let search = |mode, exhaustive| way(mode, exhaustive, options);
     let ways = [
         ("lexical", search(Mode::Lexical, false)),
         ("meaning", search(Mode::Meaning, false)),
@@ -101,26 +92,13 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let before = memory::held();
     let (searched, most) = memory::most_during(|| -> Result<(), BenchError> {
         for (name, way) in &ways {
-            let mut times = Vec::new();
-            let mut lists = Vec::new();
-            // The first query pays for opening files; it is asked once before.
-            rank(&snapshot, &queries[0], Some(&*encoder), way)?;
-            for query in &queries {
-                if progress.cancelled() {
-                    return Err(BenchError::Cancelled);
-                }
-                let clock = Instant::now();
-                let ranked = rank(&snapshot, query, Some(&*encoder), way)?.ranked;
-                times.push(clock.elapsed().as_secs_f64() * 1e3);
-                lists.push(ranked.iter().map(|p| p.passage).collect());
-                progress.advance(1);
-            }
-            let (p50, p95) = (quantile(&times, 0.5), quantile(&times, 0.95));
+            let asked = ask(&snapshot, &queries, &*encoder, way, progress)?;
+            let (p50, p95) = (quantile(&asked.times, 0.5), quantile(&asked.times, 0.95));
             latency.row([(*name).to_owned(), format!("{p50:.2}"), format!("{p95:.2}")]);
             bars.push((format!("{name}, p50"), p50));
             bars.push((format!("{name}, p95"), p95));
             p50s.push(json!({"mode": name, "p50_ms": p50, "p95_ms": p95}));
-            found.push(lists);
+            found.push(asked.found);
         }
         Ok(())
     });
@@ -202,6 +180,52 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         }),
         svg: plot::bars("Time of a query", "milliseconds", &bars[..6], Some(15.0))?,
     })
+}
+
+/// How the stores of experiments on size are searched.
+pub(super) fn way(mode: Mode, exhaustive: bool, options: &BenchOptions) -> SearchOptions {
+    SearchOptions {
+        mode,
+        candidates: CandidateOptions {
+            exhaustive,
+            threads: options.thread_count(),
+            ..CandidateOptions::default()
+        },
+        ..SearchOptions::default()
+    }
+}
+
+/// What some queries found, and how long each took, milliseconds.
+pub(super) struct Asked {
+    pub(super) found: Vec<Vec<u64>>,
+    pub(super) times: Vec<f64>,
+}
+
+/// Asks all queries, one after the other.
+pub(super) fn ask(
+    snapshot: &Snapshot,
+    queries: &[String],
+    encoder: &dyn Encoder,
+    way: &SearchOptions,
+    progress: &dyn Progress,
+) -> Result<Asked, BenchError> {
+    let mut asked = Asked {
+        found: Vec::new(),
+        times: Vec::new(),
+    };
+    // The first query pays for opening files; it is asked once before.
+    rank(snapshot, &queries[0], Some(encoder), way)?;
+    for query in queries {
+        if progress.cancelled() {
+            return Err(BenchError::Cancelled);
+        }
+        let clock = Instant::now();
+        let ranked = rank(snapshot, query, Some(encoder), way)?.ranked;
+        asked.times.push(clock.elapsed().as_secs_f64() * 1e3);
+        asked.found.push(ranked.iter().map(|p| p.passage).collect());
+        progress.advance(1);
+    }
+    Ok(asked)
 }
 
 /// How many passages of [`PASSAGE`] tokens one thread encodes a second; only
