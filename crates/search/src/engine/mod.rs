@@ -119,7 +119,7 @@ pub struct Hit {
     pub passage_id: u64,
     /// Where its file is.
     pub path: PathBuf,
-    /// The key of its file (see [`StoredPassage::key`]).
+    /// The key of its file (see [`StoredPassage::key`](crate::store::StoredPassage::key)).
     pub key: String,
     /// Format of its file.
     pub format: String,
