@@ -12,7 +12,7 @@
 //! This is PLAID (Santhanam, Khattab, Potts, Zaharia 2022) with the order of XTR
 //! (Lee et al. 2023) in step 1, and with one true row in the place of PLAID's
 //! centroids in step 2: those order passages no better than probing does, while
-//! with the row the best ten are nearly always among the first fifty.
+//! with the row the best ten are mostly among the first fifty.
 //!
 //! A filter is applied before the choice, so that it never empties the result.
 //!
@@ -111,8 +111,8 @@ pub struct Tuned {
 /// How thoroughly to look.
 ///
 /// What the default finds of the true best ten, and how fast, is in
-/// docs/PERFORMANCE.md (`keyfold bench scale`). More `estimated` find more and cost
-/// more; more `probes` or `exact` were seen to gain nothing.
+/// docs/PERFORMANCE.md (`keyfold bench scale`). More `estimated` and `exact` find more
+/// and cost more; more `probes` were seen to gain little.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CandidateOptions {
     /// By what.
@@ -156,7 +156,7 @@ impl Default for CandidateOptions {
             shortest: 0.1,
             estimated: 3072,
             encoded: 512,
-            exact: 128,
+            exact: 256,
             cls: 2000,
             exact_match: None,
             carving: None,

@@ -84,6 +84,8 @@ pub(super) fn compare(
             method,
             encoded,
             carving,
+            // No more candidates than the way is named after.
+            exact: 128,
             threads: options.thread_count(),
             ..CandidateOptions::default()
         };
