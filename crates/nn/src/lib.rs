@@ -1,0 +1,1 @@
+//! Layers and losses that can be trained, on the tensor framework Burn.
