@@ -40,6 +40,8 @@ struct Stage {
     unit: String,
     total: Option<u64>,
     done: u64,
+    /// How it goes, beside the count.
+    status: String,
     started: Instant,
     last_line: Instant,
     bar: ProgressBar,
@@ -93,6 +95,7 @@ impl Progress for StderrProgress {
             unit: unit.to_owned(),
             total,
             done: 0,
+            status: String::new(),
             started: now,
             last_line: now,
             bar,
@@ -122,6 +125,13 @@ impl Progress for StderrProgress {
             }
             stage.total = Some(total);
             stage.bar.set_length(total);
+        }
+    }
+
+    fn status(&self, text: &str) {
+        if let Some(stage) = &mut self.state().stage {
+            stage.bar.set_message(format!("{}, {text}", stage.name));
+            stage.status = format!(", {text}");
         }
     }
 
@@ -181,9 +191,10 @@ impl Stage {
             false => amount(rate as u64),
         };
         format!(
-            "{}: {}{of}{unit}, {rate}/s{left}",
+            "{}: {}{of}{unit}{}, {rate}/s{left}",
             self.name,
-            amount(self.done)
+            amount(self.done),
+            self.status
         )
     }
 }
@@ -241,6 +252,7 @@ mod tests {
             unit: "files".into(),
             total: Some(3000),
             done: 1000,
+            status: String::new(),
             started,
             last_line: started,
             bar: ProgressBar::hidden(),
@@ -249,6 +261,12 @@ mod tests {
             stage.line(Duration::from_secs(10)),
             "reading: 1,000 of 3,000 files, 100/s, 20 seconds left"
         );
+        stage.status = ", loss 0.25".into();
+        assert_eq!(
+            stage.line(Duration::from_secs(10)),
+            "reading: 1,000 of 3,000 files, loss 0.25, 100/s, 20 seconds left"
+        );
+        stage.status.clear();
         stage.total = None;
         stage.done = 15;
         assert_eq!(

@@ -10,6 +10,8 @@ pub trait Progress: Send + Sync {
     fn advance(&self, n: u64);
     /// The total became known, or better known.
     fn set_total(&self, total: u64);
+    /// How it goes, in a word or two that stand beside the count (a loss).
+    fn status(&self, _text: &str) {}
     /// The stage is over.
     fn finish(&self);
     /// Something that a person should know, in one line (a file was skipped, and why).
