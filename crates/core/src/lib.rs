@@ -11,10 +11,12 @@ pub mod encoder;
 pub mod model_folder;
 pub mod progress;
 pub mod scorers;
+mod seed;
 pub mod vectors;
 
 pub use encoder::{EncodeError, Encoder, EncoderIdentity, Role};
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use progress::{NoProgress, Progress};
 pub use scorers::{PairScorer, SparseEncoder, SparseVector};
+pub use seed::seed_of;
 pub use vectors::{Vectors, VectorsError};

@@ -1,5 +1,5 @@
 //! Arithmetic on slices: dot products, matrix products, the element-wise
-//! functions of encoders, MaxSim, top-k, k-means, residual codes, product
+//! functions of encoders, MaxSim, top-k, k-means, folding, residual codes, product
 //! quantisation, SimHash, posting lists.
 //!
 //! Matrices are `&[f32]` in row-major order. The processor's vector units are
@@ -19,6 +19,7 @@
 mod activations;
 mod conv;
 mod dot;
+pub mod fold;
 pub mod kmeans;
 mod lanes;
 mod math;

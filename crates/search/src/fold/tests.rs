@@ -1,4 +1,6 @@
 use super::*;
+use keyfold_core::Role;
+use keyfold_kernels::fold::{MOST_ROUNDS, PROTECTED, kmeans, kmeans_from};
 use keyfold_kernels::maxsim;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -103,7 +105,7 @@ fn specs_come_back_and_others_are_refused() {
 fn pooling_agrees_with_pylate() {
     let fixture = fixture();
     for case in fixture.ward {
-        let groups = Fold::Ward(case.factor).groups(&case.rows, fixture.dim, Role::Document, 0);
+        let groups = Fold::Ward(case.factor).groups(&case.rows, fixture.dim, false, 0);
         let means = groups.means(&case.rows, fixture.dim);
         let (got, want) = (
             sorted(&means, fixture.dim),
@@ -133,7 +135,7 @@ fn sizes_are_those_of_the_spec() {
     let dim = 8;
     let count = |spec: &str, n: usize, role| {
         let rows = unit_rows(n, dim, 3);
-        parse(spec).groups(&rows, dim, role, 1).count()
+        parse(spec).groups(&rows, dim, role == Query, 1).count()
     };
     use Role::{Document, Query};
     assert_eq!(
@@ -164,11 +166,7 @@ fn sizes_are_those_of_the_spec() {
 #[test]
 fn pruning_keeps_rows_as_they_are() {
     let rows: Vec<f32> = (0..7).map(|i| i as f32).collect();
-    let kept = |spec: &str| {
-        parse(spec)
-            .groups(&rows, 1, Role::Document, 0)
-            .means(&rows, 1)
-    };
+    let kept = |spec: &str| parse(spec).groups(&rows, 1, false, 0).means(&rows, 1);
     assert_eq!(kept("tail:1x3"), [4.0, 5.0, 6.0]);
     assert_eq!(kept("space:3"), [0.0, 3.0, 6.0]);
 }
@@ -186,7 +184,7 @@ fn clear_clusters_are_found() {
     let rows = Vectors::new(dim, rows).unwrap().normalized();
     // Ward: the first row stands alone, so six of the rest.
     for fold in [Fold::Clusters(1, 6), Fold::Ward(9)] {
-        let groups = fold.groups(rows.as_slice(), dim, Role::Document, 7);
+        let groups = fold.groups(rows.as_slice(), dim, false, 7);
         let codes: Vec<Option<usize>> = groups.of_rows().collect();
         for i in 1..60 {
             for j in 1..i {
@@ -201,19 +199,14 @@ fn equal_rows_make_fewer_clusters_and_none_is_empty() {
     let dim = 3;
     let two: Vec<f32> = unit_rows(2, dim, 1).repeat(20);
     for spec in ["c4x8", "c50", "ward:4"] {
-        let groups = parse(spec).groups(&two, dim, Role::Document, 0);
+        let groups = parse(spec).groups(&two, dim, false, 0);
         let mut used: Vec<usize> = groups.of_rows().flatten().collect();
         used.sort_unstable();
         used.dedup();
         assert_eq!(used.len(), groups.count(), "{spec}");
         assert!((2..=20).contains(&groups.count()), "{spec}");
     }
-    assert_eq!(
-        Fold::Clusters(4, 8)
-            .groups(&two, dim, Role::Document, 0)
-            .count(),
-        2
-    );
+    assert_eq!(Fold::Clusters(4, 8).groups(&two, dim, false, 0).count(), 2);
 }
 
 #[test]
@@ -306,9 +299,9 @@ proptest! {
     fn every_group_has_a_row_and_the_mean_of_its_rows(fold in spec(), n in 0usize..40, seed: u64) {
         let dim = 4;
         let rows = unit_rows(n, dim, seed);
-        let groups = fold.groups(&rows, dim, Role::Document, seed);
+        let groups = fold.groups(&rows, dim, false, seed);
         prop_assert!(groups.count() <= n && (n == 0 || groups.count() > 0));
-        prop_assert_eq!(&groups, &fold.groups(&rows, dim, Role::Document, seed));
+        prop_assert_eq!(&groups, &fold.groups(&rows, dim, false, seed));
         let means = groups.means(&rows, dim);
         let codes: Vec<Option<usize>> = groups.of_rows().collect();
         for (group, mean) in means.chunks(dim).enumerate() {
@@ -349,7 +342,7 @@ proptest! {
     fn odd_numbers_do_not_stop_it(fold in spec(), odd in prop_oneof![Just(0.0f32), Just(1e30), Just(-1e30), Just(1e-30)]) {
         let mut rows = unit_rows(20, 3, 1);
         rows[..30].fill(odd);
-        let groups = fold.groups(&rows, 3, Role::Document, 1);
+        let groups = fold.groups(&rows, 3, false, 1);
         prop_assert!(groups.count() >= 1 && groups.count() <= 20);
         let rows = Vectors::new(3, rows).unwrap();
         let folding = Folding { fold: Some(fold), queries: true, raw: false };

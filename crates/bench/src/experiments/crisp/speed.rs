@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use keyfold_core::{Progress, Role, Vectors};
+use keyfold_core::{Progress, Vectors};
 use keyfold_search::fold::Fold;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -61,7 +61,7 @@ pub(super) fn run(
             continue;
         };
         let one = |rows: &[f32], dim| {
-            let groups = fold.groups(rows, dim, Role::Document, 0);
+            let groups = fold.groups(rows, dim, false, 0);
             groups.means(rows, dim).len() / dim
         };
         let mut left = 0;

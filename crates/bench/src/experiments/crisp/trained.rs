@@ -153,7 +153,10 @@ impl Trained {
         for way in &mut self.ways {
             let fold = way.fold;
             let reduce: Box<Reduce> = Box::new(move |rows: &[f32], dim: usize, role| {
-                Groups::new(fold.groups(rows, dim, role, 0).of_rows())
+                Groups::new(
+                    fold.groups(rows, dim, role == keyfold_core::Role::Query, 0)
+                        .of_rows(),
+                )
             });
             let (points, vectors) = measure(&whole.with(Some(&*reduce)));
             way.posthoc.push(points);

@@ -12,7 +12,7 @@
 //! too. Found with chains of nearest neighbours (Murtagh 1983): `O(n²)` time, and
 //! `4 n²` bytes.
 
-use keyfold_kernels::matmul_nt;
+use crate::matmul_nt;
 
 /// Rows at the start of a text that are kept as they are: PyLate's default, for the
 /// mark of the model.

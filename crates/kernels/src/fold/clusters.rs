@@ -8,7 +8,7 @@
 //! `argmin_c |x - c|² = argmax_c <x, c> - |c|²/2`, so a round is one product of
 //! matrices: `2·n·k·dim` operations.
 
-use keyfold_kernels::{add_assign, dot, matmul_nt};
+use crate::{add_assign, dot, matmul_nt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

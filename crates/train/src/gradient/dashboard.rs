@@ -1,0 +1,91 @@
+//! The framework's dashboard in the terminal: curves of the loss and the validation.
+
+use std::sync::Arc;
+
+use burn::train::Interrupter;
+use burn::train::logger::TrainingProgressLogger;
+use burn::train::metric::{
+    MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry,
+    SerializedEntry,
+};
+use burn::train::renderer::tui::TuiMetricsRendererWrapper;
+use burn::train::renderer::{MetricState, MetricsRenderer, MetricsRendererTraining};
+
+use crate::Line;
+use crate::metrics::Measured;
+
+/// Draws the lines of a run on the whole terminal until it is dropped.
+pub struct Dashboard {
+    renderer: TuiMetricsRendererWrapper,
+    interrupter: Interrupter,
+    known: Vec<String>,
+}
+
+impl Dashboard {
+    /// Takes over the terminal. `steps` is the length of the run.
+    pub fn new(title: &str, steps: u64) -> Self {
+        let interrupter = Interrupter::new();
+        let mut renderer = TuiMetricsRendererWrapper::new(interrupter.clone(), None);
+        renderer.start(1, 1, None, Some(title));
+        renderer.start_split("train", steps as usize);
+        Self {
+            renderer,
+            interrupter,
+            known: Vec::new(),
+        }
+    }
+
+    /// True when the user asked the dashboard to end the training.
+    pub fn stopped(&self) -> bool {
+        self.interrupter.should_stop()
+    }
+
+    /// Draws one line of measurements.
+    pub fn line(&mut self, line: &Line) {
+        self.renderer.update_split(line.step as usize);
+        match &line.what {
+            Measured::Training {
+                loss,
+                parts,
+                learning_rate,
+                per_second,
+            } => {
+                self.point("loss", *loss, false);
+                for (name, value) in parts {
+                    self.point(name, *value, false);
+                }
+                self.point("learning rate", *learning_rate, false);
+                self.point("items per second", *per_second, false);
+            }
+            Measured::Validation { loss, measures } => {
+                self.point("loss", *loss, true);
+                for (name, value) in measures {
+                    self.point(name, *value, true);
+                }
+            }
+        }
+    }
+
+    fn point(&mut self, name: &str, value: f64, validation: bool) {
+        let id = MetricId::new(Arc::new(name.to_owned()));
+        if !self.known.iter().any(|known| known == name) {
+            self.known.push(name.to_owned());
+            self.renderer.register_metric(MetricDefinition {
+                metric_id: id.clone(),
+                name: Arc::new(name.to_owned()),
+                description: None,
+                attributes: MetricAttributes::Numeric(NumericAttributes {
+                    unit: None,
+                    higher_is_better: false,
+                }),
+            });
+        }
+        let text = format!("{value:.6}");
+        let entry = MetricEntry::new(id, SerializedEntry::new(text.clone(), text));
+        let state = MetricState::Numeric(entry, Some(NumericEntry::Value(value)));
+        match validation {
+            true => self.renderer.update_valid(state),
+            false => self.renderer.update_train(state),
+        }
+    }
+}
