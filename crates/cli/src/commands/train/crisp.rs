@@ -1,0 +1,59 @@
+//! `keyfold train crisp`.
+
+use std::path::PathBuf;
+
+use keyfold_core::ModelFolder;
+use keyfold_text::crisp::{CrispConfig, train};
+use keyfold_text::training::Place;
+
+use super::data;
+use super::training::TrainingArgs;
+use crate::args::Globals;
+use crate::failure::Outcome;
+use crate::progress::StderrProgress;
+use crate::{place, update};
+
+/// Train a late-interaction encoder whose vectors fold into few
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  keyfold train crisp --model all-MiniLM-L6-v2/ --data docs/ --out whole --set fold=none
+  keyfold train crisp --model whole --data docs/ --out few --recipe recipes/crisp-small.toml
+  keyfold index docs --store few-store --model few --fold c8x32 --fold-queries")]
+pub(super) struct CrispArgs {
+    /// The encoder to start from: a BERT or a late-interaction model, a folder or a hub name
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    /// Pairs: JSON Lines with query and positive, or files and folders of any kind, whose headings
+    /// and sections make pairs (repeatable)
+    #[arg(long, value_name = "PATH", required = true)]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    training: TrainingArgs,
+}
+
+pub(super) fn run(args: &CrispArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    let defaults = CrispConfig {
+        seed: globals.seed,
+        ..CrispConfig::default()
+    };
+    let config = args.training.settings(&defaults)?;
+    if args.training.show(&config)? {
+        return Ok(Outcome::Done);
+    }
+    for path in &args.data {
+        place::canonical(path)?;
+    }
+    let folder = ModelFolder::find(&args.model)?;
+    let reading = StderrProgress::new(globals.quiet, 20);
+    let pairs = data::pairs(&args.data, &update::options(globals).read, &reading)?;
+    args.training.watch(globals, "crisp", |progress, watch| {
+        let place = Place {
+            out: &args.training.out,
+            resume: args.training.resume,
+            progress,
+            watch,
+        };
+        train(&folder, &pairs, &config, place)
+    })
+}

@@ -1,0 +1,87 @@
+//! What a user's files hold to learn from.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use keyfold_core::Progress;
+use keyfold_data::{ReadOptions, WalkOptions, read, walk};
+use keyfold_text::training::{Pair, Pairs};
+
+/// A shorter heading or passage says too little to be a pair.
+const LEAST_CHARACTERS: usize = 3;
+
+fn is_json_lines(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "jsonl")
+}
+
+/// Appends the texts of a file or folder; notes what cannot be read.
+pub(super) fn texts(
+    path: &Path,
+    options: &ReadOptions,
+    texts: &mut Vec<String>,
+    progress: &dyn Progress,
+) -> anyhow::Result<()> {
+    if is_json_lines(path) {
+        let content = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        for (number, line) in (1..).zip(content.lines()) {
+            let row: serde_json::Value = serde_json::from_str(line)
+                .with_context(|| format!("{} line {number} is not JSON", path.display()))?;
+            let Some(text) = row["text"].as_str() else {
+                bail!("{} line {number} has no field 'text'", path.display());
+            };
+            texts.push(text.to_owned());
+        }
+        return Ok(());
+    }
+    passages(path, options, progress, |passage| texts.push(passage.text))
+}
+
+/// The pairs of files and folders: of JSON Lines as they stand there, of other files a
+/// passage with the heading above it.
+pub(super) fn pairs(
+    paths: &[PathBuf],
+    options: &ReadOptions,
+    progress: &dyn Progress,
+) -> anyhow::Result<Pairs> {
+    let mut pairs = Pairs::default();
+    for path in paths {
+        if is_json_lines(path) {
+            pairs.read_json_lines(path)?;
+            continue;
+        }
+        passages(path, options, progress, |passage| {
+            let text = passage.text;
+            if let Some(heading) = passage.headings.last()
+                && heading.len() >= LEAST_CHARACTERS
+                && text.len() >= LEAST_CHARACTERS
+            {
+                pairs.0.push(Pair {
+                    query: heading.clone(),
+                    positive: text,
+                    negatives: Vec::new(),
+                });
+            }
+        })?;
+    }
+    pairs.clean();
+    Ok(pairs)
+}
+
+fn passages(
+    path: &Path,
+    options: &ReadOptions,
+    progress: &dyn Progress,
+    mut take: impl FnMut(keyfold_data::Passage),
+) -> anyhow::Result<()> {
+    for entry in walk(&[path.to_owned()], &WalkOptions::default())? {
+        if progress.cancelled() {
+            break;
+        }
+        match entry.and_then(|entry| read(&entry, options)) {
+            Ok(document) => document.passages.into_iter().for_each(&mut take),
+            Err(e) => progress.note(&e.to_string()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! `keyfold train`: one file per method.
+
+mod builtin;
+mod crisp;
+mod data;
+mod training;
+
+use clap::Subcommand;
+
+use crate::args::Globals;
+use crate::failure::Outcome;
+
+/// Train a model on your own data
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A training is a folder: it holds the settings (run.json), measurements (metrics.jsonl), their \
+curves (curves.svg), the newest checkpoints, and at the end the model. Ctrl-C stops it at the next \
+step; --resume goes on to the same weights, after a kill as well.")]
+pub(crate) struct TrainArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Builtin(builtin::BuiltinArgs),
+    Crisp(crisp::CrispArgs),
+}
+
+pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    match &args.what {
+        What::Builtin(args) => builtin::run(args, globals),
+        What::Crisp(args) => crisp::run(args, globals),
+    }
+}

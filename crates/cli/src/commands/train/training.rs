@@ -1,0 +1,156 @@
+//! What every training on the command line shares.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+
+use anyhow::anyhow;
+use keyfold_core::Progress;
+use keyfold_train::gradient::{Dashboard, Stop};
+use keyfold_train::{Ended, Line, Report, TrainError, recipe};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::args::Globals;
+use crate::failure::{Outcome, wrong_use};
+use crate::progress::StderrProgress;
+
+/// Notes of a training that are shown.
+const NOTES: usize = 20;
+
+/// Where a training is and how it is set.
+#[derive(Debug, clap::Args)]
+pub(super) struct TrainingArgs {
+    /// Folder for the run and, at its end, the model
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+    /// Settings as a TOML file, as in recipes/ (default: the publication's values)
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Another value for a setting, as in optim.learning_rate=1e-4 (repeatable); it stands above
+    /// the recipe
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with the run in the folder
+    #[arg(long)]
+    pub(super) resume: bool,
+    /// Draw curves on the whole terminal instead of a bar
+    #[arg(long)]
+    dashboard: bool,
+    /// Print all settings as a recipe, and train nothing
+    #[arg(long)]
+    show_settings: bool,
+}
+
+impl TrainingArgs {
+    /// The settings: defaults, the recipe on top, single values on top.
+    pub(super) fn settings<C: Serialize + DeserializeOwned>(
+        &self,
+        defaults: &C,
+    ) -> anyhow::Result<C> {
+        recipe::settings(defaults, self.recipe.as_deref(), &self.set).map_err(|e| match e {
+            TrainError::Config(what) => wrong_use(what),
+            other => other.into(),
+        })
+    }
+
+    /// Prints the settings when that is all that was asked for.
+    pub(super) fn show<C: Serialize>(&self, settings: &C) -> anyhow::Result<bool> {
+        if self.show_settings {
+            write!(anstream::stdout(), "{}", toml::to_string(settings)?)?;
+        }
+        Ok(self.show_settings)
+    }
+
+    /// Runs `train` with progress on stderr or the dashboard, and prints what it reports.
+    pub(super) fn watch(
+        &self,
+        globals: &Globals,
+        slug: &str,
+        train: impl FnOnce(&dyn Progress, &mut dyn FnMut(&Line)) -> Result<Report, TrainError>,
+    ) -> anyhow::Result<Outcome> {
+        let progress = StderrProgress::new(globals.quiet || self.dashboard, NOTES);
+        let report = if self.dashboard {
+            let dashboard = Mutex::new(Dashboard::new(slug));
+            let drawn = Drawn {
+                stop: locked(&dashboard).stop(),
+                progress: &progress,
+                dashboard: &dashboard,
+            };
+            let report = train(&drawn, &mut |line| locked(&dashboard).line(line));
+            // It gives the terminal back before anything is printed.
+            drop(dashboard);
+            report?
+        } else {
+            train(&progress, &mut |_| {})?
+        };
+        self.print(globals, &report)?;
+        if report.ended == Ended::Stopped {
+            progress.say(&format!(
+                "stopped after step {}; the same command with --resume goes on",
+                report.steps
+            ));
+            return Ok(Outcome::Interrupted);
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn print(&self, globals: &Globals, report: &Report) -> anyhow::Result<()> {
+        let mut out = anstream::stdout().lock();
+        if globals.json {
+            let mut value = serde_json::to_value(report)?;
+            let fields = value
+                .as_object_mut()
+                .ok_or_else(|| anyhow!("a report is an object"))?;
+            fields.insert("out".into(), self.out.display().to_string().into());
+            writeln!(out, "{value:#}")?;
+            return Ok(());
+        }
+        let ended = match report.ended {
+            Ended::Finished => "all steps",
+            Ended::Early => "early, since the validation did not get better",
+            Ended::Stopped => "stopped",
+        };
+        writeln!(out, "ended       {ended}")?;
+        writeln!(out, "steps       {}", report.steps)?;
+        writeln!(out, "seconds     {:.1}", report.seconds)?;
+        writeln!(out, "loss        {:.4}", report.loss)?;
+        if let Some((step, loss)) = report.best {
+            writeln!(
+                out,
+                "validation  {loss:.4} (step {step}, whose weights are kept)"
+            )?;
+        }
+        writeln!(out, "folder      {}", self.out.display())?;
+        Ok(())
+    }
+}
+
+/// Progress on the dashboard.
+struct Drawn<'a> {
+    progress: &'a StderrProgress,
+    dashboard: &'a Mutex<Dashboard>,
+    stop: Stop,
+}
+
+fn locked(dashboard: &Mutex<Dashboard>) -> MutexGuard<'_, Dashboard> {
+    // A panic elsewhere leaves the picture usable.
+    dashboard.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Progress for Drawn<'_> {
+    fn start(&self, _stage: &str, _unit: &str, total: Option<u64>) {
+        locked(self.dashboard).start(total.unwrap_or(0));
+    }
+    fn advance(&self, n: u64) {
+        locked(self.dashboard).advance(n);
+    }
+    fn set_total(&self, _total: u64) {}
+    fn finish(&self) {}
+    fn note(&self, line: &str) {
+        self.progress.note(line);
+    }
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled() || self.stop.asked()
+    }
+}

@@ -1,0 +1,63 @@
+//! What the trainings of text encoders share: pairs of texts that belong together, late
+//! interaction that can be trained, and how well held-out queries find their document.
+
+pub(crate) mod late;
+mod pairs;
+mod ranking;
+pub(crate) mod rows;
+
+pub use late::{LateModel, LateSettings};
+pub use pairs::{Pair, Pairs};
+pub use ranking::Ranking;
+
+use std::path::Path;
+
+use keyfold_core::{ModelFolder, Progress};
+use keyfold_nn::ModelError;
+use keyfold_train::{LearnError, Line, RunConfig, Settings, TrainError};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Where a run stands among its folders and watchers.
+pub struct Place<'a> {
+    /// Folder of the run; the model comes to lie in it.
+    pub out: &'a Path,
+    /// Go on with the run that is there.
+    pub resume: bool,
+    /// Told how far it is.
+    pub progress: &'a dyn Progress,
+    /// Sees every line of measurements.
+    pub watch: &'a mut dyn FnMut(&Line),
+}
+
+impl Place<'_> {
+    /// What a run of `slug` is about: `config` (of which `run` changes no weight), the
+    /// data and the model that it starts from.
+    pub(crate) fn settings(
+        &self,
+        slug: &str,
+        config: &impl Serialize,
+        run: &RunConfig,
+        data: Value,
+        model: &ModelFolder,
+    ) -> Result<Settings, TrainError> {
+        let mut settings = serde_json::to_value(config)
+            .map_err(|e| TrainError::Config(format!("the settings cannot be written: {e}")))?;
+        if let Some(fields) = settings.as_object_mut() {
+            fields.remove("run");
+        }
+        settings["data"] = data;
+        settings["model"] = json!(model.name);
+        Ok(Settings {
+            slug: slug.to_owned(),
+            config: settings,
+            run: run.clone(),
+            resume: self.resume,
+        })
+    }
+}
+
+/// An error of a model as one of its training.
+pub(crate) fn model_error(error: ModelError) -> LearnError {
+    LearnError::Data(error.to_string())
+}
