@@ -4,7 +4,8 @@
 //! values are read. This crate names the parts that all lookups share: the
 //! [`Vectors`] that serve as keys, the [`Encoder`] that makes them, what
 //! [scores otherwise](scorers), the [`Progress`] of long work, [files that are
-//! whole or absent](atomic) and the [folders that hold models](model_folder).
+//! whole or absent](atomic) and the [folders that hold models](model_folder)
+//! with their [weights].
 
 pub mod atomic;
 pub mod encoder;
@@ -13,6 +14,7 @@ pub mod progress;
 pub mod scorers;
 mod seed;
 pub mod vectors;
+pub mod weights;
 
 pub use encoder::{EncodeError, Encoder, EncoderIdentity, Role};
 pub use model_folder::{ModelFolder, ModelFolderError};

@@ -23,7 +23,7 @@ use crate::entity_pairs::Marks;
 use crate::error::{LoadError, invalid};
 use crate::load::{Transformer, identity};
 use crate::run::{Input, run, thread_count};
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 
 /// A model that scores pairs of texts.
 pub struct CrossEncoder {

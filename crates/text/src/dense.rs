@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::backbone::{Activation, Linear};
 use crate::error::{LoadError, invalid};
-use crate::weights::{Weights, join};
+use keyfold_core::weights::{Weights, join};
 
 /// Longest vector that a head may make.
 const MOST_FEATURES: usize = 1 << 16;

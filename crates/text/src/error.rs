@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use keyfold_core::ModelFolderError;
+use keyfold_core::weights::WeightsError;
 
 /// Why a text encoder could not be loaded from its folder.
 #[derive(Debug, thiserror::Error)]
@@ -20,29 +21,9 @@ pub enum LoadError {
         /// The architectures that load.
         known: &'static str,
     },
-    /// A tensor that the model needs is not in its weights.
-    #[error("{path} has no tensor '{name}'; the file is incomplete or of another architecture")]
-    MissingTensor {
-        /// The file (or index of files) with the weights.
-        path: PathBuf,
-        /// The tensor's name, without the prefix of the checkpoint.
-        name: String,
-    },
-    /// A tensor has another shape than the configuration says.
-    #[error(
-        "tensor '{name}' of {path} has the shape {found:?}, but the configuration asks for \
-         {expected:?}; the weights and config.json do not belong together"
-    )]
-    WrongShape {
-        /// The file with the weights.
-        path: PathBuf,
-        /// The tensor's name.
-        name: String,
-        /// What the configuration asks for.
-        expected: Vec<usize>,
-        /// What the file holds.
-        found: Vec<usize>,
-    },
+    /// The numbers of the checkpoint could not be read, or are not those of the model.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
 }
 
 /// A file that does not hold what it should; `what` says what is wrong and what to do.

@@ -22,7 +22,6 @@ mod run;
 mod sentence;
 mod sparse;
 mod tokenize;
-mod weights;
 
 pub use colberter::{
     BagOfWords, ColberterEncoder, ColberterOptions, ColberterTerms, PairScore, TextWord, WholeWord,

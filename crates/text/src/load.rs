@@ -15,7 +15,7 @@ use crate::late::{LateInteractionEncoder, Layout};
 use crate::sentence::SentenceEncoder;
 use crate::sparse::SparseTextEncoder;
 use crate::tokenize::TextTokenizer;
-use crate::weights::{Weights, join};
+use keyfold_core::weights::{Weights, join};
 
 /// How an encoder is set up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

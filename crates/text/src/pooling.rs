@@ -5,7 +5,7 @@ use keyfold_core::ModelFolder;
 use serde::Deserialize;
 
 use crate::error::{LoadError, invalid};
-use crate::weights::join;
+use keyfold_core::weights::join;
 
 /// One way to make one vector of many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,7 +28,7 @@ use crate::backbone::{Activation, LayerNorm, Linear, Packed};
 use crate::error::{LoadError, invalid};
 use crate::load::{Transformer, identity};
 use crate::run::{Input, run, thread_count};
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 
 /// Weights become whole numbers of these parts, as in Pyserini.
 const PARTS: f32 = 256.0 / 5.0;

@@ -15,7 +15,7 @@ use tokenizers::{Tokenizer, TruncationParams, TruncationStrategy};
 
 use crate::backbone::Backbone;
 use crate::error::{LoadError, invalid};
-use crate::weights::{Weights, join};
+use keyfold_core::weights::{Weights, join};
 
 const TOKENIZER: &str = "tokenizer.json";
 

@@ -13,7 +13,7 @@ use super::attention::{DistanceBias, Heads, attend};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, check_sizes, head_size};
 use super::{LONGEST, Packed};
 use crate::error::{LoadError, invalid};
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 
 /// MPNet's distance bias, fixed by its code.
 const MPNET_BUCKETS: usize = 32;

@@ -5,7 +5,7 @@ use std::path::Path;
 use keyfold_kernels as kernels;
 
 use crate::error::{LoadError, invalid};
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 
 /// `y = W x + b`, `W` as `[outputs, inputs]`.
 pub(crate) struct Linear {

@@ -15,8 +15,8 @@ use std::path::Path;
 use keyfold_core::ModelFolder;
 
 use crate::error::LoadError;
-use crate::weights::{Weights, join};
 use bert::Bert;
+use keyfold_core::weights::{Weights, join};
 use modernbert::ModernBert;
 use t5::T5;
 

@@ -14,7 +14,7 @@ use super::attention::{Heads, attend};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, check_sizes, head_size, resize};
 use super::{LONGEST, Packed};
 use crate::error::{LoadError, invalid};
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 
 /// The part of config.json that inference needs.
 #[derive(Debug, Deserialize)]

@@ -14,7 +14,7 @@ use super::layers::{Activation, Embedding, Linear, check_sizes};
 use super::modernbert::gate;
 use super::{LONGEST, Packed};
 use crate::error::{LoadError, invalid};
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 
 /// The part of config.json that inference needs.
 #[derive(Debug, Deserialize)]

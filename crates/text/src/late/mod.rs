@@ -33,7 +33,7 @@ use crate::error::{LoadError, invalid};
 use crate::load::{Transformer, identity};
 use crate::run::{Input, run, thread_count};
 use crate::sentence::vectors;
-use crate::weights::Weights;
+use keyfold_core::weights::Weights;
 pub(crate) use settings::Layout;
 use settings::Settings;
 

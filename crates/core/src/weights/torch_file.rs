@@ -12,7 +12,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::numbers::{Kind, to_f32};
 use super::pickle::{Pickle, TensorPlan};
-use crate::error::{LoadError, invalid, io};
+use super::{WeightsError, invalid, io};
 
 /// What an old file holds at its very beginning, as a pickled number of 10 bytes.
 const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
@@ -38,7 +38,7 @@ enum Storages {
 }
 
 impl TorchFile {
-    pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
+    pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
         let mut file = File::open(path).map_err(|e| io(path, e))?;
         let mut first = Vec::new();
         Read::by_ref(&mut file)
@@ -53,7 +53,7 @@ impl TorchFile {
         }
     }
 
-    fn open_zip(path: &Path, file: File) -> Result<Self, LoadError> {
+    fn open_zip(path: &Path, file: File) -> Result<Self, WeightsError> {
         let damaged = |e: zip::result::ZipError| {
             invalid(
                 path,
@@ -97,7 +97,7 @@ impl TorchFile {
         })
     }
 
-    fn open_old(path: &Path, file: File) -> Result<Self, LoadError> {
+    fn open_old(path: &Path, file: File) -> Result<Self, WeightsError> {
         let len = file.metadata().map_err(|e| io(path, e))?.len();
         let damaged = |e: String| invalid(path, format!("its pickle is damaged: {e}"));
         let mut input = BufReader::new(file);
@@ -156,7 +156,7 @@ impl TorchFile {
     }
 
     /// The numbers of a tensor as `f32`, row-major.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let fail = |what: String| invalid(&self.path, format!("tensor '{name}' {what}"));
         let plan = self
             .tensors

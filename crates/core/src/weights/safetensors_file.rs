@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::numbers;
-use crate::error::{LoadError, invalid, io};
+use super::{WeightsError, invalid, io};
 
 /// The longest header that is read; real ones are below 1 MB.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -25,7 +25,7 @@ pub(super) struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
+    pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
         let mut file = File::open(path).map_err(|e| io(path, e))?;
         let len = file.metadata().map_err(|e| io(path, e))?.len();
         let mut first = [0u8; 8];
@@ -77,7 +77,7 @@ impl SafetensorsFile {
     }
 
     /// The numbers of a tensor as `f32`.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let info = self
             .header
             .info(name)

@@ -13,17 +13,61 @@ mod torch_file;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use keyfold_core::{ModelFolder, ModelFolderError};
+use crate::{ModelFolder, ModelFolderError};
 
-use crate::error::{LoadError, invalid};
 use safetensors_file::SafetensorsFile;
 use torch_file::TorchFile;
+
+/// Why the numbers of a checkpoint could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The folder or one of its files is missing or not usable.
+    #[error(transparent)]
+    Folder(#[from] ModelFolderError),
+    /// A tensor that the model needs is not in its weights.
+    #[error("{path} has no tensor '{name}'; the file is incomplete or of another architecture")]
+    MissingTensor {
+        /// The file (or index of files) with the weights.
+        path: PathBuf,
+        /// The tensor's name, without the prefix of the checkpoint.
+        name: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error(
+        "tensor '{name}' of {path} has the shape {found:?}, but the configuration asks for \
+         {expected:?}; the weights and config.json do not belong together"
+    )]
+    WrongShape {
+        /// The file with the weights.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// What the configuration asks for.
+        expected: Vec<usize>,
+        /// What the file holds.
+        found: Vec<usize>,
+    },
+}
+
+fn invalid(path: &Path, what: impl Into<String>) -> WeightsError {
+    WeightsError::Folder(ModelFolderError::Invalid {
+        path: path.to_owned(),
+        what: what.into(),
+    })
+}
+
+fn io(path: &Path, source: std::io::Error) -> WeightsError {
+    WeightsError::Folder(ModelFolderError::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
 
 /// Names of the file with the weights, in the order in which they are looked for.
 const FILES: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
 /// The tensors of one checkpoint.
-pub(crate) struct Weights {
+pub struct Weights {
     /// The file that an error names: the single file, or the index of the shards.
     path: PathBuf,
     files: Vec<TensorFile>,
@@ -42,7 +86,7 @@ struct ShardIndex {
 
 impl ShardIndex {
     /// The shards, relative to the model's folder.
-    fn names(self, path: &Path, subfolder: &str) -> Result<Vec<String>, LoadError> {
+    fn names(self, path: &Path, subfolder: &str) -> Result<Vec<String>, WeightsError> {
         let mut shards: Vec<String> = self.weight_map.into_values().collect();
         shards.sort();
         shards.dedup();
@@ -63,7 +107,7 @@ enum TensorFile {
 }
 
 impl TensorFile {
-    fn open(path: &Path) -> Result<Self, LoadError> {
+    fn open(path: &Path) -> Result<Self, WeightsError> {
         match path.extension().and_then(|e| e.to_str()) {
             Some("safetensors") => SafetensorsFile::open(path).map(Self::Safetensors),
             _ => TorchFile::open(path).map(Self::Torch),
@@ -91,7 +135,7 @@ impl TensorFile {
         }
     }
 
-    fn read(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    fn read(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         match self {
             Self::Safetensors(f) => f.read(name),
             Self::Torch(f) => f.read(name),
@@ -101,7 +145,7 @@ impl TensorFile {
 
 impl Weights {
     /// Opens the checkpoint in `subfolder` (empty for the folder itself) of a model.
-    pub(crate) fn open(folder: &ModelFolder, subfolder: &str) -> Result<Self, LoadError> {
+    pub fn open(folder: &ModelFolder, subfolder: &str) -> Result<Self, WeightsError> {
         for file in FILES {
             let single = join(subfolder, file);
             if folder.file(&single).is_file() {
@@ -130,7 +174,7 @@ impl Weights {
         folder: &ModelFolder,
         path: PathBuf,
         names: Vec<String>,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, WeightsError> {
         let mut files = Vec::new();
         let mut index = HashMap::new();
         for name in &names {
@@ -150,18 +194,18 @@ impl Weights {
     }
 
     /// The files that hold the weights, relative to the model's folder.
-    pub(crate) fn names(&self) -> &[String] {
+    pub fn names(&self) -> &[String] {
         &self.names
     }
 
     /// The file that errors name.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Finds out what stands before every name, by a tensor that every
     /// checkpoint of the architecture has.
-    pub(crate) fn find_prefix(&mut self, known: &str) -> Result<(), LoadError> {
+    pub fn find_prefix(&mut self, known: &str) -> Result<(), WeightsError> {
         let mut prefixes: Vec<&str> = self
             .index
             .keys()
@@ -180,22 +224,22 @@ impl Weights {
     }
 
     /// True when the checkpoint has this tensor.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.index.contains_key(&self.full_name(name))
     }
 
     /// The shape of a tensor.
-    pub(crate) fn shape(&self, name: &str) -> Result<&[usize], LoadError> {
+    pub fn shape(&self, name: &str) -> Result<&[usize], WeightsError> {
         let (file, there) = self.find(name)?;
         file.shape(there).ok_or_else(|| self.missing(name))
     }
 
     /// A tensor's numbers, row-major; refuses another shape than `shape`, NaN and infinity.
-    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let found = self.shape(name)?;
         let (file, there) = self.find(name)?;
         if found != shape {
-            return Err(LoadError::WrongShape {
+            return Err(WeightsError::WrongShape {
                 path: file.path().to_owned(),
                 name: name.to_owned(),
                 expected: shape.to_vec(),
@@ -219,7 +263,7 @@ impl Weights {
         format!("{}{name}", self.prefix)
     }
 
-    fn find(&self, name: &str) -> Result<(&TensorFile, &str), LoadError> {
+    fn find(&self, name: &str) -> Result<(&TensorFile, &str), WeightsError> {
         let (file, there) = self
             .index
             .get(&self.full_name(name))
@@ -227,8 +271,8 @@ impl Weights {
         Ok((&self.files[*file], there))
     }
 
-    fn missing(&self, name: &str) -> LoadError {
-        LoadError::MissingTensor {
+    fn missing(&self, name: &str) -> WeightsError {
+        WeightsError::MissingTensor {
             path: self.path.clone(),
             name: name.to_owned(),
         }
@@ -254,7 +298,7 @@ fn todays_name(name: &str) -> String {
 }
 
 /// `subfolder/name`, or `name` in the folder itself.
-pub(crate) fn join(subfolder: &str, name: &str) -> String {
+pub fn join(subfolder: &str, name: &str) -> String {
     if subfolder.is_empty() {
         name.to_owned()
     } else {
