@@ -1,1 +1,25 @@
 //! Layers and losses that can be trained, on the tensor framework Burn.
+//!
+//! A batch of texts is packed: the rows of all texts stand one after the other in one
+//! matrix `[rows of all texts, width]`, and `starts` says where each text begins. Nothing
+//! is padded, so linear layers and norms work on real rows only, and what must stay within
+//! a text ([attention](ops::attention)) goes text by text.
+//!
+//! - [`Bert`]: the BERT family, loaded from and saved to a model folder,
+//! - [`Linear`], [`LayerNorm`], [`Embedding`]: its parts, with PyTorch's layout of weights,
+//! - [`ops`]: the functions under them, with their gradients,
+//! - [`checkpoint`]: named tensors to a file.
+//!
+//! Everything random follows from a seed ([`random`]), so that a training that is resumed
+//! ends with the same weights.
+
+mod bert;
+pub mod checkpoint;
+mod error;
+mod layers;
+pub mod ops;
+pub mod random;
+
+pub use bert::{Bert, BertConfig, Family, Packed};
+pub use error::ModelError;
+pub use layers::{Embedding, LayerNorm, Linear};
