@@ -24,9 +24,9 @@ pub fn attention(qkv: Tensor<2>, starts: &[usize], heads: Heads) -> Tensor<2> {
     let texts = starts.windows(2).enumerate().filter(|(_, t)| t[0] < t[1]);
     let texts = texts.map(|(i, text)| {
         let len = text[1] - text[0];
-        let parts = qkv.clone().slice([text[0]..text[1]]);
+        let parts = qkv.clone().narrow(0, text[0], len);
         let parts = parts.reshape([len, 3, count, size]).permute([1, 2, 0, 3]);
-        let part = |i: usize| parts.clone().slice([i..i + 1]).squeeze_dim::<3>(0);
+        let part = |i: usize| parts.clone().narrow(0, i, 1).squeeze_dim::<3>(0);
         let scores = part(0).matmul(part(1).transpose()) * (size as f64).sqrt().recip();
         let mut weights = softmax(scores, 2);
         if let Some((rate, seed)) = heads.dropout {
