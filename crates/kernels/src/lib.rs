@@ -1,6 +1,6 @@
 //! Arithmetic on slices: dot products, matrix products, the element-wise
 //! functions of encoders, MaxSim, top-k, k-means, folding, residual codes, product
-//! quantisation, SimHash, posting lists.
+//! quantisation, SimHash, posting lists, and what [training](learn) needs.
 //!
 //! Matrices are `&[f32]` in row-major order. The processor's vector units are
 //! found at run time; every kernel that uses them has a portable twin that runs
@@ -22,6 +22,7 @@ mod dot;
 pub mod fold;
 pub mod kmeans;
 mod lanes;
+pub mod learn;
 mod math;
 mod matmul;
 mod maxsim;
@@ -37,7 +38,9 @@ mod vector;
 pub use activations::{gelu, gelu_tanh, relu, silu, tanh};
 pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
-pub use matmul::{centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided};
+pub use matmul::{
+    Matrix, centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided, product,
+};
 pub use maxsim::{MaxSim, maxsim, maxsim_alignment};
 pub use norms::{layer_norm, rms_norm, softmax_rows};
 pub use postings::{add_postings, add_scaled};

@@ -4,8 +4,10 @@
 //! last digits with how many rows are multiplied together.
 
 mod narrow;
+mod view;
 
 use crate::dot::assert_rows;
+pub use view::{Matrix, product};
 
 /// From this many multiply-adds on a product is shared between threads; below,
 /// handing it over costs more than the work.
