@@ -96,7 +96,7 @@ fn softmax_body<V: Eight>(x: &mut [f32], cols: usize) {
 
 /// Replaces every `x` by `exp(x - shift)` and gives their sum.
 #[inline(always)]
-fn exp_and_sum<V: Vector>(row: &mut [f32], shift: f32) -> f32 {
+pub(crate) fn exp_and_sum<V: Vector>(row: &mut [f32], shift: f32) -> f32 {
     let mut sum = V::splat(0.0);
     let mut blocks = row.chunks_exact_mut(V::LEN);
     for block in &mut blocks {

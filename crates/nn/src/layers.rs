@@ -79,6 +79,15 @@ impl Linear {
         ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
     }
 
+    /// [`Linear::forward`] with gelu after it.
+    pub fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
+        let weight = self.weight.val();
+        match &self.bias {
+            Some(bias) => ops::linear_gelu(x, weight, bias.val()),
+            None => burn::tensor::activation::gelu(ops::linear(x, weight, None)),
+        }
+    }
+
     /// The tensors as `name.weight` and `name.bias`.
     pub fn tensors(&self, name: &str) -> Vec<NamedTensor> {
         let weight = NamedTensor::new(format!("{name}.weight"), &self.weight.val());
@@ -145,6 +154,17 @@ impl LayerNorm {
     /// `[rows, width]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+
+    /// The norm of `x + dropout(y)`; `dropout` is its rate and seed.
+    pub fn forward_sum(
+        &self,
+        x: Tensor<2>,
+        y: Tensor<2>,
+        dropout: Option<(f64, u64)>,
+    ) -> Tensor<2> {
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        ops::add_norm(x, y, dropout, weight, bias, self.eps)
     }
 
     /// The tensors as `name.weight` and `name.bias`.

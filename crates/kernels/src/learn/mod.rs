@@ -14,4 +14,4 @@ pub use activation::{add_columns, bias_gelu, gelu_backward};
 pub use adamw::{AdamStep, adamw};
 pub use dropout::{Dropout, seed_of_row};
 pub use norm::{norm_backward, norm_forward};
-pub use softmax::{keep_best, softmax_backward};
+pub use softmax::{keep_best, softmax_backward, sum_of_exp};

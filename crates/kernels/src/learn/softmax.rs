@@ -1,7 +1,8 @@
 //! The gradient of a softmax, and of which rows a maximum is.
 
 use crate::dot::{assert_rows, dot_body};
-use crate::vector::{Eight, simd};
+use crate::norms::exp_and_sum;
+use crate::vector::{Eight, Pair, simd};
 
 /// The gradient of `softmax(factor · x)` of rows of `columns` numbers: replaces `gradient`
 /// (of the weights `p`) by `factor · p · (gradient - Σ gradient · p)`.
@@ -34,6 +35,20 @@ fn softmax_body<V: Eight>(p: &[f32], gradient: &mut [f32], columns: usize, facto
             *g = factor * p * (*g - mean);
         }
     }
+}
+
+/// Replaces every `x` by `exp(x)` and gives their sum.
+pub fn sum_of_exp(x: &mut [f32]) -> f32 {
+    sum_of_exp_checked(x)
+}
+
+simd! {
+    fn sum_of_exp_checked(x: &mut [f32]) -> f32 = sum_of_exp_body;
+}
+
+#[inline(always)]
+fn sum_of_exp_body<V: Eight>(x: &mut [f32]) -> f32 {
+    exp_and_sum::<Pair<V>>(x, 0.0)
 }
 
 /// Where a number of `scores` is greater than that of `best`, takes it over and writes
@@ -95,6 +110,19 @@ mod tests {
                         }).sum();
                         prop_assert!((f64::from(g[i]) - want).abs() < 1e-6);
                     }
+                }
+            }
+        }
+
+        #[test]
+        fn sums_of_exp_agree_with_f64(x in prop::collection::vec(-20f32..5.0, 0..40)) {
+            for f in [sum_of_exp_checked, sum_of_exp_body::<Portable>] {
+                let mut y = x.clone();
+                let sum = f64::from(f(&mut y));
+                let want: f64 = x.iter().map(|&x| f64::from(x).exp()).sum();
+                prop_assert!((sum - want).abs() <= 1e-5 * want);
+                for (x, y) in x.iter().zip(&y) {
+                    prop_assert!((f64::from(*y) / f64::from(*x).exp() - 1.0).abs() < 3e-7);
                 }
             }
         }

@@ -259,7 +259,11 @@ impl Bert {
         if let Some(types) = &self.types {
             x = x + types.forward(&batch.types);
         }
-        self.drop(self.norm.forward(x), dropout, 0)
+        let x = self.norm.forward(x);
+        match self.dropout(dropout, 0) {
+            Some((rate, seed)) => ops::dropout(x, rate, seed),
+            None => x,
+        }
     }
 
     fn layer(
@@ -271,29 +275,26 @@ impl Bert {
         dropout: Option<u64>,
     ) -> Tensor<2> {
         let place = 1 + 3 * number as u64;
-        let seed = dropout.map(|seed| random::derive(seed, place));
+        let rate = self.config.attention_probs_dropout_prob;
         let heads = Heads {
             count: self.config.num_attention_heads,
             size: self.hidden() / self.config.num_attention_heads,
-            dropout: seed.map(|seed| (self.config.attention_probs_dropout_prob, seed)),
+            dropout: dropout.map(|seed| (rate, random::derive(seed, place))),
         };
         let context = ops::attention(layer.qkv.forward(x.clone()), &batch.starts, heads);
-        let context = self.drop(layer.output.forward(context), dropout, place + 1);
-        let x = layer.attention_norm.forward(x + context);
-        let inner = burn::tensor::activation::gelu(layer.inner.forward(x.clone()));
-        let outer = self.drop(layer.outer.forward(inner), dropout, place + 2);
-        layer.outer_norm.forward(x + outer)
+        let context = layer.output.forward(context);
+        let drop = self.dropout(dropout, place + 1);
+        let x = layer.attention_norm.forward_sum(x, context, drop);
+        let inner = layer.inner.forward_gelu(x.clone());
+        let outer = layer.outer.forward(inner);
+        let drop = self.dropout(dropout, place + 2);
+        layer.outer_norm.forward_sum(x, outer, drop)
     }
 
-    fn drop(&self, x: Tensor<2>, dropout: Option<u64>, place: u64) -> Tensor<2> {
-        match dropout {
-            Some(seed) => ops::dropout(
-                x,
-                self.config.hidden_dropout_prob,
-                random::derive(seed, place),
-            ),
-            None => x,
-        }
+    /// Rate and seed of the dropout of hidden states at a place of the model.
+    fn dropout(&self, seed: Option<u64>, place: u64) -> Option<(f64, u64)> {
+        let rate = self.config.hidden_dropout_prob;
+        Some((rate, random::derive(seed?, place)))
     }
 }
 

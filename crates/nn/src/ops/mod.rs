@@ -1,7 +1,31 @@
-//! Functions of tensors, with gradients.
+//! Functions of tensors, each with its own backward pass.
+//!
+//! The tensor framework composes layer norm, softmax or gelu of many passes over memory;
+//! here each is one operator over slices ([`keyfold_kernels`]), which keeps for the
+//! backward pass only what is not cheaper to compute again. They run on the framework's
+//! CPU device (`Device::flex()`).
+//!
+//! Work is cut into pieces by the shape alone and sums are added in one order, so results
+//! do not depend on the number of threads.
+//!
+//! To add one, implement [`operator::Operator`] and compare its gradients with those of
+//! the framework's own functions in `tests/ops.rs`.
 
 mod attention;
-mod basic;
+mod chamfer;
+mod cross_entropy;
+mod dropout;
+mod groups;
+mod linear;
+mod norm;
+mod operator;
+mod rows;
 
 pub use attention::{Heads, attention};
-pub use basic::{dropout, layer_norm, linear, rows};
+pub use chamfer::{Side, chamfer, chamfer_equal};
+pub use cross_entropy::cross_entropy;
+pub use dropout::dropout;
+pub use groups::{Groups, group_mean, segment_mean, segment_mean_by};
+pub use linear::{linear, linear_gelu};
+pub use norm::{add_norm, layer_norm};
+pub use rows::rows;
