@@ -26,6 +26,12 @@ pub enum BenchError {
     /// A model failed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// A training failed.
+    #[error(transparent)]
+    Train(#[from] keyfold_train::TrainError),
+    /// Data to learn from could not be read.
+    #[error(transparent)]
+    Learn(#[from] keyfold_train::LearnError),
     /// A file of the experiment's own could not be written.
     #[error("cannot make room for the experiment: {0}")]
     Temporary(#[from] std::io::Error),

@@ -148,12 +148,7 @@ impl CrispBatch {
             documents.rows = normalize(documents.rows);
         }
         let counts = queries.counts();
-        let scores = ops::chamfer(
-            queries.rows,
-            &queries.starts,
-            documents.rows,
-            &documents.starts,
-        );
+        let scores = ops::chamfer(queries.side(), documents.side());
         scores / counts
     }
 }

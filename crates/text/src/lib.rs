@@ -8,7 +8,9 @@
 mod backbone;
 pub mod builtin;
 mod by_word;
-mod colberter;
+pub mod colberter;
+#[cfg(feature = "train")]
+pub mod crisp;
 mod cross_encoder;
 mod dense;
 pub mod distill;
@@ -22,6 +24,8 @@ mod run;
 mod sentence;
 mod sparse;
 mod tokenize;
+#[cfg(feature = "train")]
+pub mod training;
 
 pub use colberter::{
     BagOfWords, ColberterEncoder, ColberterOptions, ColberterTerms, PairScore, TextWord, WholeWord,

@@ -5,11 +5,15 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
+/// A seed for step `number`.
+pub fn step_seed(seed: u64, number: u64) -> u64 {
+    let salt: u64 = StdRng::seed_from_u64(seed).random();
+    salt ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// The random numbers of step `number`.
 pub fn step_rng(seed: u64, number: u64) -> StdRng {
-    let mut outer = StdRng::seed_from_u64(seed);
-    let salt: u64 = outer.random();
-    StdRng::seed_from_u64(salt ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    StdRng::seed_from_u64(step_seed(seed, number))
 }
 
 /// Batches of shuffled examples, epoch after epoch; the rest of an epoch that fills no

@@ -97,7 +97,13 @@ fn learner(batch_size: usize, config: &OptimConfig) -> GradientLearner<Sums> {
 }
 
 fn weights(learner: &GradientLearner<Sums>) -> Vec<f32> {
-    learner.model().weight.val().into_data().to_vec().unwrap()
+    learner
+        .model()
+        .weight
+        .val()
+        .into_data()
+        .try_to_vec()
+        .unwrap()
 }
 
 fn train(

@@ -49,6 +49,9 @@ pub(crate) struct BenchArgs {
     /// A model that weighs terms, to measure beside words: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     sparse: Option<String>,
+    /// Pairs of texts to train on, where the experiment trains: JSON Lines with query and positive
+    #[arg(long, value_name = "FILE")]
+    pairs: Option<PathBuf>,
     /// Another engine to measure beside ours, for peers and crisp: NAME=COMMAND; may be repeated
     #[arg(long = "peer", value_name = "NAME=COMMAND")]
     peers: Vec<String>,
@@ -118,6 +121,7 @@ fn options(args: &BenchArgs, globals: &Globals) -> BenchOptions {
         teacher: args.teacher.clone(),
         model: args.model.clone(),
         sparse: args.sparse.clone(),
+        pairs: args.pairs.clone(),
         peers: args.peers.clone(),
         sweep: args.sweep,
         seed: globals.seed,

@@ -149,8 +149,12 @@ impl Groups {
         }
     }
 
-    /// Numbers the groups anew in the order of their first rows, without gaps.
-    fn new(mut codes: Vec<u32>) -> Self {
+    /// From the group of each row, numbers below the number of rows; [`u32::MAX`] drops a
+    /// row. They are numbered anew in the order of their first rows, without gaps.
+    ///
+    /// # Panics
+    /// When a number is not below that of the rows.
+    pub fn new(mut codes: Vec<u32>) -> Self {
         let mut names = vec![DROPPED; codes.len()];
         let mut count = 0;
         for code in codes.iter_mut().filter(|c| **c != DROPPED) {

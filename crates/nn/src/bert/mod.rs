@@ -99,10 +99,23 @@ impl Bert {
     /// # Errors
     /// When the folder holds no such model, or its weights do not fit config.json.
     pub fn load(folder: &ModelFolder, device: &Device) -> Result<Self, ModelError> {
+        Self::load_parts(folder, folder, device)
+    }
+
+    /// Loads a model of which `folder` has configuration and tokenizer, and `weights` the
+    /// weights, under any prefix.
+    ///
+    /// # Errors
+    /// As for [`Bert::load`].
+    pub fn load_parts(
+        folder: &ModelFolder,
+        weights: &ModelFolder,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         let path = folder.file(files::CONFIG);
         let config: BertConfig = folder.json(files::CONFIG, "it says what model this is")?;
         let family = config.check(&path)?;
-        let mut weights = Weights::open(folder, "")?;
+        let mut weights = Weights::open(weights, "")?;
         weights.find_prefix(WORDS)?;
         let hidden = config.hidden_size;
         let embedding = |name| Embedding::load(&weights, name, hidden, device);
@@ -136,8 +149,16 @@ impl Bert {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
-        self.files.write(folder)?;
+        self.save_files(folder)?;
         checkpoint::write(&folder.join("model.safetensors"), &self.tensors())
+    }
+
+    /// Writes what stands beside the weights: `config.json` and the tokenizer's files.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_files(&self, folder: &Path) -> Result<(), ModelError> {
+        self.files.write(folder)
     }
 
     /// The weights by their official names.

@@ -35,8 +35,9 @@ pub fn chamfer(queries: Side, documents: Side) -> Tensor<2> {
     run(queries, documents, None)
 }
 
-/// [`chamfer`] over pairs of rows with the same id only: a query row without its id among a
-/// document's adds 0 (ColBERTer's exact match of words, Hofstätter et al. 2022).
+/// [`chamfer`] where the product of rows with different ids is 0: a query row without its id
+/// among a document's adds 0, and so does one whose product there is below 0 when the
+/// document has other rows (ColBERTer's exact match of words, Hofstätter et al. 2022).
 ///
 /// # Panics
 /// As [`chamfer`], or when there is not an id for each row.
@@ -94,6 +95,7 @@ impl Chamfer {
     fn best(&self, q: &Array, d: &Array, document: usize) -> (Vec<u32>, Vec<f32>) {
         let [rows, width] = q.sizes();
         let range = self.d_starts[document]..self.d_starts[document + 1];
+        let range_len = range.len();
         let (mut at, mut most) = (vec![NONE; rows], vec![f32::NEG_INFINITY; rows]);
         if let Some((q_ids, d_ids)) = &self.ids {
             let mut places: HashMap<u32, Vec<usize>> = HashMap::new();
@@ -120,9 +122,11 @@ impl Chamfer {
                 }
             }
         }
-        for (most, at) in most.iter_mut().zip(&at) {
-            if *at == NONE {
+        let others = self.ids.is_some() && range_len > 1;
+        for (most, at) in most.iter_mut().zip(&mut at) {
+            if *at == NONE || (others && *most < 0.0) {
                 *most = 0.0;
+                *at = NONE;
             }
         }
         (at, most)

@@ -1,6 +1,6 @@
 use super::*;
 use keyfold_core::Role;
-use keyfold_kernels::fold::{MOST_ROUNDS, PROTECTED, kmeans, kmeans_from};
+use keyfold_kernels::fold::{kmeans, kmeans_from};
 use keyfold_kernels::maxsim;
 use proptest::prelude::*;
 use rand::rngs::StdRng;

@@ -33,6 +33,8 @@ mod config;
 mod porter;
 mod score;
 mod terms;
+#[cfg(feature = "train")]
+pub mod train;
 mod words;
 
 use std::ops::Range;

@@ -36,6 +36,8 @@ use crate::sentence::vectors;
 use keyfold_core::weights::Weights;
 pub(crate) use settings::Layout;
 use settings::Settings;
+#[cfg(feature = "train")]
+pub(crate) use settings::punctuation;
 
 /// A text encoder with one vector per token.
 pub struct LateInteractionEncoder {

@@ -263,7 +263,7 @@ fn parts(folder: &ModelFolder) -> Result<(String, Vec<String>), LoadError> {
 }
 
 /// The 32 punctuation marks of ASCII.
-fn punctuation() -> Vec<String> {
+pub(crate) fn punctuation() -> Vec<String> {
     (0u8..128)
         .map(char::from)
         .filter(char::is_ascii_punctuation)

@@ -14,35 +14,58 @@ use burn::train::renderer::{MetricState, MetricsRenderer, MetricsRendererTrainin
 use crate::Line;
 use crate::metrics::Measured;
 
+/// Asks whether the user told the dashboard to end the training.
+#[derive(Clone)]
+pub struct Stop(Interrupter);
+
+impl Stop {
+    /// True once she did.
+    pub fn asked(&self) -> bool {
+        self.0.should_stop()
+    }
+}
+
 /// Draws the lines of a run on the whole terminal until it is dropped.
 pub struct Dashboard {
     renderer: TuiMetricsRendererWrapper,
     interrupter: Interrupter,
     known: Vec<String>,
+    done: u64,
 }
 
 impl Dashboard {
-    /// Takes over the terminal. `steps` is the length of the run.
-    pub fn new(title: &str, steps: u64) -> Self {
+    /// Takes over the terminal.
+    pub fn new(title: &str) -> Self {
         let interrupter = Interrupter::new();
         let mut renderer = TuiMetricsRendererWrapper::new(interrupter.clone(), None);
         renderer.start(1, 1, None, Some(title));
-        renderer.start_split("train", steps as usize);
         Self {
             renderer,
             interrupter,
             known: Vec::new(),
+            done: 0,
         }
     }
 
-    /// True when the user asked the dashboard to end the training.
-    pub fn stopped(&self) -> bool {
-        self.interrupter.should_stop()
+    /// How the user tells the dashboard to end the training.
+    pub fn stop(&self) -> Stop {
+        Stop(self.interrupter.clone())
+    }
+
+    /// So many steps are left.
+    pub fn start(&mut self, steps: u64) {
+        self.done = 0;
+        self.renderer.start_split("train", steps as usize);
+    }
+
+    /// `n` more steps are done.
+    pub fn advance(&mut self, n: u64) {
+        self.done += n;
+        self.renderer.update_split(self.done as usize);
     }
 
     /// Draws one line of measurements.
     pub fn line(&mut self, line: &Line) {
-        self.renderer.update_split(line.step as usize);
         match &line.what {
             Measured::Training {
                 loss,

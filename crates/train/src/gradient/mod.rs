@@ -26,7 +26,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{LearnError, Learner, Schedule, Step, Validation};
 pub use config::{OptimConfig, OptimizerKind};
-pub use dashboard::Dashboard;
+pub use dashboard::{Dashboard, Stop};
 use parallel::Workers;
 
 /// A loss and the parts that it was mixed of.

@@ -9,6 +9,9 @@
 //! each way for as many steps, beside as many steps without folding whose vectors are
 //! folded afterwards.
 //!
+//! *A model of the user's* (`--model` and `--pairs`), trained on her pairs in the two stages
+//! of the publication, each fold beside as many steps without (see [`real`]).
+//!
 //! *Time*: folding one passage, beside PyLate's pooling if a `--peer` runs it (see
 //! [`speed`]).
 //!
@@ -16,6 +19,7 @@
 //! default the little one of the project.
 
 mod posthoc;
+mod real;
 mod speed;
 mod trained;
 
@@ -40,11 +44,16 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     };
     let posthoc = posthoc::run(&collection, options, progress)?;
     let trained = trained::run(&collection, options, progress)?;
+    let real = real::run(&collection, options, progress)?;
     let speed = speed::run(&posthoc.rows, options, progress)?;
     let mut findings = posthoc.findings();
     findings.extend(trained.findings());
-    findings.extend(speed.findings);
     let mut tables = vec![posthoc.table(), trained.table()];
+    if let Some(real) = &real {
+        findings.extend(real.findings());
+        tables.push(real.table());
+    }
+    findings.extend(speed.findings);
     tables.extend(speed.tables);
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
@@ -55,14 +64,23 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             "queries": collection.queries.len(),
             "post_hoc": posthoc.values(),
             "trained": trained.values(),
+            "real": real.as_ref().map(real::Real::values),
             "speed": speed.values,
         }),
-        svg: plot::lines(
-            "What folding costs, model as it is",
-            "bytes of vectors for a passage",
-            "nDCG@10",
-            &posthoc.lines(),
-        )?,
+        svg: match &real {
+            Some(real) => plot::lines(
+                "What folding costs, afterwards and trained so",
+                "vectors of a document",
+                "nDCG@10",
+                &real.lines(),
+            )?,
+            None => plot::lines(
+                "What folding costs, model as it is",
+                "bytes of vectors for a passage",
+                "nDCG@10",
+                &posthoc.lines(),
+            )?,
+        },
     })
 }
 

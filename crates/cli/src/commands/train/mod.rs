@@ -1,6 +1,7 @@
 //! `keyfold train`: one file per method.
 
 mod builtin;
+mod colberter;
 mod crisp;
 mod data;
 mod training;
@@ -24,12 +25,14 @@ pub(crate) struct TrainArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     Builtin(builtin::BuiltinArgs),
+    Colberter(colberter::ColberterArgs),
     Crisp(crisp::CrispArgs),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     match &args.what {
         What::Builtin(args) => builtin::run(args, globals),
+        What::Colberter(args) => colberter::run(args, globals),
         What::Crisp(args) => crisp::run(args, globals),
     }
 }

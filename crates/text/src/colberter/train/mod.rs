@@ -32,9 +32,10 @@ use keyfold_core::weights::Weights;
 use keyfold_core::{Encoder, ModelFolder, Progress, Role, atomic};
 use keyfold_kernels::kmeans::{KMeansConfig, kmeans};
 use keyfold_kernels::{dot, matmul_nt, top_k};
-use keyfold_nn::bert::{Bert, Packed};
+use keyfold_nn::Linear;
 use keyfold_nn::checkpoint::{self, NamedTensor, numbers};
-use keyfold_nn::{Linear, ops};
+use keyfold_nn::ops::{self, Groups};
+use keyfold_nn::{Bert, Packed};
 use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
 use keyfold_train::order::{hold_out, step_rng, step_seed};
 use keyfold_train::{Decay, LearnError, Report, RunConfig, TrainError, Validation, run};
@@ -149,7 +150,9 @@ impl ColberterConfig {
     fn check(&self) -> Result<Words, LearnError> {
         let wrong = |what: String| Err(LearnError::Data(what));
         if self.compression_dim == 0 || self.retrieval_compression_dim == 0 {
-            return wrong("compression_dim and retrieval_compression_dim must be at least 1".into());
+            return wrong(
+                "compression_dim and retrieval_compression_dim must be at least 1".into(),
+            );
         }
         if self.second_compress_dim == 0 || self.second_compress_dim < -1 {
             return wrong("second_compress_dim must be at least 1, or -1 for none".into());
@@ -199,12 +202,20 @@ struct WordText {
 /// Texts for one forward pass.
 struct WordBatch {
     packed: Packed,
-    /// The word of each token, numbered over all texts.
-    word_of: Vec<Option<u32>>,
-    /// Ids of the words of all texts.
-    ids: Vec<u32>,
-    /// The first word of each text, and at the end their number.
-    starts: Vec<usize>,
+    /// The words that tokens belong to.
+    groups: Groups,
+}
+
+impl WordBatch {
+    /// Adds the words of a text, numbered on.
+    fn add(&mut self, text: &WordText) {
+        let groups = &mut self.groups;
+        let first = groups.ids.len() as u32;
+        let numbered = text.word_of.iter().map(|w| w.map(|w| first + w));
+        groups.of_rows.extend(numbered);
+        groups.ids.extend_from_slice(&text.words);
+        groups.starts.push(groups.ids.len());
+    }
 }
 
 /// What the model makes of texts.
@@ -241,8 +252,7 @@ impl ColberterModel {
             let seed = step_seed(config.seed, u64::MAX - part);
             match &before {
                 Some(heads) if heads.0.has(&format!("{name}.weight")) => {
-                    Linear::load(&heads.0, name, inputs, outputs, true, device)
-                        .map_err(model_error)
+                    Linear::load(&heads.0, name, inputs, outputs, true, device).map_err(model_error)
                 }
                 _ => Ok(Linear::init(inputs, outputs, true, DEVIATION, seed, device)),
             }
@@ -289,9 +299,14 @@ impl ColberterModel {
     /// Whole texts and words; gates are of documents.
     fn encode(&self, batch: &WordBatch, is_query: bool, dropout: Option<u64>) -> Encoded {
         let states = self.bert_model.forward(&batch.packed, dropout);
+        self.heads(states, batch, is_query)
+    }
+
+    /// What the layers beside the backbone make of its states.
+    fn heads(&self, states: Tensor<2>, batch: &WordBatch, is_query: bool) -> Encoded {
         let firsts = ops::rows(states.clone(), &batch.packed.firsts());
         let tokens = self.compressor.forward(states);
-        let mut words = ops::mean_by(tokens, &batch.word_of, batch.ids.len());
+        let mut words = ops::group_mean(tokens, &batch.groups);
         let mut gates = None;
         if let Some(reducer) = self.stop_word_reducer.as_ref().filter(|_| !is_query) {
             let gate = relu(reducer.forward(words.clone()));
@@ -305,31 +320,18 @@ impl ColberterModel {
             whole: self.compressor_retrieval.forward(firsts),
             words: Rows {
                 rows: words,
-                starts: batch.starts.clone(),
+                starts: batch.groups.starts.clone(),
             },
-            ids: batch.ids.clone(),
+            ids: batch.groups.ids.clone(),
             gates,
         }
     }
 
     /// The score of every pair, `[queries, documents]`, from that of the whole texts.
     fn total(&self, whole: Tensor<2>, q: &Encoded, d: &Encoded, exact: bool) -> Tensor<2> {
-        let words = if exact {
-            ops::chamfer_equal(
-                q.words.rows.clone(),
-                &q.words.starts,
-                &q.ids,
-                d.words.rows.clone(),
-                &d.words.starts,
-                &d.ids,
-            )
-        } else {
-            ops::chamfer(
-                q.words.rows.clone(),
-                &q.words.starts,
-                d.words.rows.clone(),
-                &d.words.starts,
-            )
+        let words = match exact {
+            true => ops::chamfer_equal(q.words.side(), &q.ids, d.words.side(), &d.ids),
+            false => ops::chamfer(q.words.side(), d.words.side()),
         };
         let share = sigmoid(self.score_merger.val()).unsqueeze::<2>();
         whole * share.clone() + words * (share.neg().add_scalar(1.0))
@@ -447,6 +449,7 @@ pub struct Colberter {
     held_out: Vec<usize>,
     batch_size: usize,
     objective: Objective,
+    /// Packs ids; its weights do not matter.
     packer: ColberterModel,
     seed: u64,
     dropout: bool,
@@ -491,7 +494,7 @@ impl Teacher {
                                 "'{}' gives {} vectors for a text; a teacher is a sentence \
                                  encoder, which gives one",
                                 teacher.identity().name,
-                                vector.len()
+                                row.len() / width
                             )));
                         }
                         let start = (chunk * CHUNK + i) * dim + at;
@@ -552,7 +555,12 @@ impl Colberter {
             .map(|p| p.negatives.iter().map(|n| number(n)).collect())
             .collect();
         let all = pairs.0.iter().map(|p| p.positive.as_str());
-        let all = all.chain(pairs.0.iter().flat_map(|p| p.negatives.iter().map(String::as_str)));
+        let all = all.chain(
+            pairs
+                .0
+                .iter()
+                .flat_map(|p| p.negatives.iter().map(String::as_str)),
+        );
         let mut seen = std::collections::HashSet::new();
         texts.extend(all.filter(|text| seen.insert(*text)));
         let queries: Vec<&str> = pairs.0.iter().map(|p| p.query.as_str()).collect();
@@ -626,25 +634,18 @@ impl Colberter {
         (chosen, negatives)
     }
 
-    fn pack<'a>(
-        &self,
-        texts: impl Iterator<Item = &'a WordText>,
-    ) -> Result<WordBatch, LearnError> {
+    fn pack<'a>(&self, texts: impl Iterator<Item = &'a WordText>) -> Result<WordBatch, LearnError> {
         let texts: Vec<&WordText> = texts.collect();
         let ids: Vec<&[u32]> = texts.iter().map(|t| t.ids.as_slice()).collect();
         let mut batch = WordBatch {
             packed: self.packer.bert_model.pack(&ids).map_err(model_error)?,
-            word_of: Vec::new(),
-            ids: Vec::new(),
-            starts: vec![0],
+            groups: Groups {
+                of_rows: Vec::new(),
+                starts: vec![0],
+                ids: Vec::new(),
+            },
         };
-        for text in texts {
-            let first = batch.ids.len() as u32;
-            let numbered = text.word_of.iter().map(|w| w.map(|w| first + w));
-            batch.word_of.extend(numbered);
-            batch.ids.extend_from_slice(&text.words);
-            batch.starts.push(batch.ids.len());
-        }
+        texts.into_iter().for_each(|text| batch.add(text));
         Ok(batch)
     }
 
@@ -716,29 +717,9 @@ impl Task for Colberter {
     }
 
     fn loss(model: &ColberterModel, batch: ColberterBatch) -> Loss {
-        let objective = batch.objective;
-        let device = model.score_merger.val().device();
-        let (n, columns) = (batch.count(), batch.documents.packed.texts());
         let (q, d) = batch.sides(model);
-        let whole = q.whole.clone().matmul(d.whole.clone().transpose());
-        let teacher = TensorData::new(batch.teacher.clone(), [n, columns]);
-        let teacher = Tensor::<2>::from_data(teacher, &device);
-        let margin = margins(&teacher, n);
-        let mut parts = vec![
-            ("cls", objective.cls, squares(margins(&whole, n), margin.clone())),
-            ("in_batch", objective.in_batch, divergence(teacher, whole.clone())),
-        ];
-        if objective.words {
-            let total = model.total(whole, &q, &d, objective.exact);
-            parts.push(("pair", objective.pair, squares(margins(&total, n), margin)));
-        }
-        if let Some(gates) = d.gates {
-            parts.push(("gates", objective.sparsity, gates.mean()));
-        }
-        // There are parts, so there is a mix.
-        Loss::mix(parts).expect("a loss has parts")
+        mixed_loss(model, &q, d, &batch.teacher, batch.objective)
     }
-
     fn validate(&mut self, model: &ColberterModel) -> Result<Option<Validation>, LearnError> {
         let chosen = &self.held_out[..self.held_out.len().min(MOST_VALIDATED)];
         if chosen.len() < 2 {
@@ -762,6 +743,44 @@ impl Task for Colberter {
         }
         Ok(Some(validation))
     }
+}
+
+/// The loss of what the model made of `n` queries, of their answers and, after those, of
+/// `n` texts that are none; `teacher` is `[n, 2n]`.
+fn mixed_loss(
+    model: &ColberterModel,
+    q: &Encoded,
+    d: Encoded,
+    teacher: &[f32],
+    objective: Objective,
+) -> Loss {
+    let device = model.score_merger.val().device();
+    let (n, columns) = (q.whole.dims()[0], d.whole.dims()[0]);
+    let whole = q.whole.clone().matmul(d.whole.clone().transpose());
+    let teacher = TensorData::new(teacher.to_vec(), [n, columns]);
+    let teacher = Tensor::<2>::from_data(teacher, &device);
+    let margin = margins(&teacher, n);
+    let mut parts = vec![
+        (
+            "cls",
+            objective.cls,
+            squares(margins(&whole, n), margin.clone()),
+        ),
+        (
+            "in_batch",
+            objective.in_batch,
+            divergence(teacher, whole.clone()),
+        ),
+    ];
+    if objective.words {
+        let total = model.total(whole, q, &d, objective.exact);
+        parts.push(("pair", objective.pair, squares(margins(&total, n), margin)));
+    }
+    if let Some(gates) = d.gates {
+        parts.push(("gates", objective.sparsity, gates.mean()));
+    }
+    // There are parts, so there is a mix.
+    Loss::mix(parts).expect("a loss has parts")
 }
 
 /// `scores[i, i] - scores[i, n + i]`, `[n, 1]`.
@@ -801,7 +820,15 @@ fn candidates(
     for (block, queries) in teacher.queries.chunks(BLOCK * dim).enumerate() {
         let n = queries.len() / dim;
         let mut scores = vec![0.0; n * documents];
-        matmul_nt(&mut scores, queries, &teacher.documents, n, documents, dim, 0);
+        matmul_nt(
+            &mut scores,
+            queries,
+            &teacher.documents,
+            n,
+            documents,
+            dim,
+            0,
+        );
         for (i, row) in scores.chunks_exact(documents).enumerate() {
             let query = block * BLOCK + i;
             let answer = positive[query];
@@ -857,7 +884,11 @@ fn balanced(candidates: &[(usize, f32)], rng: &mut StdRng) -> usize {
 fn topics(teacher: &Teacher, learn: &[usize], seed: u64) -> Vec<Vec<usize>> {
     let k = (learn.len() / TOPIC).max(1);
     let dim = teacher.dim;
-    let rows: Vec<f32> = learn.iter().flat_map(|q| teacher.query(*q)).copied().collect();
+    let rows: Vec<f32> = learn
+        .iter()
+        .flat_map(|q| teacher.query(*q))
+        .copied()
+        .collect();
     let centroids = kmeans(&rows, dim, &KMeansConfig::new(k, seed), 0);
     let mut topics = vec![Vec::new(); centroids.len() / dim];
     for (query, row) in learn.iter().zip(rows.chunks_exact(dim)) {
@@ -891,7 +922,9 @@ impl WordTokenizer {
             Some(how) => {
                 for (number, word) in (0..).zip(words(text, &tokens.spans, how).map_err(error)?) {
                     ids.push(word.id);
-                    word.tokens.iter().for_each(|row| word_of[*row] = Some(number));
+                    word.tokens
+                        .iter()
+                        .for_each(|row| word_of[*row] = Some(number));
                 }
             }
             None => {
@@ -936,15 +969,31 @@ pub fn train(
         words: config.aggregate_unique_ids.then_some(how),
         longest: model.bert_model.longest(),
     };
-    let task = Colberter::new(pairs, teachers, &tokenizer, model.clone(), config, place.progress)?;
+    let task = Colberter::new(
+        pairs,
+        teachers,
+        &tokenizer,
+        model.clone(),
+        config,
+        place.progress,
+    )?;
     let mut learner = GradientLearner::new(task, model, &config.optim, &device, "pairs")?;
     let mut data = pairs.fingerprint();
     let names = teachers.iter().map(|t| t.identity().hash.clone());
     data["teachers"] = names.collect::<Vec<_>>().into();
     let settings = place.settings("colberter", config, &config.run, data, folder)?;
-    let report = run(&mut learner, &settings, place.out, place.progress, place.watch)?;
+    let report = run(
+        &mut learner,
+        &settings,
+        place.out,
+        place.progress,
+        place.watch,
+    )?;
     if report.ended != keyfold_train::Ended::Stopped {
         learner.model().save(place.out, config)?;
     }
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests;

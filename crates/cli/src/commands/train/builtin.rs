@@ -1,15 +1,13 @@
-//! `keyfold train`.
+//! `keyfold train builtin`.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
-use clap::Subcommand;
-use keyfold_core::{ModelFolder, Progress};
-use keyfold_data::{ReadOptions, WalkOptions, read, walk};
+use keyfold_core::ModelFolder;
 use keyfold_text::distill::{DistillConfig, DistillError, distill};
 use keyfold_text::{LoadOptions, SentenceEncoder};
 
+use super::data;
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
@@ -18,29 +16,17 @@ use crate::{place, update};
 /// Notes of a training that are shown.
 const NOTES: usize = 20;
 
-/// Train a model on your own data
+/// Distil the built-in encoder from a sentence encoder
+///
+/// The long part, in which the teacher reads all texts, is kept in
+/// OUT/teacher.safetensors; a run on the same texts goes on from there.
 #[derive(Debug, clap::Args)]
-pub(crate) struct TrainArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// Distil the built-in encoder from a sentence encoder
-    ///
-    /// The long part, in which the teacher reads all texts, is kept in
-    /// OUT/teacher.safetensors; a run on the same texts goes on from there.
-    #[command(after_help = "\
+#[command(after_help = "\
 Examples:
   scripts/corpus.py corpus.jsonl
   keyfold train builtin --teacher all-MiniLM-L6-v2/ --data corpus.jsonl --out my-model
   keyfold search \"boat in the wind\" notes --model my-model --store notes-store")]
-    Builtin(BuiltinArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct BuiltinArgs {
+pub(super) struct BuiltinArgs {
     /// The sentence encoder to learn from: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     teacher: String,
@@ -55,8 +41,7 @@ struct BuiltinArgs {
     set: Vec<String>,
 }
 
-pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    let What::Builtin(args) = &args.what;
+pub(super) fn run(args: &BuiltinArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     for path in &args.data {
         place::canonical(path)?;
     }
@@ -67,7 +52,7 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
     let progress = StderrProgress::new(globals.quiet, NOTES);
     let mut texts = Vec::new();
     for path in &args.data {
-        read_texts(path, &update::options(globals).read, &mut texts, &progress)?;
+        data::texts(path, &update::options(globals).read, &mut texts, &progress)?;
     }
     let report = match distill(&teacher, &folder, &texts, &config, &args.out, &progress) {
         Ok(report) => report,
@@ -118,36 +103,4 @@ fn config(args: &BuiltinArgs, globals: &Globals) -> anyhow::Result<DistillConfig
         values[key] = parsed;
     }
     serde_json::from_value(values).map_err(|e| wrong_use(format!("--set: {e}")))
-}
-
-/// Appends the texts of a file or folder; notes what cannot be read.
-fn read_texts(
-    path: &Path,
-    options: &ReadOptions,
-    texts: &mut Vec<String>,
-    progress: &dyn Progress,
-) -> anyhow::Result<()> {
-    if path.extension().is_some_and(|e| e == "jsonl") {
-        let content = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        for (number, line) in (1..).zip(content.lines()) {
-            let row: serde_json::Value = serde_json::from_str(line)
-                .with_context(|| format!("{} line {number} is not JSON", path.display()))?;
-            let Some(text) = row["text"].as_str() else {
-                bail!("{} line {number} has no field 'text'", path.display());
-            };
-            texts.push(text.to_owned());
-        }
-        return Ok(());
-    }
-    for entry in walk(&[path.to_owned()], &WalkOptions::default())? {
-        if progress.cancelled() {
-            break;
-        }
-        match entry.and_then(|entry| read(&entry, options)) {
-            Ok(document) => texts.extend(document.passages.into_iter().map(|p| p.text)),
-            Err(e) => progress.note(&e.to_string()),
-        }
-    }
-    Ok(())
 }
