@@ -30,6 +30,44 @@ impl Map for Tanh {
 }
 
 simd! {
+    /// `exp(x)`, relative error below 2e-7; 0 below -86.6.
+    pub fn exp(x: &mut [f32]) = exp_body;
+}
+
+#[inline(always)]
+fn exp_body<V: Vector>(x: &mut [f32]) {
+    math::map::<Exp, V>(x);
+}
+
+struct Exp;
+
+impl Map for Exp {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        math::exp(x)
+    }
+}
+
+simd! {
+    /// `1 / (1 + exp(-x))`.
+    pub fn sigmoid(x: &mut [f32]) = sigmoid_body;
+}
+
+#[inline(always)]
+fn sigmoid_body<V: Vector>(x: &mut [f32]) {
+    math::map::<Sigmoid, V>(x);
+}
+
+struct Sigmoid;
+
+impl Map for Sigmoid {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        math::sigmoid(x)
+    }
+}
+
+simd! {
     /// `x / (1 + exp(-x))`.
     pub fn silu(x: &mut [f32]) = silu_body;
 }
@@ -152,6 +190,9 @@ mod tests {
             check(&x, [gelu, gelu_body::<Portable>], |x| x * normal(x));
             check(&x, [gelu_tanh, gelu_tanh_body::<Portable>], |x| 0.5 * x * (1.0 + cubic(x).tanh()));
             check(&x, [silu, silu_body::<Portable>], |x| x / (1.0 + (-x).exp()));
+            let low: Vec<f32> = x.iter().map(|x| x.min(80.0)).collect();
+            check(&low, [exp, exp_body::<Portable>], f64::exp);
+            check(&x, [sigmoid, sigmoid_body::<Portable>], |x| 1.0 / (1.0 + (-x).exp()));
             check(&x, [tanh, tanh_body::<Portable>], f64::tanh);
             check_relative(&x, [tanh, tanh_body::<Portable>], f64::tanh);
             check(&x, [relu, relu], |x| x.max(0.0));

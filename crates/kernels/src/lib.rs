@@ -1,6 +1,7 @@
 //! Arithmetic on slices: dot products, matrix products, the element-wise
 //! functions of encoders, MaxSim, top-k, k-means, folding, residual codes, product
-//! quantisation, SimHash, posting lists, and what [training](learn) needs.
+//! quantisation, SimHash, posting lists, rows by number, distances of binary codes, and
+//! what [training](learn) needs.
 //!
 //! Matrices are `&[f32]` in row-major order. The processor's vector units are
 //! found at run time; every kernel that uses them has a portable twin that runs
@@ -20,6 +21,8 @@ mod activations;
 mod conv;
 mod dot;
 pub mod fold;
+mod gather;
+mod hamming;
 pub mod kmeans;
 mod lanes;
 pub mod learn;
@@ -35,14 +38,16 @@ mod simhash;
 mod topk;
 mod vector;
 
-pub use activations::{gelu, gelu_tanh, relu, silu, tanh};
+pub use activations::{exp, gelu, gelu_tanh, relu, sigmoid, silu, tanh};
 pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
+pub use gather::{axpy, gather_add, gather_dots};
+pub use hamming::hamming_distances;
 pub use matmul::{
     Matrix, centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided, product,
 };
 pub use maxsim::{MaxSim, maxsim, maxsim_alignment};
-pub use norms::{layer_norm, rms_norm, softmax_rows};
+pub use norms::{exp_rows, layer_norm, rms_norm, softmax_rows};
 pub use postings::{add_postings, add_scaled};
 pub use pq::{PQ_BLOCK, PqError, PqQuery, ProductQuantizer};
 pub use residual::maxsim_packed;

@@ -94,6 +94,39 @@ fn softmax_body<V: Eight>(x: &mut [f32], cols: usize) {
     }
 }
 
+/// Replaces every number of each row of `x` (`[n, cols]`) by `exp(x - m)`, `m` the
+/// greatest of the row; `greatest` and `sums` get that and the sum of each row.
+/// A softmax that has not been divided yet, so that more may join it.
+///
+/// # Panics
+/// When `x` is no whole number of rows or there is not one place for each.
+pub fn exp_rows(x: &mut [f32], cols: usize, greatest: &mut [f32], sums: &mut [f32]) {
+    let rows = assert_rows(x.len(), cols, "exp_rows");
+    assert!(
+        greatest.len() == rows && sums.len() == rows,
+        "exp_rows: one place for each row"
+    );
+    exp_rows_checked(x, cols, greatest, sums);
+}
+
+simd! {
+    fn exp_rows_checked(x: &mut [f32], cols: usize, greatest: &mut [f32], sums: &mut [f32]) = exp_rows_body;
+}
+
+#[inline(always)]
+fn exp_rows_body<V: Eight>(x: &mut [f32], cols: usize, greatest: &mut [f32], sums: &mut [f32]) {
+    let places = greatest.iter_mut().zip(sums);
+    for (row, (greatest, sum)) in x.chunks_exact_mut(cols.max(1)).zip(places) {
+        *greatest = maximum::<V>(row);
+        let shift = if *greatest == f32::NEG_INFINITY {
+            0.0
+        } else {
+            *greatest
+        };
+        *sum = exp_and_sum::<Pair<V>>(row, shift);
+    }
+}
+
 /// Replaces every `x` by `exp(x - shift)` and gives their sum.
 #[inline(always)]
 pub(crate) fn exp_and_sum<V: Vector>(row: &mut [f32], shift: f32) -> f32 {
@@ -183,6 +216,28 @@ mod tests {
                     for i in 0..dim {
                         let want = f64::from(x[i]) / (mean + 1e-6).sqrt() * f64::from(weight[i]);
                         prop_assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {want}", y[i]);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn exponents_and_their_sums_make_the_softmax(
+            cols in 1usize..80,
+            numbers in prop::collection::vec(prop_oneof![9 => -30f32..30.0, 1 => Just(f32::NEG_INFINITY)], 240),
+        ) {
+            let x = &numbers[..3 * cols];
+            let mut soft = x.to_vec();
+            softmax_rows(&mut soft, cols);
+            for f in [exp_rows, exp_rows_body::<Portable>] {
+                let (mut y, mut greatest, mut sums) = (x.to_vec(), [9.0; 3], [9.0; 3]);
+                f(&mut y, cols, &mut greatest, &mut sums);
+                for r in 0..3 {
+                    let row = r * cols..(r + 1) * cols;
+                    prop_assert_eq!(greatest[r], x[row.clone()].iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                    for (y, soft) in y[row.clone()].iter().zip(&soft[row]) {
+                        let soft_here = if sums[r] == 0.0 { 0.0 } else { y / sums[r] };
+                        prop_assert!((soft_here - soft).abs() < 1e-6);
                     }
                 }
             }

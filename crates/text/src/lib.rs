@@ -19,8 +19,15 @@ mod error;
 mod late;
 mod load;
 mod modules;
+#[cfg_attr(not(feature = "train"), allow(dead_code))]
+pub mod paragraph_vector;
 mod pooling;
 mod run;
+// Some of it serves training alone.
+#[cfg_attr(not(feature = "train"), allow(dead_code))]
+mod sampled;
+#[cfg_attr(not(feature = "train"), allow(dead_code))]
+pub mod sense_skipgram;
 mod sentence;
 mod sparse;
 mod tokenize;
@@ -35,5 +42,8 @@ pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;
 pub use late::LateInteractionEncoder;
 pub use load::{LoadOptions, load, load_colberter, load_sparse, split_options};
+#[cfg(feature = "train")]
+pub use sampled::Place as WordTraining;
+pub use sampled::{Vocabulary, WordLoss};
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

@@ -12,6 +12,7 @@ use crate::by_word::ByWordEncoder;
 use crate::colberter::{self, ColberterEncoder, ColberterOptions, ColberterTerms};
 use crate::error::{LoadError, invalid, io};
 use crate::late::{LateInteractionEncoder, Layout};
+use crate::paragraph_vector::{CodeEncoder, ParagraphVectors};
 use crate::sentence::SentenceEncoder;
 use crate::sparse::SparseTextEncoder;
 use crate::tokenize::TextTokenizer;
@@ -43,6 +44,13 @@ pub fn load(name: &str, options: &LoadOptions) -> Result<Box<dyn Encoder>, LoadE
         return Ok(Box::new(encoder));
     }
     let config: Option<ModelType> = folder.json_optional("config.json")?;
+    if ParagraphVectors::is_in(&folder.path) {
+        let model = ParagraphVectors::load(&folder)?;
+        return match chosen {
+            Some(options) => Err(no_options(&folder.path, options)),
+            None => Ok(Box::new(CodeEncoder::new(model, options.threads))),
+        };
+    }
     if config.is_some_and(|c| c.model_type == builtin::MODEL_TYPE) {
         let encoder = TokenMixerEncoder::load(&folder, options.threads)?;
         return by_word(Box::new(encoder), &folder.path, chosen);

@@ -13,6 +13,7 @@ mod man;
 mod model;
 mod search;
 mod systems;
+mod text;
 mod train;
 mod tune;
 
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
     Train(train::TrainArgs),
+    Text(text::TextArgs),
     Tune(tune::TuneArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -40,6 +42,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Bench(bench) => bench::run(bench, &args.globals),
         Command::Systems(systems) => systems::run(systems, &args.globals),
         Command::Train(train) => train::run(train, &args.globals),
+        Command::Text(text) => text::run(text, &args.globals),
         Command::Tune(tune) => tune::run(tune, &args.globals),
         Command::Model(model) => model::run(model, &args.globals),
         Command::Completions(completions) => completions::run(completions),

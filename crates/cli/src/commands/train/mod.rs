@@ -5,6 +5,7 @@ mod colberter;
 mod crisp;
 mod data;
 mod training;
+mod word_models;
 
 use clap::Subcommand;
 
@@ -24,15 +25,19 @@ pub(crate) struct TrainArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    BinaryParagraphVector(word_models::ParagraphVectorArgs),
     Builtin(builtin::BuiltinArgs),
     Colberter(colberter::ColberterArgs),
     Crisp(crisp::CrispArgs),
+    DisambiguatedSkipGram(word_models::SkipGramArgs),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     match &args.what {
+        What::BinaryParagraphVector(args) => word_models::paragraph_vectors(args, globals),
         What::Builtin(args) => builtin::run(args, globals),
         What::Colberter(args) => colberter::run(args, globals),
         What::Crisp(args) => crisp::run(args, globals),
+        What::DisambiguatedSkipGram(args) => word_models::skip_gram(args, globals),
     }
 }
