@@ -8,6 +8,7 @@
 //! - [`Bert`]: the BERT family, loaded from and saved to a model folder,
 //! - [`Linear`], [`LayerNorm`], [`Embedding`]: its parts, with PyTorch's layout of weights,
 //! - [`ops`]: the functions under them, with their gradients,
+//! - [`AdamW`]: the optimiser in one pass,
 //! - [`checkpoint`]: named tensors to a file.
 //!
 //! Everything random follows from a seed ([`random`]), so that a training that is resumed
@@ -18,8 +19,10 @@ pub mod checkpoint;
 mod error;
 mod layers;
 pub mod ops;
+mod optim;
 pub mod random;
 
 pub use bert::{Bert, BertConfig, Family, Packed};
 pub use error::ModelError;
 pub use layers::{Embedding, LayerNorm, Linear};
+pub use optim::AdamW;

@@ -10,6 +10,7 @@ pub(crate) mod peers;
 mod prf_interpolation;
 mod scale;
 mod search;
+mod training;
 
 use crate::Experiment;
 
@@ -24,4 +25,5 @@ pub(crate) const ALL: &[Experiment] = &[
     colberter::EXPERIMENT,
     peers::EXPERIMENT,
     crisp::EXPERIMENT,
+    training::EXPERIMENT,
 ];

@@ -18,7 +18,7 @@ mod dropout;
 mod groups;
 mod linear;
 mod norm;
-mod operator;
+pub(crate) mod operator;
 mod rows;
 
 pub use attention::{Heads, attention};

@@ -47,6 +47,18 @@ impl Array {
         Self(tensor.to_contiguous())
     }
 
+    /// The numbers of a tensor that is in no graph of gradients.
+    pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Self {
+        match Input::from(tensor.without_autodiff()) {
+            Input::Plain(tensor) => Self::of(tensor),
+            Input::Tracked(tensor) => Self::of(tensor.into_primitive()),
+        }
+    }
+
+    pub(crate) fn into_tensor<const D: usize>(self) -> Tensor<D> {
+        Tensor::from_primitive::<Flex>(self.0)
+    }
+
     pub(crate) fn numbers(&self) -> &[f32] {
         let (from, to) = self.range();
         &self.0.storage::<f32>()[from..to]

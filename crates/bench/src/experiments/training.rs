@@ -1,0 +1,206 @@
+//! How fast models are trained: steps of forward pass, backward pass and AdamW with dropout,
+//! of one transformer block and of a small BERT on texts of mixed length, beside PyTorch if
+//! a `--peer` runs it (parity/peers/torch_training.py) with the same number of threads.
+//!
+//! Ours packs texts without padding; the peer pads them to the longest, as is usual. Rates
+//! are of real tokens, by the fastest step.
+//!
+//! A peer is called as `COMMAND train REQUEST -`, with JSON in the file REQUEST: `config`
+//! (fields of a BERT configuration), `lengths` (tokens of the texts of the batch), `threads`
+//! and `steps`; it prints `{"steps": [[forward, backward, optimiser], ..]}`, milliseconds.
+
+use std::time::Instant;
+
+use burn::optim::GradientsParams;
+use burn::tensor::Device;
+use keyfold_core::Progress;
+use keyfold_nn::{AdamW, Bert, BertConfig, random};
+use serde_json::{Value, json};
+
+use super::peers::Engine;
+use crate::plot;
+use crate::report::{Report, Table, reached};
+use crate::{BenchError, BenchOptions, Experiment, Scale};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "training",
+    about: "training steps of a transformer block and of a small BERT, beside PyTorch (--peer)",
+    run,
+};
+
+/// What is aimed at, as a share of a peer's rate.
+const AIM: f64 = 1.0;
+
+/// A model and a batch.
+struct Case {
+    name: &'static str,
+    config: Value,
+    lengths: Vec<usize>,
+    steps: usize,
+}
+
+/// Layers, hidden size, heads, width of the feed-forward part, ids.
+fn config([layers, hidden, heads, inner, ids]: [usize; 5]) -> Value {
+    json!({
+        "model_type": "bert", "num_hidden_layers": layers, "hidden_size": hidden,
+        "num_attention_heads": heads, "intermediate_size": inner, "vocab_size": ids,
+        "max_position_embeddings": 512,
+    })
+}
+
+fn cases(options: &BenchOptions) -> Vec<Case> {
+    let lengths = |texts: u64, longest: u64| {
+        let length = |i| 16 + random::derive(options.seed, i) % (longest - 15);
+        (0..texts).map(|i| length(i) as usize).collect()
+    };
+    if options.scale == Scale::Smoke {
+        return vec![Case {
+            name: "a tiny BERT, 4 texts of 16 to 32 tokens",
+            config: config([2, 32, 2, 64, 100]),
+            lengths: lengths(4, 32),
+            steps: 3,
+        }];
+    }
+    let times = if options.scale == Scale::Full { 4 } else { 1 };
+    vec![
+        Case {
+            name: "block (256 wide, 4 heads, 1024 inner), 8 texts of 128 tokens",
+            // The block is what counts beside so few ids.
+            config: config([1, 256, 4, 1024, 100]),
+            lengths: vec![128; 8],
+            steps: 20 * times,
+        },
+        Case {
+            name: "BERT-small (4 layers, 512 wide), 16 texts of 16 to 128 tokens",
+            config: config([4, 512, 8, 2048, 30_522]),
+            lengths: lengths(16, 128),
+            steps: 4 * times,
+        },
+    ]
+}
+
+fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
+    let threads = options.thread_count();
+    let peers = options.peers.iter().map(|p| Engine::parse(p));
+    let peers: Vec<Engine> = peers.collect::<Result<_, _>>()?;
+    let mut table = Table::new(
+        &format!("training steps, {threads} threads"),
+        &[
+            "case",
+            "by",
+            "forward, ms",
+            "backward, ms",
+            "optimiser, ms",
+            "tokens a second",
+        ],
+    );
+    let (mut findings, mut values, mut bars) = (Vec::new(), Vec::new(), Vec::new());
+    let cases = cases(options);
+    progress.start("train", "cases", Some(cases.len() as u64));
+    for case in &cases {
+        if progress.cancelled() {
+            return Err(BenchError::Cancelled);
+        }
+        let ours = ours(case, threads, options.seed)?;
+        let mut rows = vec![("keyfold".to_owned(), ours)];
+        for peer in &peers {
+            rows.push((peer.name.clone(), theirs(peer, case, threads)?));
+        }
+        let tokens: usize = case.lengths.iter().sum();
+        let rate = |steps: &[[f64; 3]]| 1e3 * tokens as f64 / fastest(steps).iter().sum::<f64>();
+        for (by, steps) in &rows {
+            let [forward, backward, optimiser] = fastest(steps).map(plot::shown);
+            let shown = plot::shown(rate(steps));
+            table.row([
+                case.name.to_owned(),
+                by.clone(),
+                forward,
+                backward,
+                optimiser,
+                shown,
+            ]);
+            bars.push((format!("{by}: {}", case.name), rate(steps)));
+        }
+        for (by, steps) in &rows[1..] {
+            let ratio = rate(&rows[0].1) / rate(steps);
+            findings.push(format!(
+                "{}: {ratio:.2} times the tokens a second of {by}; aim: {AIM:.1}, {}.",
+                case.name,
+                reached(ratio >= AIM)
+            ));
+        }
+        let by = rows
+            .iter()
+            .map(|(by, steps)| json!({"by": by, "steps_ms": steps}));
+        values.push(json!({
+            "case": case.name, "config": case.config, "lengths": case.lengths,
+            "by": by.collect::<Vec<_>>(),
+        }));
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(Report {
+        name: EXPERIMENT.name.to_owned(),
+        tables: vec![table],
+        findings,
+        values: json!({"threads": threads, "cases": values}),
+        svg: plot::bars("Training", "tokens a second", &bars, None)?,
+    })
+}
+
+/// The step that took least.
+fn fastest(steps: &[[f64; 3]]) -> [f64; 3] {
+    let sum = |step: &[f64; 3]| step.iter().sum::<f64>();
+    let best = steps.iter().min_by(|a, b| sum(a).total_cmp(&sum(b)));
+    best.copied().unwrap_or([f64::NAN; 3])
+}
+
+/// Milliseconds of each step: forward pass, backward pass, optimiser.
+fn ours(case: &Case, threads: usize, seed: u64) -> Result<Vec<[f64; 3]>, BenchError> {
+    let failed = |what: String| BenchError::data(case.name, what);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let pool = pool.build().map_err(|e| failed(e.to_string()))?;
+    let config: BertConfig = serde_json::from_value(case.config.clone())?;
+    let ids = config.vocab_size as u64;
+    let model = Bert::init(config, seed, &Device::flex().autodiff());
+    let mut model = model.map_err(|e| failed(e.to_string()))?;
+    let text = |(text, &len): (usize, &usize)| -> Vec<u32> {
+        let seed = random::derive(seed, text as u64);
+        let ids = (0..len as u64).map(|i| (random::derive(seed, i) % ids) as u32);
+        ids.collect()
+    };
+    let texts: Vec<Vec<u32>> = case.lengths.iter().enumerate().map(text).collect();
+    let batch = model.pack(&texts).map_err(|e| failed(e.to_string()))?;
+    let mut optimiser = AdamW::default().init();
+    Ok(pool.install(|| {
+        let mut steps = Vec::new();
+        for number in 0..case.steps as u64 {
+            let clock = Instant::now();
+            let loss = model.forward(&batch, Some(number)).square().mean();
+            let forward = clock.elapsed();
+            let gradients = loss.backward();
+            let backward = clock.elapsed();
+            let gradients = GradientsParams::from_grads(gradients, &model);
+            model = optimiser.step(1e-4, model, gradients);
+            let parts = [forward, backward - forward, clock.elapsed() - backward];
+            steps.push(parts.map(|time| 1e3 * time.as_secs_f64()));
+        }
+        steps
+    }))
+}
+
+/// The same by a peer.
+fn theirs(peer: &Engine, case: &Case, threads: usize) -> Result<Vec<[f64; 3]>, BenchError> {
+    let folder = tempfile::tempdir()?;
+    let request = folder.path().join("request.json");
+    let asked = json!({
+        "config": case.config, "lengths": case.lengths, "threads": threads, "steps": case.steps,
+    });
+    std::fs::write(&request, asked.to_string())?;
+    let lines = peer.run("train", &request, "-".as_ref())?;
+    let steps = lines.into_iter().find_map(|mut line| {
+        let steps = line.get_mut("steps")?.take();
+        serde_json::from_value(steps).ok()
+    });
+    steps.ok_or_else(|| BenchError::data(&peer.name, "as a peer it printed no times of steps"))
+}
