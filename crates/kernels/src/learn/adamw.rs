@@ -65,6 +65,8 @@ crate::vector::simd! {
 /// Plain code: the compiler makes vectors of it, of the width of the unit that it is
 /// compiled for.
 #[inline(always)]
+// `simd!` names the vector, which plain code has no use for.
+#[allow(clippy::extra_unused_type_parameters)]
 fn body<V>(
     weights: &mut [f32],
     gradient: &[f32],

@@ -43,6 +43,8 @@ crate::vector::simd! {
 
 /// Plain code: the compiler makes vectors of it.
 #[inline(always)]
+// `simd!` names the vector, which plain code has no use for.
+#[allow(clippy::extra_unused_type_parameters)]
 fn body<V>(x: &mut [f32], seed: u32, least: u32, scale: f32) {
     for (i, x) in (0u32..).zip(x) {
         let factor = if hash(i, seed) >= least { scale } else { 0.0 };

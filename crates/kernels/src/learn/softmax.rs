@@ -70,6 +70,8 @@ simd! {
 
 /// Plain code: the compiler makes vectors of it.
 #[inline(always)]
+// `simd!` names the vector, which plain code has no use for.
+#[allow(clippy::extra_unused_type_parameters)]
 fn keep_best_body<V>(best: &mut [f32], at: &mut [u32], scores: &[f32], number: u32) {
     for ((best, at), score) in best.iter_mut().zip(at).zip(scores) {
         let more = *score > *best;
