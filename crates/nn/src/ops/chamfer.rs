@@ -13,6 +13,9 @@ use super::operator::{Array, Operator, apply, cut};
 /// Document rows whose scores are in memory at once, for each document in work.
 const CHUNK: usize = 32;
 
+/// Ids of query rows, and of document rows.
+type Ids = (Arc<[u32]>, Arc<[u32]>);
+
 /// No document row is the best.
 const NONE: u32 = u32::MAX;
 
@@ -61,7 +64,7 @@ pub fn chamfer_equal(
     run(queries, documents, Some(ids))
 }
 
-fn run(queries: Side, documents: Side, ids: Option<(Arc<[u32]>, Arc<[u32]>)>) -> Tensor<2> {
+fn run(queries: Side, documents: Side, ids: Option<Ids>) -> Tensor<2> {
     let chamfer = Chamfer {
         q_starts: queries.starts.into(),
         d_starts: documents.starts.into(),
@@ -74,8 +77,7 @@ fn run(queries: Side, documents: Side, ids: Option<(Arc<[u32]>, Arc<[u32]>)>) ->
 struct Chamfer {
     q_starts: Arc<[usize]>,
     d_starts: Arc<[usize]>,
-    /// Of query rows and document rows.
-    ids: Option<(Arc<[u32]>, Arc<[u32]>)>,
+    ids: Option<Ids>,
 }
 
 #[derive(Clone, Debug)]

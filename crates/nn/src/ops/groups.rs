@@ -34,14 +34,15 @@ impl Groups {
         };
         for text in starts.windows(2) {
             let mut known = HashMap::new();
-            for row in text[0]..text[1] {
-                if let Some(id) = ids[row] {
-                    let group = *known.entry(id).or_insert_with(|| {
+            let rows = text[0]..text[1];
+            let of_rows = &mut groups.of_rows[rows.clone()];
+            for (group, id) in of_rows.iter_mut().zip(&ids[rows]) {
+                *group = id.map(|id| {
+                    *known.entry(id).or_insert_with(|| {
                         groups.ids.push(id);
                         groups.ids.len() as u32 - 1
-                    });
-                    groups.of_rows[row] = Some(group);
-                }
+                    })
+                });
             }
             groups.starts.push(groups.ids.len());
         }

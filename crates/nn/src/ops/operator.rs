@@ -166,10 +166,10 @@ pub(crate) fn threads() -> usize {
 }
 
 /// Cuts `numbers` into parts of these lengths, the first first.
-pub(crate) fn cut<'a>(
-    mut numbers: &'a mut [f32],
+pub(crate) fn cut(
+    mut numbers: &mut [f32],
     lengths: impl IntoIterator<Item = usize>,
-) -> Vec<&'a mut [f32]> {
+) -> Vec<&mut [f32]> {
     let parts = lengths.into_iter().map(|length| {
         let (part, rest) = std::mem::take(&mut numbers).split_at_mut(length);
         numbers = rest;
