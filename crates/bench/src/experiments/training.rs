@@ -160,7 +160,8 @@ fn ours(case: &Case, threads: usize, seed: u64) -> Result<Vec<[f64; 3]>, BenchEr
     let failed = |what: String| BenchError::data(case.name, what);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     let pool = pool.build().map_err(|e| failed(e.to_string()))?;
-    let config: BertConfig = serde_json::from_value(case.config.clone())?;
+    let config = serde_json::from_value(case.config.clone());
+    let config: BertConfig = config.map_err(|e| failed(e.to_string()))?;
     let ids = config.vocab_size as u64;
     let model = Bert::init(config, seed, &Device::flex().autodiff());
     let mut model = model.map_err(|e| failed(e.to_string()))?;
