@@ -208,7 +208,10 @@ fn crisp_says_what_is_wrong() {
     };
     let one = Pairs(pairs().0[..1].to_vec());
     let error = crisp::train(&base(), &one, &crisp_config("none"), place).unwrap_err();
-    assert!(error.to_string().contains("1 pairs"), "{error}");
+    assert!(
+        error.to_string().contains("pairs in the data: 1;"),
+        "{error}"
+    );
 }
 
 fn colberter_config(stage: u8) -> ColberterConfig {

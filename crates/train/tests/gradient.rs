@@ -1,5 +1,7 @@
 //! Learning by gradients: resumed and parallel runs make the same weights.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use burn::module::{Module, Param};

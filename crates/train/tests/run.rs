@@ -1,6 +1,8 @@
 //! What every training gets from the loop: the same weights after a kill, early
 //! stopping, the last good checkpoint after every error.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -84,7 +84,7 @@ impl Pairs {
         match self.0.len() {
             n if n >= least => Ok(()),
             n => Err(LearnError::Data(format!(
-                "the data has {n} pairs; at least {least} are needed: JSON Lines with query and \
+                "pairs in the data: {n}; at least {least} are needed: JSON Lines with query and \
                  positive, or files with headings"
             ))),
         }
@@ -188,7 +188,7 @@ mod tests {
                 .require(3)
                 .unwrap_err()
                 .to_string()
-                .contains("2 pairs")
+                .contains("pairs in the data: 2;")
         );
     }
 }

@@ -1,7 +1,7 @@
 //! What is saved by keeping one small vector for each different whole word: Introducing
 //! Neural Bag of Whole-Words with ColBERTer (Hofstätter et al., CIKM 2022).
 //!
-//! Three parts, none of which needs a download:
+//! Four parts, of which the first, second and last need no download:
 //!
 //! - `law`: how many vectors are left of a judged collection's word pieces when the
 //!   pieces of a word, and the places of a word, share one; and what that costs in
@@ -9,11 +9,14 @@
 //!   checkpoint, also how many words its gates leave.
 //! - `gates`: the toy encoder with learnt gates `g = relu(w . A + b)`: which words they
 //!   close, and what is lost with the words that they close against words by chance.
+//! - `real`: with `--model` a BERT, `--pairs` and `--teacher`: that model trained in the
+//!   stages of the publication; bytes against nDCG@10.
 //! - `speed`: the time of comparing words of 32 numbers against comparing all tokens
 //!   at equal bytes.
 
 mod gates;
 mod law;
+mod real;
 mod speed;
 
 use keyfold_core::Progress;
@@ -41,7 +44,13 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         Some(folder) => read(folder)?,
         None => fixture()?,
     };
-    let law = law::measure(&collection, options, progress)?;
+    let real = real::run(&collection, options, progress)?;
+    // The model that was trained is no checkpoint of ColBERTer to look into.
+    let without = BenchOptions {
+        model: options.model.clone().filter(|_| real.is_none()),
+        ..options.clone()
+    };
+    let law = law::measure(&collection, &without, progress)?;
     let gates = gates::measure(&collection, options, progress)?;
     let speed = speed::measure(&law.sizes, options)?;
 
@@ -57,6 +66,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     )];
     findings.extend(gates.findings(MOST_LOST));
     findings.push(speed.finding());
+    findings.extend(real.as_ref().map(real::Real::finding));
     let published: Vec<String> = REMOVED
         .iter()
         .map(|(name, share)| format!("{:.0} % ({name})", 100.0 * share))
@@ -77,20 +87,28 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         "bytes of vectors per passage against nDCG@10",
         "bytes per passage",
         "nDCG@10",
-        &[law.lines(), gates.lines()].concat(),
+        &[
+            law.lines(),
+            gates.lines(),
+            real.as_ref().map(real::Real::lines).unwrap_or_default(),
+        ]
+        .concat(),
     )?;
+    let mut tables = vec![
+        law.counts,
+        law.quality,
+        gates.by_weight,
+        gates.by_word,
+        speed.table,
+    ];
+    tables.extend(real.as_ref().map(real::Real::table));
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         values: json!({
             "scale": options.scale, "law": law.values, "gates": gates.values, "speed": speed.values,
+            "real": real.as_ref().map(real::Real::values),
         }),
-        tables: vec![
-            law.counts,
-            law.quality,
-            gates.by_weight,
-            gates.by_word,
-            speed.table,
-        ],
+        tables,
         findings,
         svg,
     })

@@ -10,7 +10,8 @@
 //! folded afterwards.
 //!
 //! *A model of the user's* (`--model` and `--pairs`), trained on her pairs in the two stages
-//! of the publication, each fold beside as many steps without (see [`real`]).
+//! of the publication, each fold beside as many steps without (see [`real`]), in the place
+//! of the small encoder.
 //!
 //! *Time*: folding one passage, beside PyLate's pooling if a `--peer` runs it (see
 //! [`speed`]).
@@ -43,12 +44,17 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         None => fixture()?,
     };
     let posthoc = posthoc::run(&collection, options, progress)?;
-    let trained = trained::run(&collection, options, progress)?;
     let real = real::run(&collection, options, progress)?;
+    // A model that learned from real pairs says more than the small encoder.
+    let trained = match &real {
+        Some(_) => None,
+        None => Some(trained::run(&collection, options, progress)?),
+    };
     let speed = speed::run(&posthoc.rows, options, progress)?;
     let mut findings = posthoc.findings();
-    findings.extend(trained.findings());
-    let mut tables = vec![posthoc.table(), trained.table()];
+    findings.extend(trained.iter().flat_map(trained::Trained::findings));
+    let mut tables = vec![posthoc.table()];
+    tables.extend(trained.as_ref().map(trained::Trained::table));
     if let Some(real) = &real {
         findings.extend(real.findings());
         tables.push(real.table());
@@ -63,7 +69,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             "documents": collection.documents.len(),
             "queries": collection.queries.len(),
             "post_hoc": posthoc.values(),
-            "trained": trained.values(),
+            "trained": trained.as_ref().map(trained::Trained::values),
             "real": real.as_ref().map(real::Real::values),
             "speed": speed.values,
         }),

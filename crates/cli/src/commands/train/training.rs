@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use keyfold_core::Progress;
 use keyfold_train::gradient::{Dashboard, Stop};
 use keyfold_train::{Ended, Line, Report, TrainError, recipe};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
@@ -31,7 +32,7 @@ pub(super) struct TrainingArgs {
     /// the recipe
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with the run in the folder
+    /// Go on with the run in the folder, with its settings
     #[arg(long)]
     pub(super) resume: bool,
     /// Draw curves on the whole terminal instead of a bar
@@ -43,15 +44,41 @@ pub(super) struct TrainingArgs {
 }
 
 impl TrainingArgs {
-    /// The settings: defaults, the recipe on top, single values on top.
+    /// The settings: defaults, those of the run that is resumed on top, the recipe on top,
+    /// single values on top.
     pub(super) fn settings<C: Serialize + DeserializeOwned>(
         &self,
         defaults: &C,
     ) -> anyhow::Result<C> {
-        recipe::settings(defaults, self.recipe.as_deref(), &self.set).map_err(|e| match e {
+        let before = self.before(defaults)?;
+        let base = before.as_ref().unwrap_or(defaults);
+        recipe::settings(base, self.recipe.as_deref(), &self.set).map_err(|e| match e {
             TrainError::Config(what) => wrong_use(what),
             other => other.into(),
         })
+    }
+
+    /// The settings with which the run that is resumed was started.
+    fn before<C: Serialize + DeserializeOwned>(&self, defaults: &C) -> anyhow::Result<Option<C>> {
+        let path = self.out.join("run.json");
+        if !self.resume || !path.is_file() {
+            return Ok(None);
+        }
+        let damaged = || format!("{} is damaged", path.display());
+        let text = std::fs::read(&path).with_context(damaged)?;
+        let run: Value = serde_json::from_slice(&text).with_context(damaged)?;
+        let mut settings = serde_json::to_value(defaults)?;
+        if let Some(fields) = settings.as_object_mut() {
+            for (name, value) in fields {
+                // What is not there (how the run is watched) changes no weight.
+                if let Some(then) = run["config"].get(name) {
+                    *value = then.clone();
+                }
+            }
+        }
+        Ok(Some(
+            serde_json::from_value(settings).with_context(damaged)?,
+        ))
     }
 
     /// Prints the settings when that is all that was asked for.

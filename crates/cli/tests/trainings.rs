@@ -1,0 +1,177 @@
+//! `keyfold train`: from a user's files to a model that is searched with, and what it
+//! says when something is wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+
+fn keyfold() -> Command {
+    Command::cargo_bin("keyfold").unwrap()
+}
+
+fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/tests/fixtures/st-bert-mean")
+}
+
+/// Pairs that share words.
+fn pairs(folder: &Path) -> PathBuf {
+    let mut text = String::new();
+    for a in ["store", "crash", "words", "vector", "token", "model"] {
+        for b in ["text", "query", "search", "index"] {
+            text.push_str(&format!(
+                "{{\"query\": \"{a} {b}\", \"positive\": \"the {b} of a {a}\"}}\n"
+            ));
+        }
+    }
+    let path = folder.join("pairs.jsonl");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// `train crisp` on them with a few small steps.
+fn train(folder: &Path, more: &[&str]) -> Command {
+    let mut command = keyfold();
+    command.args(["train", "crisp", "--quiet", "--model"]);
+    command.arg(base()).arg("--data").arg(pairs(folder));
+    command.arg("--out").arg(folder.join("out")).args(more);
+    command
+}
+
+const SMALL: [&str; 14] = [
+    "--set",
+    "fold=none",
+    "--set",
+    "batch_size=4",
+    "--set",
+    "optim.max_steps=6",
+    "--set",
+    "late.query_prefix=",
+    "--set",
+    "late.document_prefix=",
+    "--set",
+    "late.dim=8",
+    "--set",
+    "run.checkpoint_every=2",
+];
+
+fn told(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+#[test]
+fn a_model_is_trained_reported_resumed_and_searched_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = train(dir.path(), &SMALL).arg("--json").output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["steps"], 6);
+    assert_eq!(report["ended"], "finished");
+    for file in [
+        "run.json",
+        "metrics.jsonl",
+        "curves.svg",
+        "model.safetensors",
+    ] {
+        assert!(dir.path().join("out").join(file).is_file(), "{file}");
+    }
+    // Resumed without naming its settings again, it has nothing left to do.
+    let output = train(dir.path(), &["--resume"])
+        .arg("--json")
+        .output()
+        .unwrap();
+    let again: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(again["steps"], 6);
+    let notes = dir.path().join("notes");
+    std::fs::create_dir(&notes).unwrap();
+    std::fs::write(notes.join("a.txt"), "The crash of a store.").unwrap();
+    let output = keyfold()
+        .args(["search", "store crash", "--quiet", "--json", "--model"])
+        .arg(dir.path().join("out"))
+        .arg(&notes)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("a.txt"));
+}
+
+#[test]
+fn mistakes_are_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = told(&mut train(dir.path(), &["--set", "speed=1"]), 2);
+    assert!(
+        text.contains("no field 'speed'") && text.contains("temperature"),
+        "{text}"
+    );
+    let text = told(&mut train(dir.path(), &["--resume"]), 1);
+    assert!(text.contains("holds no training to resume"), "{text}");
+    let text = told(
+        &mut train(dir.path(), &["--set", "late.query_prefix=[nowhere]"]),
+        1,
+    );
+    assert!(
+        text.contains("query_prefix '[nowhere]' is not a token"),
+        "{text}"
+    );
+    let bad = dir.path().join("bad.jsonl");
+    std::fs::write(&bad, "{\"query\": 1}\n").unwrap();
+    let text = told(train(dir.path(), &SMALL).arg("--data").arg(&bad), 1);
+    assert!(text.contains("bad.jsonl line 1"), "{text}");
+}
+
+#[test]
+fn every_recipe_is_one_of_its_method() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let slug = name.strip_suffix("-small").unwrap_or(&name);
+        let mut command = keyfold();
+        command.args([
+            "train",
+            slug,
+            "--data",
+            "x",
+            "--out",
+            "x",
+            "--show-settings",
+        ]);
+        match slug {
+            "crisp" => command.args(["--model", "x"]),
+            "colberter" => command.args(["--model", "x", "--teacher", "x"]),
+            // Methods whose command takes the shared arguments alone.
+            _ => &mut command,
+        };
+        let output = command.arg("--recipe").arg(&path).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{name}: {text}");
+        let shown: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        let file: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+        assert!(holds(&shown, &file), "{name}: {file} is not in {shown}");
+        seen += 1;
+    }
+    assert!(seen >= 4);
+}
+
+/// Whether all that a recipe says is among the settings.
+fn holds(settings: &toml::Table, recipe: &toml::Table) -> bool {
+    recipe
+        .iter()
+        .all(|(key, value)| match (settings.get(key), value) {
+            (Some(toml::Value::Table(a)), toml::Value::Table(b)) => holds(a, b),
+            (Some(toml::Value::Float(a)), toml::Value::Integer(b)) => *a == *b as f64,
+            (found, value) => found == Some(value),
+        })
+}
