@@ -56,6 +56,40 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
+/// Spearman's correlation: Pearson's of the ranks, equal values sharing the mean of theirs.
+/// 0 where one side is constant or there are fewer than two values.
+pub(crate) fn spearman(a: &[f64], b: &[f64]) -> f64 {
+    let (a, b) = (ranks(a), ranks(b));
+    let middle = (a.len() as f64 - 1.0) / 2.0;
+    let product = |x: &[f64], y: &[f64]| -> f64 {
+        let pairs = x.iter().zip(y);
+        pairs.map(|(x, y)| (x - middle) * (y - middle)).sum()
+    };
+    let spread = (product(&a, &a) * product(&b, &b)).sqrt();
+    if spread > 0.0 {
+        product(&a, &b) / spread
+    } else {
+        0.0
+    }
+}
+
+/// Ranks from 0; equal values get the mean of theirs.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut from = 0;
+    while from < order.len() {
+        let equal = |&&i: &&usize| values[i] == values[order[from]];
+        let to = from + order[from..].iter().take_while(equal).count().max(1);
+        for &i in &order[from..to] {
+            ranks[i] = (from + to - 1) as f64 / 2.0;
+        }
+        from = to;
+    }
+    ranks
+}
+
 /// What a paired bootstrap says of the difference of two methods on the same queries.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Difference {
@@ -103,6 +137,16 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spearman_sees_order_and_shares_ranks_of_equals() {
+        assert!((spearman(&[1.0, 5.0, 9.0], &[0.1, 0.2, 7.0]) - 1.0).abs() < 1e-12);
+        assert!((spearman(&[1.0, 5.0, 9.0], &[3.0, 2.0, 1.0]) + 1.0).abs() < 1e-12);
+        // As scipy.stats.spearmanr gives it.
+        let tied = spearman(&[1.0, 2.0, 2.0, 4.0, 3.0], &[2.0, 1.0, 3.0, 5.0, 3.0]);
+        assert!((tied - 0.763_157_894_736_842_1).abs() < 1e-12, "{tied}");
+        assert_eq!(spearman(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+    }
 
     #[test]
     fn measures_have_known_values() {

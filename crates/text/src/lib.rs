@@ -12,6 +12,7 @@ pub mod colberter;
 #[cfg(feature = "train")]
 pub mod crisp;
 mod cross_encoder;
+pub mod defsent;
 mod dense;
 pub mod distill;
 mod entity_pairs;
@@ -45,5 +46,6 @@ pub use load::{LoadOptions, load, load_colberter, load_sparse, split_options};
 #[cfg(feature = "train")]
 pub use sampled::Place as WordTraining;
 pub use sampled::{Vocabulary, WordLoss};
+pub use pooling::Pool;
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

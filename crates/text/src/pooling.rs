@@ -7,6 +7,30 @@ use serde::Deserialize;
 use crate::error::{LoadError, invalid};
 use keyfold_core::weights::join;
 
+/// How a transformer without parts after it makes one vector of a text's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    /// The first token's vector, `[CLS]`.
+    Cls,
+    /// The mean of all tokens.
+    Mean,
+    /// The vector of the mask in `This sentence : "TEXT" means [MASK] .` (Jiang et al. 2022,
+    /// *PromptBERT*, in the wording of DefSent+).
+    Prompt,
+}
+
+impl Pool {
+    /// Its name, as in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cls => "cls",
+            Self::Mean => "mean",
+            Self::Prompt => "prompt",
+        }
+    }
+}
+
 /// One way to make one vector of many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -52,14 +76,25 @@ pub(crate) struct Pooling {
     modes: Vec<Mode>,
     /// False when the tokens of the prompt are left out.
     pub(crate) include_prompt: bool,
+    /// The text is put into a sentence with a mask, whose vector is all that is pooled.
+    pub(crate) in_sentence: bool,
 }
 
 impl Pooling {
     /// The mean of all tokens: what a folder without `modules.json` gets.
     pub(crate) fn mean() -> Self {
+        Self::of(Pool::Mean)
+    }
+
+    pub(crate) fn of(pool: Pool) -> Self {
         Self {
-            modes: vec![Mode::Mean],
+            modes: vec![match pool {
+                Pool::Cls => Mode::First,
+                // Of a prompt there is one row: that of the mask.
+                Pool::Mean | Pool::Prompt => Mode::Mean,
+            }],
             include_prompt: true,
+            in_sentence: pool == Pool::Prompt,
         }
     }
 
@@ -71,13 +106,18 @@ impl Pooling {
     ) -> Result<Self, LoadError> {
         let name = join(path, "config.json");
         let config: Config = folder.json(&name, "it says how tokens are pooled")?;
+        // Written by `keyfold train defsent-plus`; sentence-transformers does not know it.
+        if config.pooling_mode.as_deref() == Some(Pool::Prompt.name()) {
+            names.push(name);
+            return Ok(Self::of(Pool::Prompt));
+        }
         let modes = match &config.pooling_mode {
             Some(one) => vec![Mode::named(one).ok_or_else(|| {
                 invalid(
                     &folder.file(&name),
                     format!(
                         "pooling mode '{one}' is not known; known are cls, lasttoken, max, mean, \
-                         mean_sqrt_len_tokens and weightedmean"
+                         mean_sqrt_len_tokens, prompt and weightedmean"
                     ),
                 )
             })?],
@@ -93,6 +133,7 @@ impl Pooling {
         Ok(Self {
             modes,
             include_prompt: config.include_prompt,
+            in_sentence: false,
         })
     }
 

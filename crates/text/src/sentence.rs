@@ -20,7 +20,7 @@ use crate::dense::Dense;
 use crate::error::LoadError;
 use crate::load::{Transformer, identity};
 use crate::modules::{self, Module};
-use crate::pooling::Pooling;
+use crate::pooling::{Pool, Pooling};
 use crate::run::{Input, run, thread_count};
 
 /// A text encoder with one vector per text.
@@ -34,8 +34,16 @@ pub struct SentenceEncoder {
     /// Tokens of each prompt that pooling leaves out.
     query_skip: usize,
     document_skip: usize,
+    /// The token whose vector is the text's, where texts are put into a sentence with it.
+    mask: Option<u32>,
     threads: usize,
 }
+
+/// What stands around a text whose vector is that of the mask.
+const BEFORE: &str = "This sentence : \"";
+const AFTER: [&str; 2] = ["\" means ", " . "];
+/// Fewest tokens in which the sentence with the mask still has some of the text.
+const LEAST_IN_SENTENCE: usize = 24;
 
 enum Head {
     Dense(Dense),
@@ -141,13 +149,92 @@ impl SentenceEncoder {
             document_prompt: prompts.of(Role::Document),
             query_skip: 0,
             document_skip: 0,
+            mask: None,
             threads: thread_count(options.threads),
         };
         if !encoder.pooling.include_prompt {
             encoder.query_skip = encoder.prompt_tokens(Role::Query, folder)?;
             encoder.document_skip = encoder.prompt_tokens(Role::Document, folder)?;
         }
+        if encoder.pooling.in_sentence {
+            encoder.mask = Some(encoder.find_mask()?);
+        }
         Ok(encoder)
+    }
+
+    /// The same transformer with another way to one vector and nothing after it.
+    ///
+    /// # Errors
+    /// For [`Pool::Prompt`], when the tokenizer has no mask or the longest text is too short.
+    pub fn with_pool(mut self, pool: Pool) -> Result<Self, LoadError> {
+        self.pooling = Pooling::of(pool);
+        self.heads.clear();
+        (self.query_skip, self.document_skip) = (0, 0);
+        self.mask = match pool {
+            Pool::Prompt => Some(self.find_mask()?),
+            Pool::Cls | Pool::Mean => None,
+        };
+        self.identity.dim = self.transformer.backbone.hidden();
+        let changed = format!("{} {}", self.identity.hash, pool.name());
+        self.identity.hash = blake3::hash(changed.as_bytes()).to_hex().to_string();
+        Ok(self)
+    }
+
+    /// The same with at most `most` tokens of a text, special ones included; it must
+    /// be at least 3.
+    pub fn with_longest(mut self, most: usize) -> Self {
+        self.transformer.longest = self.transformer.longest.min(most.max(3));
+        let changed = format!("{} longest {most}", self.identity.hash);
+        self.identity.hash = blake3::hash(changed.as_bytes()).to_hex().to_string();
+        self
+    }
+
+    /// One vector per text as it is pooled, not scaled to length one and without the
+    /// model's prompts: `[texts, dim]`.
+    ///
+    /// # Errors
+    /// When the tokenizer fails or the vectors are not finite.
+    pub fn pooled(&self, texts: &[&str]) -> Result<Vec<f32>, EncodeError> {
+        let inputs = self.inputs("", texts)?;
+        let (name, dim) = (&self.identity.name, self.identity.dim);
+        let finish = |_: &[usize], pack: &Packed, states: Vec<f32>| {
+            let pooled = self.pool(pack, &states, 0);
+            let rows = pooled.chunks_exact(dim);
+            rows.map(|row| vectors(name, dim, row.to_vec())).collect()
+        };
+        let rows = run(&self.transformer.backbone, &inputs, self.threads, finish)?;
+        Ok(rows.into_iter().flat_map(Vectors::into_vec).collect())
+    }
+
+    /// The ids of a text's tokens as the transformer gets them.
+    #[cfg(feature = "train")]
+    pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        let inputs = self.inputs("", &[text])?;
+        Ok(inputs.into_iter().flat_map(|i| i.ids).collect())
+    }
+
+    /// The id of a word that is one token, as it stands within a sentence.
+    #[cfg(feature = "train")]
+    pub(crate) fn word_id(&self, word: &str) -> Result<Option<u32>, EncodeError> {
+        let tokenizer = &self.transformer.tokenizer;
+        let ids = tokenizer.bare(&format!(" {word}"))?;
+        let unknown = tokenizer.role_id("unk_token", &["[UNK]", "<unk>"]);
+        Ok(match ids[..] {
+            [id] if Some(id) != unknown => Some(id),
+            _ => None,
+        })
+    }
+
+    fn find_mask(&self) -> Result<u32, LoadError> {
+        let tokenizer = &self.transformer.tokenizer;
+        let error = |what: &str| crate::error::invalid(tokenizer.path(), what);
+        if self.transformer.longest < LEAST_IN_SENTENCE {
+            return Err(error(
+                "its longest text is too short for pooling by prompt; choose cls or mean",
+            ));
+        }
+        let mask = tokenizer.role_id("mask_token", &["[MASK]", "<mask>"]);
+        mask.ok_or_else(|| error("it has no mask token for pooling by prompt; choose cls or mean"))
     }
 
     /// Ids and last hidden states `[tokens, hidden]` of each text's tokens, the
@@ -207,18 +294,30 @@ impl SentenceEncoder {
             .iter()
             .map(|text| {
                 let limit = self.transformer.longest;
-                let tokens = self.transformer.tokenizer.tokens(prompt, text, limit)?;
-                Ok(Input::text(tokens.ids))
+                let tokenizer = &self.transformer.tokenizer;
+                let Some(mask) = self.mask else {
+                    return Ok(Input::text(tokenizer.tokens(prompt, text, limit)?.ids));
+                };
+                let mask = tokenizer.text(mask).unwrap_or_default();
+                let (before, after) = (format!("{BEFORE}{prompt}"), AFTER.join(&mask));
+                let ids = tokenizer.between(&before, text, &after, limit)?;
+                Ok(Input::text(ids))
             })
             .collect()
     }
 
-    /// One vector per text of a pack, row-major.
+    /// One vector per text of a pack, row-major, of any length.
     fn pool(&self, pack: &Packed, states: &[f32], skip: usize) -> Vec<f32> {
         let hidden = self.transformer.backbone.hidden();
         let mut pooled = Vec::new();
         for text in &pack.sequences {
-            let rows = &states[text.start * hidden..(text.start + text.len) * hidden];
+            let mut rows = &states[text.start * hidden..(text.start + text.len) * hidden];
+            if let Some(mask) = self.mask {
+                let ids = &pack.ids[text.start..text.start + text.len];
+                // The last one: the text may have masks of its own.
+                let at = ids.iter().rposition(|&id| id == mask).unwrap_or(0);
+                rows = &rows[at * hidden..(at + 1) * hidden];
+            }
             self.pooling.apply(rows, hidden, skip, &mut pooled);
         }
         let mut width = self.pooling.outputs(hidden);
@@ -231,7 +330,6 @@ impl SentenceEncoder {
                 Head::Normalize => kernels::normalize_rows(&mut pooled, width),
             }
         }
-        kernels::normalize_rows(&mut pooled, width);
         pooled
     }
 }
@@ -254,7 +352,8 @@ impl Encoder for SentenceEncoder {
         let inputs = self.inputs(prompt, texts)?;
         let dim = self.identity.dim;
         let finish = |_: &[usize], pack: &Packed, states: Vec<f32>| {
-            let pooled = self.pool(pack, &states, skip);
+            let mut pooled = self.pool(pack, &states, skip);
+            kernels::normalize_rows(&mut pooled, dim);
             let rows = pooled.chunks_exact(dim);
             rows.map(|row| vectors(&self.identity.name, dim, row.to_vec()))
                 .collect()

@@ -188,6 +188,27 @@ impl TextTokenizer {
         Ok(tokens)
     }
 
+    /// The ids of a text between two others, in at most `limit` tokens: what is too much
+    /// is cut from the end of the text, what stands around it stays.
+    pub(crate) fn between(
+        &self,
+        before: &str,
+        text: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<u32>, EncodeError> {
+        let inner = self.prepare("", text);
+        let mut all = self.run(&format!("{before}{inner}{after}"), usize::MAX, true)?;
+        let too_many = all.ids.len().saturating_sub(limit);
+        if too_many > 0 {
+            let special = all.spans.iter().rev().take_while(|s| s.is_none()).count();
+            let end = self.bare(after)?.len() + special;
+            let end = all.ids.len().saturating_sub(end);
+            all.ids.drain(end.saturating_sub(too_many)..end);
+        }
+        Ok(all.ids)
+    }
+
     /// Tokenises a text as it is, without stripping or lower-casing it first, with
     /// the bytes that each token stands for; only their number where there are more
     /// than `limit` and they shall not be `cut`.

@@ -3,6 +3,7 @@
 mod anncur;
 mod colberter;
 mod crisp;
+mod defsent_plus;
 mod growth;
 mod machine;
 mod muvera;
@@ -26,4 +27,5 @@ pub(crate) const ALL: &[Experiment] = &[
     peers::EXPERIMENT,
     crisp::EXPERIMENT,
     training::EXPERIMENT,
+    defsent_plus::EXPERIMENT,
 ];

@@ -200,6 +200,21 @@ impl Bert {
         &self.words.table
     }
 
+    /// Which names the tensors have and how positions count.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The dense layer over a pooled state, where the model has it.
+    pub fn pooler(&self) -> Option<&Linear> {
+        self.pooler.as_ref()
+    }
+
+    /// Replaces that layer.
+    pub fn set_pooler(&mut self, pooler: Linear) {
+        self.pooler = Some(pooler);
+    }
+
     fn first_position(&self) -> usize {
         match self.family {
             Family::Roberta => self.config.pad_token_id.unwrap_or(1) as usize + 1,

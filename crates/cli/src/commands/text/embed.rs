@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use keyfold_core::{Progress, atomic};
+use keyfold_core::{Encoder, Progress, Role, atomic};
 use keyfold_text::paragraph_vector::Embedded;
 use serde_json::json;
 
 use super::codes::{Codes, hex, model, named};
+use super::pooled::{self, PoolArg};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
@@ -27,17 +28,22 @@ written.
 Examples:
   keyfold text embed \"boat in the wind\" --model codes
   keyfold text embed notes/ papers.jsonl --model codes --out notes.safetensors
-  keyfold text embed notes/ --model codes --bits --out notes.npy")]
+  keyfold text embed notes/ --model codes --bits --out notes.npy
+  keyfold text embed notes/ --model all-MiniLM-L6-v2/ --pool mean --out notes.npy")]
 pub(super) struct EmbedArgs {
     /// Texts, or files and folders with texts; of JSON Lines each line with a field `text`
     #[arg(required = true, value_name = "TEXT|FILE")]
     texts: Vec<String>,
-    /// The model: a folder that `keyfold train binary-paragraph-vector` wrote
+    /// The model: a folder that `keyfold train binary-paragraph-vector` wrote, or a sentence
+    /// encoder, a folder or a hub name, which gives a vector of length one
     #[arg(long, value_name = "DIR")]
     model: String,
     /// Codes alone, also where the model has real vectors
     #[arg(long)]
     bits: bool,
+    /// Sentence encoders: how a text is pooled (default: as the model says)
+    #[arg(long, value_name = "HOW", conflicts_with = "bits")]
+    pool: Option<PoolArg>,
     /// Write into a file: .safetensors (codes, real vectors and names) or .npy (codes with --bits,
     /// else real vectors)
     #[arg(long, value_name = "FILE")]
@@ -45,6 +51,9 @@ pub(super) struct EmbedArgs {
 }
 
 pub(super) fn run(args: &EmbedArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    if args.pool.is_some() || pooled::is_encoder(&args.model) {
+        return by_encoder(args, globals);
+    }
     let model = model(&args.model)?;
     let extension = args.out.as_ref().and_then(|out| out.extension());
     let tensors = extension.is_some_and(|e| e == "safetensors");
@@ -91,6 +100,45 @@ pub(super) fn run(args: &EmbedArgs, globals: &Globals) -> anyhow::Result<Outcome
     Ok(Outcome::Done)
 }
 
+/// Vectors of a sentence encoder, which has no codes.
+fn by_encoder(args: &EmbedArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    if args.bits {
+        return Err(wrong_use(
+            "--bits: a sentence encoder has no codes; leave it out",
+        ));
+    }
+    let extension = args.out.as_ref().map(|out| out.extension());
+    if extension.is_some_and(|e| e.is_none_or(|e| e != "npy")) {
+        return Err(wrong_use(
+            "--out: vectors of a sentence encoder go into a file that ends in .npy",
+        ));
+    }
+    let (_, encoder) = pooled::encoder(&args.model, args.pool, globals)?;
+    let texts = named(&args.texts, &update::options(globals).read)?;
+    let progress = StderrProgress::new(globals.quiet, 20);
+    progress.start("embedding", "texts", Some(texts.len() as u64));
+    let mut all = Vec::new();
+    for some in texts.chunks(TOGETHER) {
+        if progress.cancelled() {
+            return Ok(Outcome::Interrupted);
+        }
+        let views: Vec<&str> = some.iter().map(|t| &*t.text).collect();
+        let vectors = encoder.encode(&views, Role::Document)?;
+        all.extend(vectors.into_iter().map(|v| Embedded {
+            code: Vec::new(),
+            real: Some(v.into_vec()),
+        }));
+        progress.advance(some.len() as u64);
+    }
+    progress.finish();
+    let names: Vec<String> = texts.into_iter().map(|t| t.name).collect();
+    match &args.out {
+        None => print(&names, &all, globals.json)?,
+        Some(out) => npy(out, &all)?,
+    }
+    Ok(Outcome::Done)
+}
+
 fn print(names: &[String], all: &[Embedded], as_json: bool) -> anyhow::Result<()> {
     let mut out = anstream::stdout().lock();
     if as_json {
@@ -101,6 +149,11 @@ fn print(names: &[String], all: &[Embedded], as_json: bool) -> anyhow::Result<()
     }
     for (name, embedded) in names.iter().zip(all) {
         let line = name.lines().next().unwrap_or("");
+        if let (true, Some(real)) = (embedded.code.is_empty(), &embedded.real) {
+            let numbers: Vec<String> = real.iter().map(|x| format!("{x:.6}")).collect();
+            writeln!(out, "{}  {line}", numbers.join(" "))?;
+            continue;
+        }
         writeln!(out, "{}  {line}", hex(&embedded.code))?;
     }
     Ok(())

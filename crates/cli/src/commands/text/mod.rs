@@ -1,8 +1,10 @@
 //! `keyfold text`: one file per command.
 
 mod codes;
+mod define;
 mod embed;
 mod nearest;
+mod pooled;
 mod senses;
 
 use clap::Subcommand;
@@ -20,6 +22,7 @@ pub(crate) struct TextArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     Embed(embed::EmbedArgs),
+    Define(define::DefineArgs),
     Nearest(nearest::NearestArgs),
     Senses(senses::SensesArgs),
     Disambiguate(senses::DisambiguateArgs),
@@ -28,6 +31,7 @@ enum Action {
 pub(crate) fn run(args: &TextArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     match &args.action {
         Action::Embed(args) => embed::run(args, globals),
+        Action::Define(args) => define::run(args, globals),
         Action::Nearest(args) => nearest::run(args, globals),
         Action::Senses(args) => senses::senses(args, globals),
         Action::Disambiguate(args) => senses::disambiguate(args, globals),

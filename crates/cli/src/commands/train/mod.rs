@@ -4,6 +4,7 @@ mod builtin;
 mod colberter;
 mod crisp;
 mod data;
+mod defsent;
 mod training;
 mod word_models;
 
@@ -30,6 +31,7 @@ enum What {
     Colberter(colberter::ColberterArgs),
     Crisp(crisp::CrispArgs),
     DisambiguatedSkipGram(word_models::SkipGramArgs),
+    DefsentPlus(defsent::DefSentArgs),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -39,5 +41,6 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::Colberter(args) => colberter::run(args, globals),
         What::Crisp(args) => crisp::run(args, globals),
         What::DisambiguatedSkipGram(args) => word_models::skip_gram(args, globals),
+        What::DefsentPlus(args) => defsent::run(args, globals),
     }
 }
