@@ -176,20 +176,21 @@ fn diagonal(v: &mut [f64], d: &mut [f64], e: &mut [f64]) -> Option<()> {
 /// `a bᵀ`, both `[n, n]`.
 pub(super) fn times_transposed(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
     let rows = a.chunks_exact(n);
-    rows.flat_map(|a| {
-        let dots = b.chunks_exact(n).map(move |b| {
-            // Four sums, which the compiler keeps in one register.
-            let mut sums = [0.0; 4];
-            let (a, rest) = (a.as_chunks::<4>(), b.as_chunks::<4>());
-            for (a, b) in a.0.iter().zip(rest.0) {
-                (0..4).for_each(|i| sums[i] += a[i] * b[i]);
-            }
-            let tail = a.1.iter().zip(rest.1).map(|(a, b)| a * b);
-            sums.iter().sum::<f64>() + tail.sum::<f64>()
-        });
-        dots
-    })
-    .collect()
+    let products = rows.flat_map(|a| b.chunks_exact(n).map(move |b| product(a, b)));
+    products.collect()
+}
+
+fn product(a: &[f64], b: &[f64]) -> f64 {
+    // Four sums, which the compiler keeps in one register.
+    let mut sums = [0.0; 4];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 /// `aᵀ b`, both `[n, n]`.
