@@ -43,9 +43,9 @@ pub use cross_encoder::CrossEncoder;
 pub use error::LoadError;
 pub use late::LateInteractionEncoder;
 pub use load::{LoadOptions, load, load_colberter, load_sparse, split_options};
+pub use pooling::Pool;
 #[cfg(feature = "train")]
 pub use sampled::Place as WordTraining;
 pub use sampled::{Vocabulary, WordLoss};
-pub use pooling::Pool;
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

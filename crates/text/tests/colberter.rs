@@ -173,7 +173,10 @@ fn products_of_rows_are_the_score() {
                     products.reduce(f32::max).unwrap()
                 };
                 let words: f32 = q.iter().skip(heads).map(best).sum();
-                assert!((whole + words - expected).abs() < 1e-4);
+                // Sums of a few hundred products of numbers of this size.
+                let size = whole.abs() + words.abs();
+                let off = (whole + words - expected).abs();
+                assert!(off < 1e-4 + 2e-6 * size, "{whole} {words} {expected}");
                 let ids: Vec<u32> = document.words.iter().map(|w| w.id).collect();
                 assert_eq!(d.ids().unwrap()[heads..], ids);
                 assert_eq!(d.ids().unwrap()[..heads], [0; 3]);
