@@ -8,7 +8,7 @@
 //! Work is cut into pieces by the shape alone and sums are added in one order, so results
 //! do not depend on the number of threads.
 //!
-//! To add one, implement [`operator::Operator`] and compare its gradients with those of
+//! To add one, implement `operator::Operator` and compare its gradients with those of
 //! the framework's own functions in `tests/ops.rs`.
 
 mod attention;
