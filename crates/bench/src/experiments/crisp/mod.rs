@@ -43,7 +43,12 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         Some(folder) => read(folder)?,
         None => fixture()?,
     };
-    let posthoc = posthoc::run(&collection, options, progress)?;
+    // With pairs, `--model` is one to be trained, which has no vectors of tokens yet.
+    let as_it_is = BenchOptions {
+        model: options.model.clone().filter(|_| options.pairs.is_none()),
+        ..options.clone()
+    };
+    let posthoc = posthoc::run(&collection, &as_it_is, progress)?;
     let real = real::run(&collection, options, progress)?;
     // A model that learned from real pairs says more than the small encoder.
     let trained = match &real {
