@@ -1,5 +1,7 @@
 //! Against the authors' programs, on tiny random encoders (made by parity/defsent.py).
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
