@@ -12,6 +12,7 @@ mod report;
 mod store;
 mod subspace;
 mod toy;
+mod trained;
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -18,7 +18,7 @@ pub mod weights;
 
 pub use encoder::{EncodeError, Encoder, EncoderIdentity, Role};
 pub use model_folder::{ModelFolder, ModelFolderError};
-pub use progress::{NoProgress, Progress};
+pub use progress::{NoProgress, Progress, StopAfter};
 pub use scorers::{PairScorer, SparseEncoder, SparseVector};
 pub use seed::seed_of;
 pub use vectors::{Vectors, VectorsError};

@@ -1,5 +1,7 @@
 //! Telling how far long work has come, and asking whether to stop.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// Receives the progress of long work. The CLI draws a bar; libraries only call.
 ///
 /// Implementations are called from several threads.
@@ -33,5 +35,35 @@ impl Progress for NoProgress {
     fn note(&self, _: &str) {}
     fn cancelled(&self) -> bool {
         false
+    }
+}
+
+/// Shows nothing and asks to stop after so many units, as a user may at any moment.
+#[derive(Debug)]
+pub struct StopAfter {
+    units: u64,
+    done: AtomicU64,
+}
+
+impl StopAfter {
+    /// Asks once `units` units were done.
+    pub fn new(units: u64) -> Self {
+        Self {
+            units,
+            done: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Progress for StopAfter {
+    fn start(&self, _: &str, _: &str, _: Option<u64>) {}
+    fn advance(&self, n: u64) {
+        self.done.fetch_add(n, Ordering::Relaxed);
+    }
+    fn set_total(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        self.done.load(Ordering::Relaxed) >= self.units
     }
 }

@@ -30,7 +30,7 @@ use keyfold_nn::checkpoint::numbers;
 use keyfold_nn::ops;
 use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
 use keyfold_train::order::{Batches, hold_out};
-use keyfold_train::{LearnError, Report, RunConfig, TrainError, Validation, run};
+use keyfold_train::{LearnError, Report, RunConfig, TrainError, Validation};
 use serde::{Deserialize, Serialize};
 
 use crate::training::late::{LateBatch, LateText, LateTokenizer};
@@ -293,16 +293,9 @@ pub fn train(
     let tokenizer = LateTokenizer::new(folder, &config.late, model.longest())?;
     let task = Crisp::new(pairs, &tokenizer, model.clone(), config)?;
     let mut learner = GradientLearner::new(task, model, &config.optim, &device, "pairs")?;
-    let settings = place.settings("crisp", config, &config.run, pairs.fingerprint(), folder)?;
-    let report = run(
-        &mut learner,
-        &settings,
-        place.out,
-        place.progress,
-        place.watch,
-    )?;
-    if report.ended != keyfold_train::Ended::Stopped {
-        learner.model().save(place.out, &config.late)?;
-    }
-    Ok(report)
+    let data = pairs.fingerprint();
+    let settings = place.settings("crisp", config, &config.run, data, Some(folder))?;
+    place.train(&mut learner, &settings, |learner, out| {
+        learner.model().save(out, &config.late)
+    })
 }

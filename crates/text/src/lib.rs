@@ -44,8 +44,6 @@ pub use error::LoadError;
 pub use late::LateInteractionEncoder;
 pub use load::{LoadOptions, load, load_colberter, load_sparse, split_options};
 pub use pooling::Pool;
-#[cfg(feature = "train")]
-pub use sampled::Place as WordTraining;
 pub use sampled::{Vocabulary, WordLoss};
 pub use sentence::SentenceEncoder;
 pub use sparse::SparseTextEncoder;

@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use keyfold_core::{Encoder, ModelFolder, NoProgress, Progress, Role};
+use keyfold_core::{Encoder, ModelFolder, NoProgress, Progress, Role, StopAfter};
 use keyfold_text::colberter::train::{self as colberter, ColberterConfig};
 use keyfold_text::crisp::{self, CrispConfig};
 use keyfold_text::training::{LateSettings, Pair, Pairs, Place};
@@ -109,22 +108,6 @@ fn losses(path: &Path) -> (f64, f64) {
     (losses[0], losses[losses.len() - 1])
 }
 
-/// Asks to stop after so many steps.
-struct StopAfter(u64, AtomicU64);
-
-impl Progress for StopAfter {
-    fn start(&self, _: &str, _: &str, _: Option<u64>) {}
-    fn advance(&self, n: u64) {
-        self.1.fetch_add(n, Ordering::Relaxed);
-    }
-    fn set_total(&self, _: u64) {}
-    fn finish(&self) {}
-    fn note(&self, _: &str) {}
-    fn cancelled(&self) -> bool {
-        self.1.load(Ordering::Relaxed) >= self.0
-    }
-}
-
 #[test]
 fn crisp_learns_writes_a_model_that_is_read_and_goes_on_from_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,7 +143,7 @@ fn a_stopped_crisp_run_ends_with_the_weights_of_one_that_ran_through() {
     let (through, parts) = (dir.path().join("through"), dir.path().join("parts"));
     let config = crisp_config("c2x4");
     train_crisp(&base(), &config, &through, false, &NoProgress).unwrap();
-    let stop = StopAfter(13, AtomicU64::new(0));
+    let stop = StopAfter::new(13);
     let report = train_crisp(&base(), &config, &parts, false, &stop).unwrap();
     assert_eq!(report.ended, Ended::Stopped);
     assert!(!parts.join("model.safetensors").exists());
@@ -228,6 +211,26 @@ fn colberter_config(stage: u8) -> ColberterConfig {
         run: watching(),
         ..ColberterConfig::default()
     }
+}
+
+#[test]
+fn a_head_that_is_more_than_a_linear_layer_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    train_crisp(&base(), &crisp_config("none"), &whole, false, &NoProgress).unwrap();
+    let config = whole.join("1_Dense/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("linear.Identity", "activation.GELU")).unwrap();
+    let out = dir.path().join("out");
+    let error = train_crisp(
+        &folder(&whole),
+        &crisp_config("none"),
+        &out,
+        false,
+        &NoProgress,
+    );
+    let told = error.unwrap_err().to_string();
+    assert!(told.contains("an activation"), "{told}");
 }
 
 #[test]

@@ -16,6 +16,9 @@ pub enum LearnError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The user stopped what comes before the first step.
+    #[error("stopped before the first step")]
+    Stopped,
     /// A file of a checkpoint does not fit the learner.
     #[error("{path} does not fit this training: {what}")]
     State {

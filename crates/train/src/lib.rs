@@ -30,5 +30,5 @@ mod schedule;
 pub use error::{LearnError, TrainError};
 pub use learner::{Learner, Step, Validation};
 pub use metrics::Line;
-pub use run::{Ended, Report, RunConfig, Settings, run};
+pub use run::{Ended, Report, RunConfig, Settings, agree, run};
 pub use schedule::{Decay, Schedule};

@@ -372,7 +372,12 @@ fn newest(
 }
 
 /// Writes the settings of a new run, or compares them with those it was started with.
-fn agree(settings: &Settings, folder: &Path) -> Result<(), TrainError> {
+/// [`run`] does so first; a caller that finds a run finished asks here alone.
+///
+/// # Errors
+/// When the folder holds a run that is not to be resumed or has other settings, or there
+/// is none to resume, or a file cannot be used.
+pub fn agree(settings: &Settings, folder: &Path) -> Result<(), TrainError> {
     let path = folder.join("run.json");
     let now = serde_json::json!({
         "version": 1,

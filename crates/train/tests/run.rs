@@ -4,9 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use keyfold_core::{NoProgress, Progress};
+use keyfold_core::{NoProgress, StopAfter};
 use keyfold_train::order::step_rng;
 use keyfold_train::{
     Ended, LearnError, Learner, RunConfig, Settings, Step, TrainError, Validation, run,
@@ -93,22 +92,6 @@ impl Learner for Toy {
     }
 }
 
-/// Asks to stop after so many steps.
-struct StopAfter(u64, AtomicU64);
-
-impl Progress for StopAfter {
-    fn start(&self, _: &str, _: &str, _: Option<u64>) {}
-    fn advance(&self, n: u64) {
-        self.1.fetch_add(n, Ordering::Relaxed);
-    }
-    fn set_total(&self, _: u64) {}
-    fn finish(&self) {}
-    fn note(&self, _: &str) {}
-    fn cancelled(&self) -> bool {
-        self.1.load(Ordering::Relaxed) >= self.0
-    }
-}
-
 fn settings(resume: bool) -> Settings {
     Settings {
         slug: "toy".into(),
@@ -141,7 +124,7 @@ fn a_stopped_and_a_killed_run_end_at_the_weights_of_one_that_ran_through() {
 
     let parts = tempfile::tempdir().unwrap();
     let folder = parts.path();
-    let stop = StopAfter(7, AtomicU64::new(0));
+    let stop = StopAfter::new(7);
     let report = run(
         &mut Toy::new(),
         &settings(false),
@@ -152,7 +135,7 @@ fn a_stopped_and_a_killed_run_end_at_the_weights_of_one_that_ran_through() {
     .unwrap();
     assert_eq!((report.ended, report.steps), (Ended::Stopped, 7));
     // A kill in the middle of step 13 leaves the checkpoint of step 10 and half of another.
-    let stop = StopAfter(3, AtomicU64::new(0));
+    let stop = StopAfter::new(3);
     run(&mut Toy::new(), &settings(true), folder, &stop, &mut |_| {}).unwrap();
     std::fs::create_dir(folder.join("checkpoints/unfinished-13")).unwrap();
     std::fs::write(folder.join("checkpoints/unfinished-13/weight"), "5").unwrap();
@@ -234,7 +217,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint() {
 #[test]
 fn a_damaged_checkpoint_is_passed_over_and_one_left_alone_is_told() {
     let folder = tempfile::tempdir().unwrap();
-    let stop = StopAfter(12, AtomicU64::new(0));
+    let stop = StopAfter::new(12);
     run(
         &mut Toy::new(),
         &settings(false),

@@ -211,7 +211,7 @@ impl Dictionary {
         let (head, gloss) = line.split_once(" | ")?;
         let fields: Vec<&str> = head.split(' ').collect();
         let count = usize::from_str_radix(fields.get(3)?, 16).ok()?;
-        let words = fields.get(4..4 + 2 * count)?;
+        let words = fields.get(4..count.checked_mul(2)?.checked_add(4)?)?;
         let definition = without_examples(gloss);
         if definition.is_empty() || count == 0 {
             return None;

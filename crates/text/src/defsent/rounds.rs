@@ -6,9 +6,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use keyfold_core::{Encoder, ModelFolder, Progress};
 use keyfold_nn::checkpoint::numbers;
 use keyfold_train::gradient::{GradientLearner, OptimConfig};
-use keyfold_train::{Ended, LearnError, Report, RunConfig, TrainError, run};
+use keyfold_train::{Ended, LearnError, Report, RunConfig, TrainError, agree, run};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::entries::kept;
 use super::task::{Definitions, Example, of_entries, of_words};
@@ -347,13 +347,13 @@ impl One<'_> {
                 "checksum": &self.dictionary.checksum()[..16],
                 "round": self.number,
             }),
-            self.original,
+            Some(self.original),
         )?;
         let begun = self.at.join("run.json");
         settings.resume = place.resume && begun.is_file();
         let finished = round_model(self.at).join("model.safetensors").is_file();
         if finished && settings.resume {
-            same_settings(&begun, &settings.config)?;
+            agree(&settings, self.at)?;
             return Ok(None);
         }
         let device = Device::flex().autodiff();
@@ -498,24 +498,4 @@ fn blake3_of(numbers: &[f32]) -> String {
         hasher.update(&x.to_le_bytes());
     }
     hasher.finalize().to_string()
-}
-
-/// Refuses to pass over a finished round that had other settings.
-fn same_settings(file: &Path, now: &Value) -> Result<(), TrainError> {
-    let bytes = std::fs::read(file).map_err(LearnError::io(file))?;
-    let then: Value = serde_json::from_slice(&bytes).map_err(|e| TrainError::Damaged {
-        file: file.to_owned(),
-        what: e.to_string(),
-    })?;
-    if &then["config"] == now {
-        return Ok(());
-    }
-    let fields = now.as_object().into_iter().flatten();
-    let changed = fields.filter(|(key, value)| &then["config"][key.as_str()] != *value);
-    let told = changed
-        .map(|(key, value)| format!("{key} was {}, is {value}", then["config"][key.as_str()]));
-    Err(TrainError::OtherSettings {
-        file: file.to_owned(),
-        differences: told.collect::<Vec<_>>().join("; "),
-    })
 }

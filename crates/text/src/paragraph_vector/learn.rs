@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use keyfold_train::order::step_rng;
-use keyfold_train::{LearnError, Learner, Report, Step, TrainError};
+use keyfold_train::{LearnError, Learner, Report, RunConfig, Step, TrainError};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -13,7 +13,8 @@ use super::corpus::{GAP, Known};
 use super::infer::{around, samples};
 use super::params::{Batch, Bounds, Params, Sample};
 use super::{Embedded, ParagraphVectors, pack};
-use crate::sampled::{Place, Rate, Sampler, Table, Tensors, Threads, train as run, write_tensors};
+use crate::sampled::{Rate, Sampler, Table, Tensors, Threads, state, train as run, write_tensors};
+use crate::training::Place;
 
 /// Trains a model on texts; a [`Learner`] for `keyfold_train::run`.
 ///
@@ -242,21 +243,26 @@ impl Learner for Trainer {
     }
 }
 
-fn state(path: &Path, error: &crate::LoadError) -> LearnError {
-    LearnError::State {
-        path: path.to_owned(),
-        what: error.to_string(),
-    }
-}
-
-/// Trains a model on texts and writes it into the folder of the run.
+/// Trains a model on texts and writes it into the folder of the run. Any number of
+/// `threads` (0: all of the machine's) gives the same weights.
 ///
 /// # Errors
 /// When the settings or the texts make no sense, or the run fails.
-pub fn train(texts: &[&str], config: &Config, place: Place<'_>) -> Result<Report, TrainError> {
-    let mut trainer = Trainer::new(texts, config, place.threads)?;
+pub fn train(
+    texts: &[&str],
+    config: &Config,
+    kept: &RunConfig,
+    threads: usize,
+    place: Place<'_>,
+) -> Result<Report, TrainError> {
+    let mut trainer = Trainer::new(texts, config, threads)?;
     let slug = "binary-paragraph-vector";
-    run(&mut trainer, slug, config, texts, place, |trainer, out| {
-        trainer.model("").save(out)
-    })
+    run(
+        &mut trainer,
+        slug,
+        (config, kept),
+        texts,
+        place,
+        |trainer, out| trainer.model("").save(out),
+    )
 }

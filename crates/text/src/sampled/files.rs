@@ -164,6 +164,12 @@ impl Tensors {
         })
     }
 
+    /// Whether there is a tensor of this name.
+    #[cfg(feature = "train")]
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensor of this name, which must have so many rows.
     pub(crate) fn take(&mut self, name: &str, rows: usize, dim: usize) -> Result<Table, LoadError> {
         let Some((shape, values)) = self.tensors.remove(name) else {

@@ -27,7 +27,5 @@ pub(crate) use layer::{Batch, Layer};
 pub(crate) use sampler::Sampler;
 pub(crate) use table::{Rate, Table, Threads, bounds};
 #[cfg(feature = "train")]
-pub use train::Place;
-#[cfg(feature = "train")]
-pub(crate) use train::train;
+pub(crate) use train::{state, train};
 pub use vocabulary::Vocabulary;

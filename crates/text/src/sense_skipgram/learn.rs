@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use keyfold_train::order::step_rng;
-use keyfold_train::{LearnError, Learner, Report, Step, TrainError};
+use keyfold_train::{LearnError, Learner, Report, RunConfig, Step, TrainError};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -12,7 +12,8 @@ use super::SenseVectors;
 use super::config::Config;
 use super::params::{Batch, Bounds, Params, Stage};
 use super::prepare::Corpus;
-use crate::sampled::{Place, Rate, Sampler, Table, Tensors, Threads, train as run, write_tensors};
+use crate::sampled::{Rate, Sampler, Table, Tensors, Threads, state, train as run, write_tensors};
+use crate::training::Place;
 
 /// Names of the tables in a checkpoint.
 const NAMES: [&str; 5] = [
@@ -269,32 +270,40 @@ impl Learner for Trainer {
         }
         for (name, table) in NAMES.iter().zip(self.params.tables_mut()) {
             let (rows, dim) = (table.values.len() / table.dim.max(1), table.dim);
-            let mut take = |name: &str| tensors.take(name, rows, dim).map_err(|e| state(&path, &e));
-            *table = take(name)?;
+            let take = |tensors: &mut Tensors, name: &str| {
+                tensors.take(name, rows, dim).map_err(|e| state(&path, &e))
+            };
+            *table = take(&mut tensors, name)?;
             let velocity = format!("{name}.velocity");
-            if let Ok(found) = take(&velocity) {
-                table.velocity = found.values;
+            // There is none before the first step with momentum.
+            if tensors.has(&velocity) {
+                table.velocity = take(&mut tensors, &velocity)?.values;
             }
         }
         Ok(())
     }
 }
 
-fn state(path: &Path, error: &crate::LoadError) -> LearnError {
-    LearnError::State {
-        path: path.to_owned(),
-        what: error.to_string(),
-    }
-}
-
-/// Trains a model on texts and writes it into the folder of the run.
+/// Trains a model on texts and writes it into the folder of the run. Any number of
+/// `threads` (0: all of the machine's) gives the same weights.
 ///
 /// # Errors
 /// When the settings or the texts make no sense, or the run fails.
-pub fn train(texts: &[&str], config: &Config, place: Place<'_>) -> Result<Report, TrainError> {
-    let mut trainer = Trainer::new(texts, config, place.threads)?;
+pub fn train(
+    texts: &[&str],
+    config: &Config,
+    kept: &RunConfig,
+    threads: usize,
+    place: Place<'_>,
+) -> Result<Report, TrainError> {
+    let mut trainer = Trainer::new(texts, config, threads)?;
     let slug = "disambiguated-skip-gram";
-    run(&mut trainer, slug, config, texts, place, |trainer, out| {
-        trainer.model().save(out)
-    })
+    run(
+        &mut trainer,
+        slug,
+        (config, kept),
+        texts,
+        place,
+        |trainer, out| trainer.model().save(out),
+    )
 }

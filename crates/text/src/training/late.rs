@@ -99,6 +99,7 @@ impl LateModel {
         let head = match settings.dim {
             0 => None,
             dim if folder.file(DENSE).is_dir() => {
+                plain_head(folder)?;
                 let weights = Weights::open(folder, DENSE).map_err(|e| model_error(e.into()))?;
                 Some(
                     Linear::load(&weights, "linear", hidden, dim, false, device)
@@ -207,6 +208,35 @@ impl LateModel {
     pub(crate) fn longest(&self) -> usize {
         self.bert.longest()
     }
+}
+
+/// Refuses heads that are more than one linear layer without bias.
+fn plain_head(folder: &ModelFolder) -> Result<(), LearnError> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(default = "yes")]
+        bias: bool,
+        activation_function: Option<String>,
+        #[serde(default)]
+        use_residual: bool,
+    }
+    fn yes() -> bool {
+        true
+    }
+    let file = format!("{DENSE}/config.json");
+    let head: Head = folder
+        .json(&file, "it says the shape of this linear head")
+        .map_err(|e| LearnError::Data(e.to_string()))?;
+    let act = head.activation_function.unwrap_or_default();
+    let identity = act.is_empty() || act.ends_with(".Identity");
+    if head.bias || head.use_residual || !identity || folder.file("2_Dense").is_dir() {
+        return Err(LearnError::Data(format!(
+            "{} has a head with a bias, an activation, a residual or a second layer; only one \
+             plain linear layer can be trained here. Start from the folder of its BERT alone",
+            folder.path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Turns texts into tokens as inference does it.

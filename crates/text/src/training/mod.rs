@@ -14,7 +14,9 @@ use std::path::Path;
 
 use keyfold_core::{ModelFolder, Progress};
 use keyfold_nn::ModelError;
-use keyfold_train::{LearnError, Line, RunConfig, Settings, TrainError};
+use keyfold_train::{
+    Ended, LearnError, Learner, Line, Report, RunConfig, Settings, TrainError, run,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -32,14 +34,14 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     /// What a run of `slug` is about: `config` (of which `run` changes no weight), the
-    /// data and the model that it starts from.
+    /// data and the model that it starts from, if it does.
     pub(crate) fn settings(
         &self,
         slug: &str,
         config: &impl Serialize,
         run: &RunConfig,
         data: Value,
-        model: &ModelFolder,
+        model: Option<&ModelFolder>,
     ) -> Result<Settings, TrainError> {
         let mut settings = serde_json::to_value(config)
             .map_err(|e| TrainError::Config(format!("the settings cannot be written: {e}")))?;
@@ -47,13 +49,29 @@ impl Place<'_> {
             fields.remove("run");
         }
         settings["data"] = data;
-        settings["model"] = json!(model.name);
+        if let Some(model) = model {
+            settings["model"] = json!(model.name);
+        }
         Ok(Settings {
             slug: slug.to_owned(),
             config: settings,
             run: run.clone(),
             resume: self.resume,
         })
+    }
+
+    /// Trains `learner` and, unless the user stopped it, writes the model.
+    pub(crate) fn train<L: Learner>(
+        self,
+        learner: &mut L,
+        settings: &Settings,
+        save: impl FnOnce(&L, &Path) -> Result<(), LearnError>,
+    ) -> Result<Report, TrainError> {
+        let report = run(learner, settings, self.out, self.progress, self.watch)?;
+        if report.ended != Ended::Stopped {
+            save(learner, self.out)?;
+        }
+        Ok(report)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Settings of the optimiser.
 
-use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer, SgdConfig, momentum::MomentumConfig};
+use burn::optim::{AdamConfig, ModuleOptimizer, SgdConfig, momentum::MomentumConfig};
+use keyfold_nn::AdamW;
 use serde::{Deserialize, Serialize};
 
 use crate::{Decay, LearnError, Schedule};
@@ -139,12 +140,13 @@ impl OptimConfig {
         let (beta1, beta2) = (self.beta1 as f32, self.beta2 as f32);
         let (eps, decay) = (self.eps as f32, self.weight_decay as f32);
         match self.optimizer {
-            OptimizerKind::AdamW => AdamWConfig::new()
-                .with_beta_1(beta1)
-                .with_beta_2(beta2)
-                .with_epsilon(eps)
-                .with_weight_decay(decay)
-                .init(),
+            OptimizerKind::AdamW => AdamW {
+                beta_1: beta1,
+                beta_2: beta2,
+                epsilon: eps,
+                weight_decay: decay,
+            }
+            .init(),
             OptimizerKind::Adam => AdamConfig::new()
                 .with_beta_1(beta1)
                 .with_beta_2(beta2)

@@ -3,10 +3,9 @@
 
 use keyfold_core::{Encoder, ModelFolder, Progress, Role};
 use keyfold_text::colberter::train::{ColberterConfig, train};
-use keyfold_text::training::{Pairs, Place};
 use keyfold_text::{BagOfWords, ColberterEncoder, ColberterOptions, LoadOptions, SentenceEncoder};
+use keyfold_train::Decay;
 use keyfold_train::gradient::{OptimConfig, OptimizerKind};
-use keyfold_train::{Decay, Ended, RunConfig};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -14,7 +13,7 @@ use super::super::search::Collection;
 use crate::plot::Line;
 use crate::quality::{mean, ndcg};
 use crate::report::Table;
-use crate::{BenchError, BenchOptions, Scale, store};
+use crate::{BenchError, BenchOptions, Scale, trained};
 
 /// Steps of a stage, and queries in a batch.
 fn size(scale: Scale) -> (u64, usize) {
@@ -54,15 +53,11 @@ pub(super) fn run(
     else {
         return Ok(None);
     };
-    let mut pairs = Pairs::default();
-    pairs.read_json_lines(path)?;
-    pairs.clean();
-    let find =
-        |name: &str| ModelFolder::find(name).map_err(|e| BenchError::data(name, e.to_string()));
+    let pairs = trained::pairs(path)?;
     let loading = LoadOptions {
         threads: options.threads,
     };
-    let teacher = SentenceEncoder::load(&find(teacher)?, &loading)?;
+    let teacher = SentenceEncoder::load(&trained::find(teacher)?, &loading)?;
     let teachers: [&dyn Encoder; 1] = [&teacher];
     let (steps, batch_size) = size(options.scale);
     let scratch = tempfile::tempdir()?;
@@ -82,27 +77,15 @@ pub(super) fn run(
                 decay: Decay::Linear,
                 ..OptimConfig::default()
             },
-            run: RunConfig {
-                checkpoint_every: 0,
-                validate_every: 0,
-                ..RunConfig::default()
-            },
+            run: trained::unwatched(),
             ..ColberterConfig::default()
         };
         let out = scratch.path().join(name);
-        let place = Place {
-            out: &out,
-            resume: false,
-            progress,
-            watch: &mut |_| {},
-        };
-        let report = train(from, &teachers, &pairs, &config, place)?;
-        if report.ended == Ended::Stopped {
-            return Err(BenchError::Cancelled);
-        }
-        find(&out.to_string_lossy())
+        trained::train(&out, progress, |place| {
+            train(from, &teachers, &pairs, &config, place)
+        })
     };
-    let base = find(model)?;
+    let base = trained::find(model)?;
     let texts = stage(&base, "texts", 1, true, 0.0)?;
     let tokens = stage(&texts, "tokens", 2, false, 0.0)?;
     let words = stage(&texts, "words", 2, true, 0.0)?;
@@ -137,11 +120,7 @@ fn measure(
     collection: &Collection,
     progress: &dyn Progress,
 ) -> Result<Way, BenchError> {
-    let documents: Vec<String> = collection
-        .documents
-        .iter()
-        .map(|text| store::passage(text).searchable().0)
-        .collect();
+    let documents = trained::searchable(&collection.documents);
     progress.start("encode", "texts", Some(documents.len() as u64));
     let mut bags: Vec<BagOfWords> = Vec::new();
     for texts in documents.chunks(64) {

@@ -5,10 +5,8 @@ use keyfold_core::{Encoder, ModelFolder, Progress, Role, Vectors};
 use keyfold_kernels::maxsim;
 use keyfold_search::fold::{Fold, Folding};
 use keyfold_text::crisp::{self, CrispConfig};
-use keyfold_text::training::{Pairs, Place};
 use keyfold_text::{LoadOptions, load};
 use keyfold_train::gradient::OptimConfig;
-use keyfold_train::{Ended, RunConfig};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -17,7 +15,7 @@ use super::quality;
 use crate::plot::Line;
 use crate::quality::{bootstrap, mean};
 use crate::report::Table;
-use crate::{BenchError, BenchOptions, Scale, store};
+use crate::{BenchError, BenchOptions, Scale, trained};
 
 /// Steps of the first stage, of the second, pairs in a batch.
 fn size(scale: Scale) -> (u64, u64, usize) {
@@ -70,11 +68,9 @@ pub(super) fn run(
     let (Some(model), Some(path)) = (&options.model, &options.pairs) else {
         return Ok(None);
     };
-    let mut pairs = Pairs::default();
-    pairs.read_json_lines(path)?;
-    pairs.clean();
+    let pairs = trained::pairs(path)?;
     let (first_steps, more_steps, batch_size) = size(options.scale);
-    let folder = ModelFolder::find(model).map_err(|e| BenchError::data(model, e.to_string()))?;
+    let folder = trained::find(model)?;
     let scratch = tempfile::tempdir()?;
     let trained = |from: &ModelFolder, fold: &str, steps: u64, rate: f64, name: &str| {
         let config = CrispConfig {
@@ -87,25 +83,13 @@ pub(super) fn run(
                 warmup_steps: steps / 10,
                 ..OptimConfig::default()
             },
-            run: RunConfig {
-                checkpoint_every: 0,
-                validate_every: 0,
-                ..RunConfig::default()
-            },
+            run: trained::unwatched(),
             ..CrispConfig::default()
         };
         let out = scratch.path().join(name);
-        let place = Place {
-            out: &out,
-            resume: false,
-            progress,
-            watch: &mut |_| {},
-        };
-        let report = crisp::train(from, &pairs, &config, place)?;
-        if report.ended == Ended::Stopped {
-            return Err(BenchError::Cancelled);
-        }
-        ModelFolder::find(&out.to_string_lossy()).map_err(|e| BenchError::data(&out, e.to_string()))
+        trained::train(&out, progress, |place| {
+            crisp::train(from, &pairs, &config, place)
+        })
     };
     let measure = |folder: &ModelFolder, fold: Option<Fold>| {
         let loading = LoadOptions {
@@ -153,11 +137,7 @@ fn ranked(
         queries: true,
         raw: true,
     };
-    let documents: Vec<String> = collection
-        .documents
-        .iter()
-        .map(|text| store::passage(text).searchable().0)
-        .collect();
+    let documents = trained::searchable(&collection.documents);
     let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
     let queries: Vec<&str> = collection.queries.iter().map(String::as_str).collect();
     let total = (documents.len() + queries.len()) as u64;

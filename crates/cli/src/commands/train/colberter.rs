@@ -4,15 +4,12 @@ use std::path::PathBuf;
 
 use keyfold_core::{Encoder, ModelFolder};
 use keyfold_text::colberter::train::{ColberterConfig, train};
-use keyfold_text::training::Place;
 use keyfold_text::{LoadOptions, SentenceEncoder};
 
 use super::data;
 use super::training::TrainingArgs;
 use crate::args::Globals;
 use crate::failure::Outcome;
-use crate::progress::StderrProgress;
-use crate::{place, update};
 
 /// Train an encoder with one vector for a text and a small one for each of its words
 #[derive(Debug, clap::Args)]
@@ -42,13 +39,9 @@ pub(super) fn run(args: &ColberterArgs, globals: &Globals) -> anyhow::Result<Out
         seed: globals.seed,
         ..ColberterConfig::default()
     };
-    let config = args.training.settings(&defaults)?;
-    if args.training.show(&config)? {
+    let Some(config) = args.training.settings(&defaults, &args.data)? else {
         return Ok(Outcome::Done);
-    }
-    for path in &args.data {
-        place::canonical(path)?;
-    }
+    };
     let folder = ModelFolder::find(&args.model)?;
     let threads = globals.threads.map_or(0, usize::from);
     let mut teachers = Vec::new();
@@ -57,16 +50,10 @@ pub(super) fn run(args: &ColberterArgs, globals: &Globals) -> anyhow::Result<Out
         teachers.push(SentenceEncoder::load(&folder, &LoadOptions { threads })?);
     }
     let teachers: Vec<&dyn Encoder> = teachers.iter().map(|t| t as &dyn Encoder).collect();
-    let reading = StderrProgress::new(globals.quiet, 20);
-    let pairs = data::pairs(&args.data, &update::options(globals).read, &reading)?;
-    args.training
-        .watch(globals, "colberter", |progress, watch| {
-            let place = Place {
-                out: &args.training.out,
-                resume: args.training.resume,
-                progress,
-                watch,
-            };
-            train(&folder, &teachers, &pairs, &config, place)
-        })
+    let Some(pairs) = data::pairs(&args.data, globals)? else {
+        return Ok(Outcome::Interrupted);
+    };
+    args.training.watch(globals, "colberter", |place| {
+        train(&folder, &teachers, &pairs, &config, place)
+    })
 }

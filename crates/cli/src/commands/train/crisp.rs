@@ -4,14 +4,11 @@ use std::path::PathBuf;
 
 use keyfold_core::ModelFolder;
 use keyfold_text::crisp::{CrispConfig, train};
-use keyfold_text::training::Place;
 
 use super::data;
 use super::training::TrainingArgs;
 use crate::args::Globals;
 use crate::failure::Outcome;
-use crate::progress::StderrProgress;
-use crate::{place, update};
 
 /// Train a late-interaction encoder whose vectors fold into few
 #[derive(Debug, clap::Args)]
@@ -37,23 +34,14 @@ pub(super) fn run(args: &CrispArgs, globals: &Globals) -> anyhow::Result<Outcome
         seed: globals.seed,
         ..CrispConfig::default()
     };
-    let config = args.training.settings(&defaults)?;
-    if args.training.show(&config)? {
+    let Some(config) = args.training.settings(&defaults, &args.data)? else {
         return Ok(Outcome::Done);
-    }
-    for path in &args.data {
-        place::canonical(path)?;
-    }
+    };
     let folder = ModelFolder::find(&args.model)?;
-    let reading = StderrProgress::new(globals.quiet, 20);
-    let pairs = data::pairs(&args.data, &update::options(globals).read, &reading)?;
-    args.training.watch(globals, "crisp", |progress, watch| {
-        let place = Place {
-            out: &args.training.out,
-            resume: args.training.resume,
-            progress,
-            watch,
-        };
+    let Some(pairs) = data::pairs(&args.data, globals)? else {
+        return Ok(Outcome::Interrupted);
+    };
+    args.training.watch(globals, "crisp", |place| {
         train(&folder, &pairs, &config, place)
     })
 }

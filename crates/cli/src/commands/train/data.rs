@@ -7,6 +7,11 @@ use keyfold_core::Progress;
 use keyfold_data::{ReadOptions, WalkOptions, read, walk};
 use keyfold_text::training::{Pair, Pairs};
 
+use super::training::NOTES;
+use crate::args::Globals;
+use crate::progress::StderrProgress;
+use crate::update;
+
 /// A shorter heading or passage says too little to be a pair.
 const LEAST_CHARACTERS: usize = 3;
 
@@ -38,12 +43,10 @@ pub(super) fn texts(
 }
 
 /// The pairs of files and folders: of JSON Lines as they stand there, of other files a
-/// passage with the heading above it.
-pub(super) fn pairs(
-    paths: &[PathBuf],
-    options: &ReadOptions,
-    progress: &dyn Progress,
-) -> anyhow::Result<Pairs> {
+/// passage with the heading above it. None when the user stopped it.
+pub(super) fn pairs(paths: &[PathBuf], globals: &Globals) -> anyhow::Result<Option<Pairs>> {
+    let progress = &StderrProgress::new(globals.quiet, NOTES);
+    let options = &update::options(globals).read;
     let mut pairs = Pairs::default();
     for path in paths {
         if is_json_lines(path) {
@@ -65,7 +68,7 @@ pub(super) fn pairs(
         })?;
     }
     pairs.clean();
-    Ok(pairs)
+    Ok((!progress.cancelled()).then_some(pairs))
 }
 
 fn passages(

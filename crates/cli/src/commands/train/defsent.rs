@@ -4,12 +4,10 @@ use std::path::PathBuf;
 
 use keyfold_core::ModelFolder;
 use keyfold_text::defsent::{DefSentConfig, Dictionary, train};
-use keyfold_text::training::Place;
 
 use super::training::TrainingArgs;
 use crate::args::Globals;
 use crate::failure::Outcome;
-use crate::place;
 
 /// Train a sentence encoder on a dictionary
 ///
@@ -42,25 +40,14 @@ pub(super) fn run(args: &DefSentArgs, globals: &Globals) -> anyhow::Result<Outco
         seed: globals.seed,
         ..DefSentConfig::default()
     };
-    let config = args.training.settings(&defaults)?;
-    if args.training.show(&config)? {
+    let Some(config) = args.training.settings(&defaults, &args.data)? else {
         return Ok(Outcome::Done);
-    }
-    for path in &args.data {
-        place::canonical(path)?;
-    }
+    };
     let folder = ModelFolder::find(&args.model)?;
     let dictionary = Dictionary::read(&args.data)?;
     let threads = globals.threads.map_or(0, usize::from);
-    args.training
-        .watch(globals, "defsent-plus", |progress, watch| {
-            let place = Place {
-                out: &args.training.out,
-                resume: args.training.resume,
-                progress,
-                watch,
-            };
-            let done = train(&folder, &dictionary, &config, threads, place)?;
-            Ok(done.report)
-        })
+    args.training.watch(globals, "defsent-plus", |place| {
+        let done = train(&folder, &dictionary, &config, threads, place)?;
+        Ok(done.report)
+    })
 }

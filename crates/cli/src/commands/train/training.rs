@@ -6,25 +6,27 @@ use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, anyhow};
 use keyfold_core::Progress;
+use keyfold_text::training::Place;
 use keyfold_train::gradient::{Dashboard, Stop};
-use keyfold_train::{Ended, Line, Report, TrainError, recipe};
+use keyfold_train::{Ended, LearnError, Line, Report, TrainError, recipe};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
+use crate::place;
 use crate::progress::StderrProgress;
 
-/// Notes of a training that are shown.
-const NOTES: usize = 20;
+/// Notes of reading and training that are shown.
+pub(super) const NOTES: usize = 20;
 
 /// Where a training is and how it is set.
 #[derive(Debug, clap::Args)]
 pub(super) struct TrainingArgs {
     /// Folder for the run and, at its end, the model
     #[arg(long, value_name = "DIR")]
-    pub(super) out: PathBuf,
+    out: PathBuf,
     /// Settings as a TOML file, as in recipes/ (default: the publication's values)
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
@@ -34,7 +36,7 @@ pub(super) struct TrainingArgs {
     set: Vec<String>,
     /// Go on with the run in the folder, with its settings
     #[arg(long)]
-    pub(super) resume: bool,
+    resume: bool,
     /// Draw curves on the whole terminal instead of a bar
     #[arg(long)]
     dashboard: bool,
@@ -44,28 +46,40 @@ pub(super) struct TrainingArgs {
 }
 
 impl TrainingArgs {
-    /// The settings: defaults, those of the run that is resumed on top, the recipe on top,
-    /// single values on top.
+    /// The settings, for data that is there: defaults, those of the run that is resumed on
+    /// top, the recipe on top, single values on top. None when they were only to be shown.
     pub(super) fn settings<C: Serialize + DeserializeOwned>(
         &self,
         defaults: &C,
-    ) -> anyhow::Result<C> {
+        data: &[PathBuf],
+    ) -> anyhow::Result<Option<C>> {
         let before = self.before(defaults)?;
         let base = before.as_ref().unwrap_or(defaults);
-        recipe::settings(base, self.recipe.as_deref(), &self.set).map_err(|e| match e {
+        let settings = recipe::settings(base, self.recipe.as_deref(), &self.set);
+        let settings: C = settings.map_err(|e| match e {
             TrainError::Config(what) => wrong_use(what),
             other => other.into(),
-        })
+        })?;
+        if self.show_settings {
+            write!(anstream::stdout(), "{}", toml::to_string(&settings)?)?;
+            return Ok(None);
+        }
+        for path in data {
+            place::canonical(path)?;
+        }
+        Ok(Some(settings))
     }
 
     /// The settings with which the run that is resumed was started.
     fn before<C: Serialize + DeserializeOwned>(&self, defaults: &C) -> anyhow::Result<Option<C>> {
-        let path = self.out.join("run.json");
-        if !self.resume || !path.is_file() {
+        // A training in rounds keeps a run for each.
+        let places = ["run.json", "rounds/1/run.json"].map(|file| self.out.join(file));
+        let found = places.iter().find(|path| path.is_file());
+        let Some(path) = found.filter(|_| self.resume) else {
             return Ok(None);
-        }
+        };
         let damaged = || format!("{} is damaged", path.display());
-        let text = std::fs::read(&path).with_context(damaged)?;
+        let text = std::fs::read(path).with_context(damaged)?;
         let run: Value = serde_json::from_slice(&text).with_context(damaged)?;
         let mut settings = serde_json::to_value(defaults)?;
         if let Some(fields) = settings.as_object_mut() {
@@ -81,35 +95,34 @@ impl TrainingArgs {
         ))
     }
 
-    /// Prints the settings when that is all that was asked for.
-    pub(super) fn show<C: Serialize>(&self, settings: &C) -> anyhow::Result<bool> {
-        if self.show_settings {
-            write!(anstream::stdout(), "{}", toml::to_string(settings)?)?;
-        }
-        Ok(self.show_settings)
-    }
-
     /// Runs `train` with progress on stderr or the dashboard, and prints what it reports.
     pub(super) fn watch(
         &self,
         globals: &Globals,
         slug: &str,
-        train: impl FnOnce(&dyn Progress, &mut dyn FnMut(&Line)) -> Result<Report, TrainError>,
+        train: impl FnOnce(Place<'_>) -> Result<Report, TrainError>,
     ) -> anyhow::Result<Outcome> {
         let progress = StderrProgress::new(globals.quiet || self.dashboard, NOTES);
-        let report = if self.dashboard {
+        let made = if self.dashboard {
             let dashboard = Mutex::new(Dashboard::new(slug));
             let drawn = Drawn {
                 stop: locked(&dashboard).stop(),
                 progress: &progress,
                 dashboard: &dashboard,
             };
-            let report = train(&drawn, &mut |line| locked(&dashboard).line(line));
+            let made = train(self.place(&drawn, &mut |line| locked(&dashboard).line(line)));
             // It gives the terminal back before anything is printed.
             drop(dashboard);
-            report?
+            made
         } else {
-            train(&progress, &mut |_| {})?
+            train(self.place(&progress, &mut |_| {}))
+        };
+        let report = match made {
+            Err(TrainError::Learn(e @ LearnError::Stopped)) => {
+                progress.say(&e.to_string());
+                return Ok(Outcome::Interrupted);
+            }
+            made => made?,
         };
         self.print(globals, &report)?;
         if report.ended == Ended::Stopped {
@@ -120,6 +133,19 @@ impl TrainingArgs {
             return Ok(Outcome::Interrupted);
         }
         Ok(Outcome::Done)
+    }
+
+    fn place<'a>(
+        &'a self,
+        progress: &'a dyn Progress,
+        watch: &'a mut dyn FnMut(&Line),
+    ) -> Place<'a> {
+        Place {
+            out: &self.out,
+            resume: self.resume,
+            progress,
+            watch,
+        }
     }
 
     fn print(&self, globals: &Globals, report: &Report) -> anyhow::Result<()> {

@@ -3,20 +3,18 @@
 use std::path::PathBuf;
 
 use keyfold_core::Progress;
-use keyfold_text::{WordTraining, paragraph_vector, sense_skipgram};
-use keyfold_train::{Line, Report, RunConfig, TrainError};
+use keyfold_text::training::Place;
+use keyfold_text::{paragraph_vector, sense_skipgram};
+use keyfold_train::{Report, RunConfig, TrainError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::data;
-use super::training::TrainingArgs;
+use super::training::{NOTES, TrainingArgs};
 use crate::args::Globals;
 use crate::failure::Outcome;
 use crate::progress::StderrProgress;
-use crate::{place, update};
-
-/// Notes of reading that are shown.
-const NOTES: usize = 20;
+use crate::update;
 
 /// Learn short binary codes of documents, for search by Hamming distance
 #[derive(Debug, clap::Args)]
@@ -94,19 +92,15 @@ fn train<C: Serialize + DeserializeOwned>(
     globals: &Globals,
     slug: &str,
     defaults: C,
-    learn: impl FnOnce(&[&str], &C, WordTraining<'_>) -> Result<Report, TrainError>,
+    learn: impl FnOnce(&[&str], &C, &RunConfig, usize, Place<'_>) -> Result<Report, TrainError>,
 ) -> anyhow::Result<Outcome> {
     let defaults = Settings {
         method: defaults,
         run: RunConfig::default(),
     };
-    let settings = args.training.settings(&defaults)?;
-    if args.training.show(&settings)? {
+    let Some(settings) = args.training.settings(&defaults, &args.data)? else {
         return Ok(Outcome::Done);
-    }
-    for path in &args.data {
-        place::canonical(path)?;
-    }
+    };
     let reading = StderrProgress::new(globals.quiet, NOTES);
     let mut texts = Vec::new();
     for path in &args.data {
@@ -116,16 +110,8 @@ fn train<C: Serialize + DeserializeOwned>(
         return Ok(Outcome::Interrupted);
     }
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let go = |progress: &dyn Progress, watch: &mut dyn FnMut(&Line)| {
-        let place = WordTraining {
-            out: &args.training.out,
-            run: &settings.run,
-            resume: args.training.resume,
-            threads: globals.threads.map_or(0, usize::from),
-            progress,
-            watch,
-        };
-        learn(&texts, &settings.method, place)
-    };
-    args.training.watch(globals, slug, go)
+    let threads = globals.threads.map_or(0, usize::from);
+    args.training.watch(globals, slug, |place| {
+        learn(&texts, &settings.method, &settings.run, threads, place)
+    })
 }

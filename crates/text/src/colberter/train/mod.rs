@@ -22,404 +22,35 @@
 //! defaults are those of the authors' training library. Its teacher is an ensemble of
 //! cross-encoders; here it is one or more sentence encoders, whose scores are means.
 
-use std::collections::HashMap;
-use std::path::Path;
+mod config;
+mod model;
+mod sampling;
+mod teacher;
 
-use burn::module::{Module, Param};
-use burn::tensor::activation::{log_softmax, relu, sigmoid, softmax};
+use std::collections::{HashMap, HashSet};
+
+use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use keyfold_core::weights::Weights;
-use keyfold_core::{Encoder, ModelFolder, Progress, Role, atomic};
-use keyfold_kernels::kmeans::{KMeansConfig, kmeans};
-use keyfold_kernels::{dot, matmul_nt, top_k};
-use keyfold_nn::Linear;
-use keyfold_nn::checkpoint::{self, NamedTensor, numbers};
-use keyfold_nn::ops::{self, Groups};
-use keyfold_nn::{Bert, Packed};
-use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
+use keyfold_core::{Encoder, ModelFolder, Progress};
+use keyfold_nn::checkpoint::numbers;
+use keyfold_nn::ops::Groups;
+use keyfold_train::gradient::{GradientLearner, Loss, Task};
 use keyfold_train::order::{hold_out, step_rng, step_seed};
-use keyfold_train::{Decay, LearnError, Report, RunConfig, TrainError, Validation, run};
+use keyfold_train::{LearnError, Report, TrainError, Validation};
 use rand::seq::SliceRandom;
 use rand::{Rng, rngs::StdRng};
-use serde::{Deserialize, Serialize};
 
-use super::config::MODEL_TYPE;
 use super::words::{Words, words};
 use crate::tokenize::TextTokenizer;
-use crate::training::rows::Rows;
 use crate::training::{Pairs, Place, Ranking, model_error};
+pub use config::ColberterConfig;
+pub use model::ColberterModel;
+use model::{Encoded, Heads, WordBatch, WordText, backbone};
+use sampling::{balanced, candidates, topics};
+use teacher::Teacher;
 
-/// Folder of the backbone's configuration and tokenizer in a trained model.
-const BACKBONE: &str = "backbone";
-/// Deviation of new layers.
-const DEVIATION: f32 = 0.02;
-/// Texts that are no answer, for each query: the nearest ones, thinned out.
-const CANDIDATES: usize = 16;
-/// Of so many nearest texts.
-const NEAREST: usize = 200;
-/// Ranges of margins from which negatives come equally often.
-const BINS: usize = 10;
-/// Queries of a topic, about.
-const TOPIC: usize = 200;
 /// Held-out pairs that are ranked at most.
 const MOST_VALIDATED: usize = 256;
-
-/// Settings of a training: first the fields of the authors' `config.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ColberterConfig {
-    /// Length of the vector of a token.
-    pub compression_dim: usize,
-    /// Length of the vector of a text.
-    pub retrieval_compression_dim: usize,
-    /// Whether words of documents have gates.
-    pub use_contextualized_stopwords: bool,
-    /// Whether vectors stand for whole words; else for tokens.
-    pub aggregate_unique_ids: bool,
-    /// Length of the vector of a word after a second compression; -1 for none.
-    pub second_compress_dim: i64,
-    /// Whether words meet only the same word.
-    pub compress_to_exact_mini_mode: bool,
-    /// When two words are the same: `lower` or `stem`.
-    pub words: String,
-    /// Most tokens of a query.
-    pub query_length: usize,
-    /// Most tokens of a document.
-    pub document_length: usize,
-    /// 1, whole texts; 2, words too; 3, gates too.
-    pub stage: u8,
-    /// Weight of the margin of the whole score.
-    pub pair: f64,
-    /// Weight of the margin of the whole texts' score.
-    pub cls: f64,
-    /// Weight of the order within the batch.
-    pub in_batch: f64,
-    /// Weight of the gates.
-    pub sparsity: f64,
-    /// What the teacher's cosines are multiplied with.
-    pub teacher_scale: f64,
-    /// Queries in a batch.
-    pub batch_size: usize,
-    /// Dropout as the model's config.json says; else none.
-    pub dropout: bool,
-    /// Share of the pairs that is held out for validation.
-    pub hold_out: f64,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// How gradients become weights.
-    pub optim: OptimConfig,
-    /// How the run is kept and watched.
-    pub run: RunConfig,
-}
-
-impl Default for ColberterConfig {
-    fn default() -> Self {
-        Self {
-            compression_dim: 32,
-            retrieval_compression_dim: 128,
-            use_contextualized_stopwords: true,
-            aggregate_unique_ids: true,
-            second_compress_dim: -1,
-            compress_to_exact_mini_mode: false,
-            words: "lower".into(),
-            query_length: 30,
-            document_length: 200,
-            stage: 3,
-            pair: 1.0,
-            cls: 1.0,
-            in_batch: 0.2,
-            sparsity: 0.01,
-            teacher_scale: 20.0,
-            batch_size: 32,
-            dropout: true,
-            hold_out: 0.02,
-            seed: 0,
-            optim: OptimConfig {
-                optimizer: keyfold_train::gradient::OptimizerKind::Adam,
-                learning_rate: 7e-6,
-                weight_decay: 0.0,
-                decay: Decay::Constant,
-                ..OptimConfig::default()
-            },
-            run: RunConfig::default(),
-        }
-    }
-}
-
-impl ColberterConfig {
-    fn check(&self) -> Result<Words, LearnError> {
-        let wrong = |what: String| Err(LearnError::Data(what));
-        if self.compression_dim == 0 || self.retrieval_compression_dim == 0 {
-            return wrong(
-                "compression_dim and retrieval_compression_dim must be at least 1".into(),
-            );
-        }
-        if self.second_compress_dim == 0 || self.second_compress_dim < -1 {
-            return wrong("second_compress_dim must be at least 1, or -1 for none".into());
-        }
-        if !(1..=3).contains(&self.stage) {
-            return wrong(format!("stage is {}; it is 1, 2 or 3", self.stage));
-        }
-        if self.query_length < 3 || self.document_length < 3 {
-            return wrong("query_length and document_length must be at least 3".into());
-        }
-        if !(self.teacher_scale.is_finite() && self.teacher_scale > 0.0) {
-            return wrong("teacher_scale must be above 0".into());
-        }
-        self.words.parse().map_err(LearnError::Data)
-    }
-
-    fn has_words(&self) -> bool {
-        self.stage >= 2
-    }
-
-    fn has_gates(&self) -> bool {
-        self.stage >= 3 && self.use_contextualized_stopwords
-    }
-}
-
-/// ColBERTer, to be trained. Fields are named as in the authors' checkpoints.
-#[derive(Module, Debug)]
-pub struct ColberterModel {
-    bert_model: Bert,
-    compressor_retrieval: Linear,
-    compressor: Linear,
-    stop_word_reducer: Option<Linear>,
-    mini_compressor: Option<Linear>,
-    score_merger: Param<Tensor<1>>,
-}
-
-/// A text as tokens, and the words that they belong to.
-#[derive(Debug, Clone)]
-struct WordText {
-    ids: Vec<u32>,
-    /// The word of each token; none of special tokens.
-    word_of: Vec<Option<u32>>,
-    /// Ids of the words.
-    words: Vec<u32>,
-}
-
-/// Texts for one forward pass.
-struct WordBatch {
-    packed: Packed,
-    /// The words that tokens belong to.
-    groups: Groups,
-}
-
-impl WordBatch {
-    /// Adds the words of a text, numbered on.
-    fn add(&mut self, text: &WordText) {
-        let groups = &mut self.groups;
-        let first = groups.ids.len() as u32;
-        let numbered = text.word_of.iter().map(|w| w.map(|w| first + w));
-        groups.of_rows.extend(numbered);
-        groups.ids.extend_from_slice(&text.words);
-        groups.starts.push(groups.ids.len());
-    }
-}
-
-/// What the model makes of texts.
-struct Encoded {
-    /// `[texts, retrieval_compression_dim]`.
-    whole: Tensor<2>,
-    /// Vectors of words, `[words, width]`.
-    words: Rows,
-    ids: Vec<u32>,
-    /// `[words, 1]`.
-    gates: Option<Tensor<2>>,
-}
-
-impl ColberterModel {
-    /// A model that starts from a BERT, or goes on from a ColBERTer of an earlier stage,
-    /// of whose layers it takes those that fit.
-    ///
-    /// # Errors
-    /// When the folder holds no such model or its files do not fit.
-    pub fn load(
-        folder: &ModelFolder,
-        config: &ColberterConfig,
-        device: &Device,
-    ) -> Result<Self, LearnError> {
-        let before = Heads::of(folder)?;
-        let bert_model = match &before {
-            Some(_) => Bert::load_parts(&backbone(folder)?, folder, device),
-            None => Bert::load(folder, device),
-        }
-        .map_err(model_error)?;
-        let hidden = bert_model.hidden();
-        let (token, whole) = (config.compression_dim, config.retrieval_compression_dim);
-        let head = |name: &str, part: u64, inputs, outputs| {
-            let seed = step_seed(config.seed, u64::MAX - part);
-            match &before {
-                Some(heads) if heads.0.has(&format!("{name}.weight")) => {
-                    Linear::load(&heads.0, name, inputs, outputs, true, device).map_err(model_error)
-                }
-                _ => Ok(Linear::init(inputs, outputs, true, DEVIATION, seed, device)),
-            }
-        };
-        let gate = match config.has_gates() {
-            true => {
-                let gate = head("stop_word_reducer", 3, token, 1)?;
-                let known = before
-                    .as_ref()
-                    .is_some_and(|h| h.0.has("stop_word_reducer.weight"));
-                // New gates stand open: the authors start their bias at 1.
-                Some(match (known, gate) {
-                    (false, gate) => Linear {
-                        bias: Some(Param::from_tensor(
-                            Tensor::from_data([1.0f32], device).require_grad(),
-                        )),
-                        ..gate
-                    },
-                    (true, gate) => gate,
-                })
-            }
-            false => None,
-        };
-        let merger = match &before {
-            Some(heads) => heads
-                .0
-                .tensor("score_merger", &[1])
-                .map_err(|e| model_error(e.into()))?[0],
-            None => 0.0,
-        };
-        Ok(Self {
-            compressor_retrieval: head("compressor_retrieval", 1, hidden, whole)?,
-            compressor: head("compressor", 2, hidden, token)?,
-            stop_word_reducer: gate,
-            mini_compressor: match config.second_compress_dim {
-                ..=-1 => None,
-                width => Some(head("mini_compressor", 4, token, width as usize)?),
-            },
-            score_merger: Param::from_tensor(Tensor::from_data([merger], device).require_grad()),
-            bert_model,
-        })
-    }
-
-    /// Whole texts and words; gates are of documents.
-    fn encode(&self, batch: &WordBatch, is_query: bool, dropout: Option<u64>) -> Encoded {
-        let states = self.bert_model.forward(&batch.packed, dropout);
-        self.heads(states, batch, is_query)
-    }
-
-    /// What the layers beside the backbone make of its states.
-    fn heads(&self, states: Tensor<2>, batch: &WordBatch, is_query: bool) -> Encoded {
-        let firsts = ops::rows(states.clone(), &batch.packed.firsts());
-        let tokens = self.compressor.forward(states);
-        let mut words = ops::group_mean(tokens, &batch.groups);
-        let mut gates = None;
-        if let Some(reducer) = self.stop_word_reducer.as_ref().filter(|_| !is_query) {
-            let gate = relu(reducer.forward(words.clone()));
-            words = words * gate.clone();
-            gates = Some(gate);
-        }
-        if let Some(second) = &self.mini_compressor {
-            words = second.forward(words);
-        }
-        Encoded {
-            whole: self.compressor_retrieval.forward(firsts),
-            words: Rows {
-                rows: words,
-                starts: batch.groups.starts.clone(),
-            },
-            ids: batch.groups.ids.clone(),
-            gates,
-        }
-    }
-
-    /// The score of every pair, `[queries, documents]`, from that of the whole texts.
-    fn total(&self, whole: Tensor<2>, q: &Encoded, d: &Encoded, exact: bool) -> Tensor<2> {
-        let words = match exact {
-            true => ops::chamfer_equal(q.words.side(), &q.ids, d.words.side(), &d.ids),
-            false => ops::chamfer(q.words.side(), d.words.side()),
-        };
-        let share = sigmoid(self.score_merger.val()).unsqueeze::<2>();
-        whole * share.clone() + words * (share.neg().add_scalar(1.0))
-    }
-
-    /// Writes the model in the authors' layout, with the backbone's configuration and
-    /// tokenizer in a folder within.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn save(&self, folder: &Path, config: &ColberterConfig) -> Result<(), LearnError> {
-        self.bert_model
-            .save_files(&folder.join(BACKBONE))
-            .map_err(model_error)?;
-        let mut all: Vec<NamedTensor> = self.bert_model.tensors();
-        for tensor in &mut all {
-            tensor.name = format!("bert_model.{}", tensor.name);
-        }
-        all.push(NamedTensor::new("score_merger", &self.score_merger.val()));
-        let heads = [
-            ("compressor_retrieval", Some(&self.compressor_retrieval)),
-            ("compressor", Some(&self.compressor)),
-            ("stop_word_reducer", self.stop_word_reducer.as_ref()),
-            ("mini_compressor", self.mini_compressor.as_ref()),
-        ];
-        for (name, head) in heads {
-            all.extend(head.into_iter().flat_map(|head| head.tensors(name)));
-        }
-        checkpoint::write(&folder.join("model.safetensors"), &all).map_err(model_error)?;
-        let json = serde_json::json!({
-            "model_type": MODEL_TYPE,
-            "architectures": ["ColBERTer"],
-            "bert_model": BACKBONE,
-            "compression_dim": config.compression_dim,
-            "retrieval_compression_dim": config.retrieval_compression_dim,
-            "use_contextualized_stopwords": self.stop_word_reducer.is_some(),
-            "aggregate_unique_ids": config.aggregate_unique_ids,
-            "second_compress_dim": config.second_compress_dim,
-            "compress_to_exact_mini_mode": config.compress_to_exact_mini_mode,
-            "dual_loss": true,
-            "return_vecs": true,
-            "trainable": true,
-        });
-        let path = folder.join("config.json");
-        let text = format!("{json:#}\n");
-        atomic::write(&path, text.as_bytes()).map_err(LearnError::io(&path))
-    }
-}
-
-/// The layers beside the backbone in a checkpoint.
-struct Heads(Weights);
-
-impl Heads {
-    /// Of a ColBERTer checkpoint; none of another model.
-    fn of(folder: &ModelFolder) -> Result<Option<Self>, LearnError> {
-        #[derive(Deserialize)]
-        struct Kind {
-            compression_dim: Option<i64>,
-        }
-        let kind: Option<Kind> = folder
-            .json_optional("config.json")
-            .map_err(|e| LearnError::Data(e.to_string()))?;
-        match kind.and_then(|kind| kind.compression_dim) {
-            Some(_) => Weights::open(folder, "")
-                .map(|w| Some(Self(w)))
-                .map_err(|e| model_error(e.into())),
-            None => Ok(None),
-        }
-    }
-}
-
-/// The folder with the backbone's configuration and tokenizer.
-fn backbone(folder: &ModelFolder) -> Result<ModelFolder, LearnError> {
-    #[derive(Deserialize)]
-    struct Names {
-        bert_model: Option<String>,
-    }
-    let names: Names = folder
-        .json("config.json", "it says what the backbone is")
-        .map_err(|e| LearnError::Data(e.to_string()))?;
-    let name = names.bert_model.unwrap_or_else(|| super::DISTILBERT.into());
-    let within = folder.path.join(&name);
-    let found = match within.is_dir() {
-        true => ModelFolder::find(&within.to_string_lossy()),
-        false => ModelFolder::find(&name),
-    };
-    found.map_err(|e| LearnError::Data(e.to_string()))
-}
 
 /// What a loss needs to know.
 #[derive(Debug, Clone, Copy)]
@@ -455,83 +86,6 @@ pub struct Colberter {
     dropout: bool,
 }
 
-/// The teacher's vectors: those of several, one after the other.
-struct Teacher {
-    dim: usize,
-    queries: Vec<f32>,
-    documents: Vec<f32>,
-}
-
-impl Teacher {
-    fn new(
-        teachers: &[&dyn Encoder],
-        queries: &[&str],
-        documents: &[&str],
-        scale: f64,
-        progress: &dyn Progress,
-    ) -> Result<Self, LearnError> {
-        let dims: Vec<usize> = teachers.iter().map(|t| t.identity().dim).collect();
-        let dim: usize = dims.iter().sum();
-        // The dot product of both sides is the mean cosine times the scale.
-        let factor = (scale / teachers.len() as f64).sqrt() as f32;
-        let total = (queries.len() + documents.len()) * teachers.len();
-        progress.start("the teacher reads", "texts", Some(total as u64));
-        let side = |texts: &[&str], role| -> Result<Vec<f32>, LearnError> {
-            let mut all = vec![0.0; texts.len() * dim];
-            let mut at = 0;
-            for (teacher, width) in teachers.iter().zip(&dims) {
-                for (chunk, texts) in texts.chunks(CHUNK).enumerate() {
-                    if progress.cancelled() {
-                        return Err(LearnError::Data("stopped while the teacher read".into()));
-                    }
-                    let vectors = teacher
-                        .encode(texts, role)
-                        .map_err(|e| LearnError::Data(e.to_string()))?;
-                    for (i, vector) in vectors.iter().enumerate() {
-                        let row = vector.as_slice();
-                        if row.len() != *width {
-                            return Err(LearnError::Data(format!(
-                                "'{}' gives {} vectors for a text; a teacher is a sentence \
-                                 encoder, which gives one",
-                                teacher.identity().name,
-                                row.len() / width
-                            )));
-                        }
-                        let start = (chunk * CHUNK + i) * dim + at;
-                        let place = &mut all[start..start + width];
-                        place.iter_mut().zip(row).for_each(|(p, x)| *p = x * factor);
-                    }
-                    progress.advance(texts.len() as u64);
-                }
-                at += width;
-            }
-            Ok(all)
-        };
-        let made = Self {
-            dim,
-            queries: side(queries, Role::Query)?,
-            documents: side(documents, Role::Document)?,
-        };
-        progress.finish();
-        Ok(made)
-    }
-
-    fn query(&self, i: usize) -> &[f32] {
-        &self.queries[i * self.dim..(i + 1) * self.dim]
-    }
-
-    fn document(&self, i: usize) -> &[f32] {
-        &self.documents[i * self.dim..(i + 1) * self.dim]
-    }
-
-    fn score(&self, query: usize, document: usize) -> f32 {
-        dot(self.query(query), self.document(document))
-    }
-}
-
-/// Texts that the teacher reads at once.
-const CHUNK: usize = 256;
-
 impl Colberter {
     fn new(
         pairs: &Pairs,
@@ -543,8 +97,7 @@ impl Colberter {
     ) -> Result<Self, LearnError> {
         let mut numbers = HashMap::new();
         let mut texts: Vec<&str> = Vec::new();
-        let mut number = |text: &'_ str| -> usize {
-            // Lifetimes: the texts are the pairs'.
+        let mut number = |text: &str| -> usize {
             let next = numbers.len();
             *numbers.entry(text.to_owned()).or_insert(next)
         };
@@ -561,7 +114,7 @@ impl Colberter {
                 .iter()
                 .flat_map(|p| p.negatives.iter().map(String::as_str)),
         );
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         texts.extend(all.filter(|text| seen.insert(*text)));
         let queries: Vec<&str> = pairs.0.iter().map(|p| p.query.as_str()).collect();
         let teacher = Teacher::new(teachers, &queries, &texts, config.teacher_scale, progress)?;
@@ -571,8 +124,7 @@ impl Colberter {
                 "there is no text to tell an answer from; give pairs of different texts".into(),
             ));
         }
-        let held: std::collections::HashSet<usize> =
-            held_out.iter().map(|i| positive[*i]).collect();
+        let held: HashSet<usize> = held_out.iter().map(|i| positive[*i]).collect();
         let candidates = candidates(&teacher, &positive, &given, &held, texts.len());
         let topics = topics(&teacher, &learn, config.seed);
         let learn = topics
@@ -806,101 +358,6 @@ fn divergence(goal: Tensor<2>, scores: Tensor<2>) -> Tensor<1> {
     (wanted * far).sum().div_scalar(rows)
 }
 
-/// For each query the documents of `given`, and of the nearest by the teacher some that
-/// are not held out, with their margins, ascending.
-fn candidates(
-    teacher: &Teacher,
-    positive: &[usize],
-    given: &[Vec<usize>],
-    held: &std::collections::HashSet<usize>,
-    documents: usize,
-) -> Vec<Vec<(usize, f32)>> {
-    let dim = teacher.dim;
-    let mut all = Vec::with_capacity(positive.len());
-    for (block, queries) in teacher.queries.chunks(BLOCK * dim).enumerate() {
-        let n = queries.len() / dim;
-        let mut scores = vec![0.0; n * documents];
-        matmul_nt(
-            &mut scores,
-            queries,
-            &teacher.documents,
-            n,
-            documents,
-            dim,
-            0,
-        );
-        for (i, row) in scores.chunks_exact(documents).enumerate() {
-            let query = block * BLOCK + i;
-            let answer = positive[query];
-            let mut found = given[query].clone();
-            let near = top_k(row, NEAREST.min(documents)).into_iter();
-            let near: Vec<usize> = near
-                .map(|(_, d)| d as usize)
-                .filter(|d| *d != answer && !held.contains(d))
-                .collect();
-            let step = near.len().div_ceil(CANDIDATES).max(1);
-            found.extend(near.into_iter().step_by(step));
-            found.retain(|d| *d != answer);
-            let mut found: Vec<(usize, f32)> = found
-                .into_iter()
-                .map(|d| (d, row[answer] - row[d]))
-                .collect();
-            if found.is_empty() {
-                // All others are held out: any other text will do.
-                let other = (0..documents).find(|d| *d != answer).unwrap_or(answer);
-                found.push((other, row[answer] - row[other]));
-            }
-            found.sort_unstable_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
-            found.dedup();
-            all.push(found);
-        }
-    }
-    all
-}
-
-/// Queries that are compared with all documents at once.
-const BLOCK: usize = 64;
-
-/// A document of a margin that is drawn from equal ranges.
-fn balanced(candidates: &[(usize, f32)], rng: &mut StdRng) -> usize {
-    let (low, high) = (candidates[0].1, candidates[candidates.len() - 1].1);
-    let width = (high - low) / BINS as f32;
-    let bin = |margin: f32| match width > 0.0 {
-        true => (((margin - low) / width) as usize).min(BINS - 1),
-        false => 0,
-    };
-    let mut bins: Vec<usize> = candidates.iter().map(|c| bin(c.1)).collect();
-    bins.dedup();
-    let chosen = bins[rng.random_range(0..bins.len())];
-    let inside: Vec<usize> = candidates
-        .iter()
-        .filter(|c| bin(c.1) == chosen)
-        .map(|c| c.0)
-        .collect();
-    inside[rng.random_range(0..inside.len())]
-}
-
-/// The queries of each topic: clusters of the teacher's vectors.
-fn topics(teacher: &Teacher, learn: &[usize], seed: u64) -> Vec<Vec<usize>> {
-    let k = (learn.len() / TOPIC).max(1);
-    let dim = teacher.dim;
-    let rows: Vec<f32> = learn
-        .iter()
-        .flat_map(|q| teacher.query(*q))
-        .copied()
-        .collect();
-    let centroids = kmeans(&rows, dim, &KMeansConfig::new(k, seed), 0);
-    let mut topics = vec![Vec::new(); centroids.len() / dim];
-    for (query, row) in learn.iter().zip(rows.chunks_exact(dim)) {
-        let far = |c: &[f32]| dot(c, row) - 0.5 * dot(c, c);
-        let nearest = centroids.chunks_exact(dim).enumerate();
-        let nearest = nearest.max_by(|a, b| far(a.1).total_cmp(&far(b.1)));
-        topics[nearest.map_or(0, |(i, _)| i)].push(*query);
-    }
-    topics.retain(|topic| !topic.is_empty());
-    topics
-}
-
 /// Turns texts into tokens and words as inference does it.
 struct WordTokenizer {
     tokenizer: TextTokenizer,
@@ -981,18 +438,10 @@ pub fn train(
     let mut data = pairs.fingerprint();
     let names = teachers.iter().map(|t| t.identity().hash.clone());
     data["teachers"] = names.collect::<Vec<_>>().into();
-    let settings = place.settings("colberter", config, &config.run, data, folder)?;
-    let report = run(
-        &mut learner,
-        &settings,
-        place.out,
-        place.progress,
-        place.watch,
-    )?;
-    if report.ended != keyfold_train::Ended::Stopped {
-        learner.model().save(place.out, config)?;
-    }
-    Ok(report)
+    let settings = place.settings("colberter", config, &config.run, data, Some(folder))?;
+    place.train(&mut learner, &settings, |learner, out| {
+        learner.model().save(out, config)
+    })
 }
 
 #[cfg(test)]

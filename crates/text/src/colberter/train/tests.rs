@@ -1,6 +1,9 @@
 use std::collections::HashMap;
 
-use keyfold_nn::BertConfig;
+use burn::module::Param;
+use keyfold_nn::{Bert, BertConfig, Linear, Packed};
+
+use serde::Deserialize;
 
 use super::*;
 
