@@ -1,19 +1,24 @@
 //! Codes and vectors of texts, in files.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use keyfold_core::{ModelFolder, atomic};
 use keyfold_data::{ReadOptions, WalkOptions, read, walk};
 use keyfold_text::paragraph_vector::{Embedded, ParagraphVectors};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::failure::wrong_use;
 use crate::place;
 
+/// What the metadata of a file of codes says.
+const FORMAT: &str = "keyfold-codes-1";
+
 /// A text with what it is called.
-pub(super) struct Named {
-    pub(super) name: String,
-    pub(super) text: String,
+pub(in crate::commands) struct Named {
+    pub(in crate::commands) name: String,
+    pub(in crate::commands) text: String,
 }
 
 /// What the user named: a file or folder by its contents (of JSON Lines each line with a
@@ -44,7 +49,8 @@ pub(super) fn named(arguments: &[String], options: &ReadOptions) -> anyhow::Resu
     Ok(all)
 }
 
-fn json_lines(path: &Path, all: &mut Vec<Named>) -> anyhow::Result<()> {
+/// Appends the texts of a file of JSON Lines, by their `id` or line.
+pub(in crate::commands) fn json_lines(path: &Path, all: &mut Vec<Named>) -> anyhow::Result<()> {
     let content =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     for (number, line) in (1..).zip(content.lines()) {
@@ -101,26 +107,22 @@ impl Codes {
     }
 
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let names = serde_json::to_string(&self.names)?;
-        let mut header = serde_json::json!({
-            "__metadata__": {"format": "keyfold-codes-1", "model": self.model, "names": names},
-            "codes": {
-                "dtype": "U8",
-                "shape": [self.names.len(), self.width],
-                "data_offsets": [0, self.codes.len()],
-            },
-        });
         let reals: Vec<u8> = self.reals.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let rows = self.names.len();
+        let mut tensors = vec![(
+            "codes",
+            TensorView::new(Dtype::U8, vec![rows, self.width], &self.codes)?,
+        )];
         if self.dim > 0 {
-            header["real"] = serde_json::json!({
-                "dtype": "F32",
-                "shape": [self.names.len(), self.dim],
-                "data_offsets": [self.codes.len(), self.codes.len() + reals.len()],
-            });
+            let view = TensorView::new(Dtype::F32, vec![rows, self.dim], &reals)?;
+            tensors.push(("real", view));
         }
-        let header = serde_json::to_vec(&header)?;
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend([header, self.codes.clone(), reals].concat());
+        let metadata = HashMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("model".to_owned(), self.model.clone()),
+            ("names".to_owned(), serde_json::to_string(&self.names)?),
+        ]);
+        let bytes = safetensors::serialize(tensors, Some(metadata))?;
         atomic::write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -145,42 +147,38 @@ impl Codes {
     }
 
     fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
-        let (len, rest) = bytes.split_first_chunk::<8>().context("it is cut off")?;
-        let len = usize::try_from(u64::from_le_bytes(*len))?;
-        let (header, data) = rest.split_at_checked(len).context("it is cut off")?;
-        let header: serde_json::Value = serde_json::from_slice(header)?;
-        let meta = &header["__metadata__"];
-        if meta["format"] != "keyfold-codes-1" {
-            bail!("its metadata does not say 'keyfold-codes-1'");
-        }
-        let names: Vec<String> =
-            serde_json::from_str(meta["names"].as_str().context("it has no names")?)?;
-        let part = |name: &str, size: usize| -> anyhow::Result<(usize, &[u8])> {
-            let tensor = &header[name];
-            if tensor.is_null() {
-                return Ok((0, &[]));
-            }
-            let of: ([usize; 2], [usize; 2]) = (
-                serde_json::from_value(tensor["shape"].clone())?,
-                serde_json::from_value(tensor["data_offsets"].clone())?,
-            );
-            let ([rows, dim], [from, to]) = of;
-            let whole = rows.checked_mul(dim).and_then(|n| n.checked_mul(size));
-            let part = data.get(from..to).context("it is cut off")?;
-            if rows != names.len() || whole != Some(part.len()) {
-                bail!("the shape of '{name}' does not fit");
-            }
-            Ok((dim, part))
+        let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+        let fields = metadata.metadata().as_ref();
+        let field = |name: &str| {
+            fields
+                .and_then(|all| all.get(name))
+                .map_or("", String::as_str)
         };
-        let (width, codes) = part("codes", 1)?;
-        let (dim, reals) = part("real", 4)?;
+        if field("format") != FORMAT {
+            bail!("its metadata does not say '{FORMAT}'");
+        }
+        let names: Vec<String> = serde_json::from_str(field("names"))?;
+        let tensors = SafeTensors::deserialize(bytes)?;
+        let part = |name: &str, dtype: Dtype| -> anyhow::Result<(usize, Vec<u8>)> {
+            let Ok(tensor) = tensors.tensor(name) else {
+                return Ok((0, Vec::new()));
+            };
+            match tensor.shape() {
+                &[rows, dim] if rows == names.len() && tensor.dtype() == dtype => {
+                    Ok((dim, tensor.data().to_vec()))
+                }
+                _ => bail!("the shape of '{name}' does not fit"),
+            }
+        };
+        let (width, codes) = part("codes", Dtype::U8)?;
+        let (dim, reals) = part("real", Dtype::F32)?;
         let reals = reals.as_chunks::<4>().0.iter();
         Ok(Self {
             width,
-            codes: codes.to_vec(),
+            codes,
             dim,
             reals: reals.map(|b| f32::from_le_bytes(*b)).collect(),
-            model: meta["model"].as_str().unwrap_or("").to_owned(),
+            model: field("model").to_owned(),
             names,
         })
     }

@@ -9,6 +9,8 @@ mod senses;
 
 use clap::Subcommand;
 
+pub(super) use codes::json_lines;
+
 use crate::args::Globals;
 use crate::failure::Outcome;
 

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use keyfold_core::Progress;
 use keyfold_data::{ReadOptions, WalkOptions, read, walk};
 use keyfold_text::training::{Pair, Pairs};
 
 use super::training::NOTES;
 use crate::args::Globals;
+use crate::commands::text::json_lines;
 use crate::progress::StderrProgress;
 use crate::update;
 
@@ -27,16 +27,9 @@ pub(super) fn texts(
     progress: &dyn Progress,
 ) -> anyhow::Result<()> {
     if is_json_lines(path) {
-        let content = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        for (number, line) in (1..).zip(content.lines()) {
-            let row: serde_json::Value = serde_json::from_str(line)
-                .with_context(|| format!("{} line {number} is not JSON", path.display()))?;
-            let Some(text) = row["text"].as_str() else {
-                bail!("{} line {number} has no field 'text'", path.display());
-            };
-            texts.push(text.to_owned());
-        }
+        let mut named = Vec::new();
+        json_lines(path, &mut named)?;
+        texts.extend(named.into_iter().map(|text| text.text));
         return Ok(());
     }
     passages(path, options, progress, |passage| texts.push(passage.text))
