@@ -35,6 +35,7 @@ mod postings;
 mod pq;
 pub mod residual;
 mod simhash;
+mod team;
 mod topk;
 mod vector;
 
@@ -52,4 +53,5 @@ pub use postings::{add_postings, add_scaled};
 pub use pq::{PQ_BLOCK, PqError, PqQuery, ProductQuantizer};
 pub use residual::maxsim_packed;
 pub use simhash::{MAX_PLANES, simhash_cells, simhash_sides};
+pub use team::Team;
 pub use topk::{TopK, top_k};
