@@ -6,12 +6,15 @@
 //! and are cut to a size that encoders take ([`ChunkOptions`]). Whatever the bytes
 //! are, reading ends, in memory bounded by [`ReadOptions`], with a [`Document`] or
 //! with one line that says why not ([`ReadError`]).
+//!
+//! [`rows`] reads tables of numbers, for methods that learn from vectors.
 
 pub mod chunk;
 pub mod error;
 pub mod format;
 pub mod passage;
 pub mod read;
+pub mod rows;
 pub mod tokens;
 pub mod walk;
 
