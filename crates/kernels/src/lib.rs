@@ -26,6 +26,7 @@ mod hamming;
 pub mod kmeans;
 mod lanes;
 pub mod learn;
+mod mapped;
 mod math;
 mod matmul;
 mod maxsim;
@@ -44,6 +45,7 @@ pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
 pub use gather::{axpy, gather_add, gather_dots};
 pub use hamming::hamming_distances;
+pub use mapped::MappedFile;
 pub use matmul::{
     Matrix, centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided, product,
 };

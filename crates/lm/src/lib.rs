@@ -5,4 +5,16 @@
 //! read and how a weight is multiplied are five [roles]; a policy names one value of
 //! each, so that methods combine instead of multiplying.
 
+mod chat;
+pub mod config;
+mod error;
+mod file;
 pub mod roles;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use config::Config;
+pub use error::LmError;
+pub use file::blocks::BlockType;
+pub use file::{Gguf, ModelFile, Tensor};
+pub use tokenizer::{SpecialTokens, TextStream, Tokenizer};
