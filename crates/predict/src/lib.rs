@@ -1,0 +1,30 @@
+//! Classes and numbers from rows of features: what stands at the end of a frozen encoder.
+//!
+//! One interface in scikit-learn's words: `fit`, `partial_fit` where it makes sense,
+//! `predict`, `predict_proba`, `score`. Heads on features ([`naive_bayes`], [`logistic`])
+//! with the [label budgets](label_budgets) at which each is better, and a dictionary that
+//! learns with the labels ([`supervised_dictionary`]).
+//! A [`Predictor`] is one of them with its scaling and its calibration, in a folder.
+
+mod algebra;
+pub mod calibration;
+mod classifier;
+mod error;
+pub mod label_budgets;
+pub mod lbfgs;
+mod linear;
+pub mod logistic;
+pub mod metrics;
+pub mod naive_bayes;
+mod predictor;
+mod scaler;
+pub mod supervised_dictionary;
+mod table;
+mod tensors;
+
+pub use classifier::Classifier;
+pub use error::PredictError;
+pub use linear::Linear;
+pub use predictor::{Model, Predictor};
+pub use scaler::{Scale, Scaler};
+pub use table::{Labels, Table};
