@@ -8,6 +8,8 @@
 // The inputs are made here.
 #![allow(clippy::unwrap_used)]
 
+mod language;
+
 use std::cell::Cell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -110,6 +112,7 @@ fn main() {
     assignment(&mut bench);
     scans(&mut bench);
     fixed_dimensional(&mut bench);
+    language::language(&mut bench);
     bench.criterion.final_summary();
 }
 

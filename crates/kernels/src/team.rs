@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::hint::spin_loop;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -164,28 +165,34 @@ impl Team {
         job: impl Fn(usize, &mut [T]) + Sync,
     ) {
         assert!(grain > 0 && out.len().is_multiple_of(grain), "split: grain");
-        let parts = self.threads();
-        let grains = out.len() / grain;
-        // Runs that differ by one grain at most.
-        let mut rest = out;
-        let mut first = 0;
-        let runs: Vec<Mutex<(usize, &mut [T])>> = (0..parts)
-            .map(|part| {
-                let len = (grains / parts + usize::from(part < grains % parts)) * grain;
-                let (run, after) = std::mem::take(&mut rest).split_at_mut(len);
-                rest = after;
-                first += len;
-                Mutex::new((first - len, run))
-            })
-            .collect();
+        let (parts, grains) = (self.threads(), out.len() / grain);
+        let out = Parts(out.as_mut_ptr(), PhantomData);
         self.run(|part| {
-            // Never contended: each part takes its own.
-            let mut run = runs[part].lock().unwrap_or_else(PoisonError::into_inner);
-            let (first, run) = &mut *run;
-            if !run.is_empty() {
-                job(*first, run);
+            // Runs that differ by one grain at most, the longer ones first.
+            let place = |part: usize| (grains / parts * part + part.min(grains % parts)) * grain;
+            let (first, end) = (place(part), place(part + 1));
+            if first < end {
+                // SAFETY: runs of different parts do not overlap and end where `out` does;
+                // each part is run once, while `out` is borrowed exclusively.
+                let run = unsafe { out.run(first, end - first) };
+                job(first, run);
             }
         });
+    }
+}
+
+/// A slice that is cut by the threads that share it.
+struct Parts<'a, T>(*mut T, PhantomData<&'a mut [T]>);
+
+// SAFETY: `run` is unsafe: whoever calls it keeps threads apart; the numbers may be sent.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    /// # Safety
+    /// The run must lie in the slice, and nobody else may have a part of it.
+    unsafe fn run(&self, first: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(first), len) }
     }
 }
 

@@ -215,6 +215,50 @@ fn dispatch(
     }
 }
 
+/// `out[m, n] = a[m, k] · b[n, k]ᵀ`, rows of `out` `stride` apart, by the `gemm` crate on
+/// one thread.
+///
+/// # Safety
+/// `m` rows of `n` numbers, `stride` apart, must be writable at `out` and belong to nobody
+/// else; `a` and `b` must have `m * k` and `n * k` numbers.
+pub(crate) unsafe fn general_nt(
+    out: *mut f32,
+    stride: usize,
+    a: &[f32],
+    b: &[f32],
+    m: usize,
+    n: usize,
+    k: usize,
+) {
+    let (row, stride) = (k as isize, stride as isize);
+    let (a, b) = (a.as_ptr(), b.as_ptr());
+    let parallelism = gemm::Parallelism::None;
+    // SAFETY: by contract; `out` is not read.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out,
+            1,
+            stride,
+            false,
+            a,
+            1,
+            row,
+            b,
+            row,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
 /// The product by the `gemm` crate. The matrices lie inside their slices and
 /// are not empty.
 #[allow(clippy::too_many_arguments)]

@@ -63,6 +63,40 @@ pub(crate) trait Eight: Vector {
     fn to_array(self) -> [f32; 8];
     /// Asks for numbers that will be needed soon.
     fn prefetch(numbers: &[f32]);
+    /// Asks for the cache line at an address, which need not be valid.
+    fn prefetch_line(at: *const u8);
+    /// Eight `f32` of any alignment.
+    ///
+    /// # Safety
+    /// 32 bytes must be readable at `from`.
+    unsafe fn load_f32_at(from: *const u8) -> Self;
+    /// Eight `f16`, widened.
+    ///
+    /// # Safety
+    /// 16 bytes must be readable at `from`, whatever its alignment.
+    unsafe fn load_f16_at(from: *const u8) -> Self;
+    /// An `f16` in every lane.
+    ///
+    /// # Safety
+    /// 2 bytes must be readable at `from`.
+    unsafe fn splat_f16_at(from: *const u8) -> Self;
+    /// Eight `bf16`, widened.
+    ///
+    /// # Safety
+    /// 16 bytes must be readable at `from`, whatever its alignment.
+    unsafe fn load_bf16_at(from: *const u8) -> Self;
+    /// Eight signed bytes, as numbers.
+    ///
+    /// # Safety
+    /// 8 bytes must be readable at `from`.
+    unsafe fn load_i8_at(from: *const u8) -> Self;
+    /// The low and the high four bits of eight bytes, as numbers.
+    ///
+    /// # Safety
+    /// 8 bytes must be readable at `from`.
+    unsafe fn load_nibbles_at(from: *const u8) -> (Self, Self);
+    /// The sums of the lanes of four vectors.
+    fn sum_each(four: [Self; 4]) -> [f32; 4];
 }
 
 /// Two vectors in lockstep: hides the latency of long chains of operations.
@@ -149,15 +183,17 @@ impl<V: Vector> Vector for Pair<V> {
     }
 }
 
-/// Whether AVX2 and FMA may be used. The answer is cached by the standard library.
+/// Whether AVX2, FMA and F16C may be used (every processor with the first has the
+/// others). The answer is cached by the standard library.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn has_avx2() -> bool {
-    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx2") && has!("fma") && has!("f16c")
 }
 
-/// Defines a function that runs `body::<Avx2>` compiled for AVX2 and FMA on
-/// machines that have both, and `body::<Portable>` elsewhere.
+/// Defines a function that runs `body::<Avx2>` compiled for AVX2, FMA and F16C on
+/// machines that have them, and `body::<Portable>` elsewhere.
 ///
 /// `body` and all that it calls must be `#[inline(always)]`, to be compiled for
 /// the vector unit of the caller. Closures are not inlined in time; a trait
@@ -176,13 +212,13 @@ macro_rules! simd {
             }
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 #[allow(clippy::too_many_arguments)]
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? {
                     $body::<$crate::vector::Avx2>($($arg),*)
                 }
                 if $crate::vector::has_avx2() {
-                    // SAFETY: the machine has AVX2 and FMA.
+                    // SAFETY: the machine has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }
             }
@@ -233,6 +269,22 @@ mod tests {
         for r in results {
             out.extend(r.to_array());
         }
+        let bytes = a.as_ptr().cast::<u8>();
+        // SAFETY: eight numbers are 32 bytes.
+        unsafe {
+            let (low, high) = V::load_nibbles_at(bytes.add(3));
+            for r in [
+                V::load_f16_at(bytes.add(1)),
+                V::load_bf16_at(bytes.add(5)),
+                V::splat_f16_at(bytes.add(7)),
+                V::load_f32_at(bytes),
+                V::load_i8_at(bytes.add(9)),
+                low,
+                high,
+            ] {
+                out.extend(r.to_array());
+            }
+        }
         let mut stored = [0.0; 8];
         x.store(&mut stored);
         out.extend(stored);
@@ -248,6 +300,14 @@ mod tests {
     }
 
     simd! { fn rounded_here(a: &[f32], b: &[f32]) -> (f32, [f32; 8]) = rounded; }
+
+    #[inline(always)]
+    fn sums<V: Eight>(a: &[f32], b: &[f32]) -> [f32; 4] {
+        let (x, y) = (V::load(a), V::load(b));
+        V::sum_each([x, y, x.add(y), x.mul(y)])
+    }
+
+    simd! { fn sums_here(a: &[f32], b: &[f32]) -> [f32; 4] = sums; }
 
     proptest! {
         #[test]
@@ -273,6 +333,9 @@ mod tests {
             prop_assert_eq!(sum, portable_sum);
             prop_assert_eq!(Portable::load(&a).sum_groups::<2>().to_array()[6], a[6] + a[7]);
             prop_assert!((f64::from(sum) - a.iter().map(|&x| f64::from(x)).sum::<f64>()).abs() < 2e-6);
+            for (x, y) in sums_here(&a, &b).iter().zip(sums::<Portable>(&a, &b)) {
+                prop_assert!((x - y).abs() < 2e-6);
+            }
             for l in 0..8 {
                 prop_assert!((fused[l] - unfused[l]).abs() < 2e-7);
                 prop_assert!((unfused[l] - (a[l] * b[l] + 0.5)).abs() < 2e-7);

@@ -142,4 +142,47 @@ impl Eight for Portable {
     }
     #[inline(always)]
     fn prefetch(_numbers: &[f32]) {}
+    #[inline(always)]
+    fn prefetch_line(_at: *const u8) {}
+    #[inline(always)]
+    unsafe fn load_f32_at(from: *const u8) -> Self {
+        // SAFETY: 32 bytes are readable by contract, and bytes need no alignment.
+        let words = unsafe { from.cast::<[[u8; 4]; 8]>().read() };
+        Self(words.map(f32::from_le_bytes))
+    }
+    #[inline(always)]
+    unsafe fn load_f16_at(from: *const u8) -> Self {
+        // SAFETY: 16 bytes are readable by contract, and bytes need no alignment.
+        let halves = unsafe { from.cast::<[[u8; 2]; 8]>().read() };
+        Self(halves.map(|h| half::f16::from_le_bytes(h).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn splat_f16_at(from: *const u8) -> Self {
+        // SAFETY: 2 bytes are readable by contract, and bytes need no alignment.
+        let half = unsafe { from.cast::<[u8; 2]>().read() };
+        Self::splat(half::f16::from_le_bytes(half).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_at(from: *const u8) -> Self {
+        // SAFETY: 16 bytes are readable by contract, and bytes need no alignment.
+        let halves = unsafe { from.cast::<[[u8; 2]; 8]>().read() };
+        Self(halves.map(|h| f32::from_bits(u32::from(u16::from_le_bytes(h)) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_i8_at(from: *const u8) -> Self {
+        // SAFETY: 8 bytes are readable by contract.
+        let bytes = unsafe { from.cast::<[i8; 8]>().read() };
+        Self(bytes.map(f32::from))
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles_at(from: *const u8) -> (Self, Self) {
+        // SAFETY: 8 bytes are readable by contract.
+        let bytes = unsafe { from.cast::<[u8; 8]>().read() };
+        let low = bytes.map(|b| f32::from(b & 15));
+        (Self(low), Self(bytes.map(|b| f32::from(b >> 4))))
+    }
+    #[inline(always)]
+    fn sum_each(four: [Self; 4]) -> [f32; 4] {
+        four.map(Self::sum)
+    }
 }

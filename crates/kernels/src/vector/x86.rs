@@ -1,4 +1,4 @@
-//! [`Vector`] on AVX2 and FMA.
+//! [`Vector`] on AVX2, FMA and F16C.
 
 use super::{Eight, Vector};
 use std::arch::x86_64::*;
@@ -6,13 +6,13 @@ use std::arch::x86_64::*;
 /// Eight numbers in an AVX register.
 ///
 /// Only [`simd!`](super::simd) names this type as a kernel's vector, inside a
-/// function that is compiled for AVX2 and FMA and called where the machine
-/// has both.
+/// function that is compiled for AVX2, FMA and F16C and called where the machine
+/// has them.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(pub(crate) __m256);
 
 // SAFETY (of every block in these two implementations): the type's contract
-// says that the machine has AVX2 and FMA. Loads and stores are unaligned
+// says that the machine has AVX2, FMA and F16C. Loads and stores are unaligned
 // ones on eight numbers whose presence is asserted first.
 impl Vector for Avx2 {
     const LEN: usize = 8;
@@ -194,5 +194,73 @@ impl Eight for Avx2 {
             // SAFETY: a hint, which reads nothing; the address is valid anyway.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
         }
+    }
+    #[inline(always)]
+    fn prefetch_line(at: *const u8) {
+        // SAFETY: a hint, which reads nothing and takes any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[inline(always)]
+    unsafe fn load_f32_at(from: *const u8) -> Self {
+        // SAFETY: see above; 32 bytes are readable by contract.
+        Self(unsafe { _mm256_loadu_ps(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn load_f16_at(from: *const u8) -> Self {
+        // SAFETY: see above; 16 bytes are readable by contract.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn splat_f16_at(from: *const u8) -> Self {
+        // SAFETY: see above; 2 bytes are readable by contract.
+        Self(unsafe {
+            let half = from.cast::<i16>().read_unaligned();
+            _mm256_cvtph_ps(_mm_set1_epi16(half))
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_at(from: *const u8) -> Self {
+        // SAFETY: see above; 16 bytes are readable by contract.
+        Self(unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_i8_at(from: *const u8) -> Self {
+        // SAFETY: see above; 8 bytes are readable by contract.
+        Self(unsafe {
+            let bytes = _mm_loadl_epi64(from.cast());
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles_at(from: *const u8) -> (Self, Self) {
+        // SAFETY: see above; 8 bytes are readable by contract.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+            let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            let high = _mm256_srli_epi32::<4>(bytes);
+            (
+                Self(_mm256_cvtepi32_ps(low)),
+                Self(_mm256_cvtepi32_ps(high)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn sum_each(four: [Self; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: see above; the store has room for four.
+        unsafe {
+            let first = _mm256_hadd_ps(four[0].0, four[1].0);
+            let second = _mm256_hadd_ps(four[2].0, four[3].0);
+            let both = _mm256_hadd_ps(first, second);
+            let high = _mm256_extractf128_ps::<1>(both);
+            _mm_storeu_ps(
+                sums.as_mut_ptr(),
+                _mm_add_ps(_mm256_castps256_ps128(both), high),
+            );
+        }
+        sums
     }
 }
