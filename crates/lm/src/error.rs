@@ -75,6 +75,20 @@ pub enum LmError {
         /// What is wrong, where.
         what: String,
     },
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A setting of how tokens are picked is out of its range.
+    #[error(transparent)]
+    Decoding(#[from] crate::decoding::DecodingError),
+    /// The user asked to stop.
+    #[error("stopped")]
+    Stopped,
     /// What the caller asked for cannot be done.
     #[error("{what}")]
     Input {

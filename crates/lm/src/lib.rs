@@ -5,16 +5,27 @@
 //! read and how a weight is multiplied are five [roles]; a policy names one value of
 //! each, so that methods combine instead of multiplying.
 
+pub mod attention;
 mod chat;
 pub mod config;
+pub mod decoding;
 mod error;
 mod file;
+pub mod generate;
+pub mod linear;
+pub mod model;
+pub mod perplexity;
+pub mod prompt_cache;
 pub mod roles;
+pub mod session;
+pub mod store;
+pub mod synthetic;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::Config;
 pub use error::LmError;
-pub use file::blocks::BlockType;
 pub use file::{Gguf, ModelFile, Tensor};
+pub use model::Decoder;
+pub use session::{Policy, Session};
 pub use tokenizer::{SpecialTokens, TextStream, Tokenizer};

@@ -17,6 +17,7 @@
 //! as rows are evicted: masks and rotary angles go by position, never by row.
 
 use keyfold_kernels::Team;
+pub use keyfold_kernels::attention::RowSet;
 
 /// Sizes of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,30 +89,6 @@ impl Rows {
     }
 }
 
-/// Rows of one layer and KV head that are read together.
-#[derive(Debug, Clone, Copy)]
-pub enum RowSet<'a> {
-    /// A run of rows.
-    Range(usize, usize),
-    /// Ascending row numbers.
-    List(&'a [u32]),
-}
-
-impl RowSet<'_> {
-    /// How many rows.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Range(from, to) => to - from,
-            Self::List(rows) => rows.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
 /// Keys and values of a context: their layout and codec, and the arithmetic on them,
 /// so that packed forms never become dense tensors.
 pub trait KvStore: Send + Sync {
@@ -160,6 +137,15 @@ pub trait KvStore: Send + Sync {
 
     /// Bytes that reading one row's key and one row's value takes, on average.
     fn row_bytes(&self) -> (u64, u64);
+
+    /// A copy that goes its own way (the beams of a beam search).
+    fn fork(&self) -> Box<dyn KvStore>;
+
+    /// Positions and rows of a layer and KV head as bytes, for a saved prompt.
+    fn save(&self, layer: usize, kv_head: usize) -> (Vec<u32>, Vec<u8>);
+
+    /// Puts back what [`save`](Self::save) gave. False where it does not fit this store.
+    fn restore(&mut self, layer: usize, kv_head: usize, positions: &[u32], bytes: &[u8]) -> bool;
 }
 
 /// What lives for one decoded token, shared by its layers.
@@ -167,7 +153,8 @@ pub trait KvStore: Send + Sync {
 pub struct StepCtx {
     /// Position of the token that is decoded.
     pub position: u32,
-    /// Rows that an earlier layer of this step chose.
+    /// *Positions* that an earlier layer of this step chose (after eviction, layers may hold
+    /// different rows).
     pub shared: Rows,
     /// Bytes that selectors read for choosing (labels, representatives, bounds).
     pub bytes_read: u64,
@@ -191,8 +178,20 @@ pub trait Selector: Send {
         rows: &mut Rows,
     );
 
+    /// Rows of the store from `from` on were dropped or replaced otherwise than by
+    /// [`truncate`](Self::truncate) (evicted, merged, corrected): what a selector noted of
+    /// them no longer holds. Rows that are appended before the next
+    /// [`select`](Self::select) follow as ever.
+    fn changed(&mut self, _layer: usize, _kv_head: usize, _from: usize) {}
+
     /// The store dropped the positions from `position` on.
     fn truncate(&mut self, position: u32);
+
+    /// After `decoded` tokens: how many of the last shall be read again with everything
+    /// before them, because their rows came from what was selected.
+    fn due_correction(&self, _decoded: usize) -> Option<usize> {
+        None
+    }
 }
 
 /// Kinds of tokens in a prompt.

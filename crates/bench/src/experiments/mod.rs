@@ -3,6 +3,7 @@
 mod anncur;
 mod colberter;
 mod crisp;
+mod decoder;
 mod defsent_plus;
 mod growth;
 mod machine;
@@ -27,5 +28,6 @@ pub(crate) const ALL: &[Experiment] = &[
     peers::EXPERIMENT,
     crisp::EXPERIMENT,
     training::EXPERIMENT,
+    decoder::EXPERIMENT,
     defsent_plus::EXPERIMENT,
 ];

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::blocks::BlockType;
+use keyfold_kernels::blocks::BlockType;
 
 use super::tensor::{FileBytes, Tensor, bytes_of};
 use crate::config::Field;

@@ -7,7 +7,6 @@
 //! [canonical name](Config::tensors), that of Hugging Face's Llama, whatever the file calls
 //! it.
 
-pub(crate) mod blocks;
 mod gguf;
 mod names;
 mod safetensors;

@@ -4,8 +4,8 @@ use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::blocks::{BlockType, dequantize};
 use keyfold_kernels::MappedFile;
+use keyfold_kernels::blocks::{BlockType, dequantize};
 
 use crate::error::{LmError, io};
 

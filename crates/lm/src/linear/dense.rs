@@ -1,0 +1,62 @@
+//! All of a weight matrix, as the file has it.
+
+use super::Linear;
+use crate::Tensor;
+use keyfold_kernels::Team;
+use keyfold_kernels::blocks::{Activations, BlockMatrix, BlocksError, matmul, matvec};
+
+/// From so many rows on, weights are expanded to `f32` and multiplied as a matrix; below,
+/// integer products read them once.
+const MATRIX_FROM: usize = 9;
+
+/// A weight matrix and its bias.
+pub struct DenseLinear {
+    weight: Tensor,
+    bias: Option<Vec<f32>>,
+}
+
+impl DenseLinear {
+    /// # Errors
+    /// When a row of the tensor is not made of whole blocks.
+    pub fn new(weight: Tensor, bias: Option<Vec<f32>>) -> Result<Self, BlocksError> {
+        let linear = Self { weight, bias };
+        linear.checked()?;
+        Ok(linear)
+    }
+
+    fn checked(&self) -> Result<BlockMatrix<'_>, BlocksError> {
+        let w = &self.weight;
+        BlockMatrix::new(w.kind(), w.rows(), w.row_len(), w.bytes())
+    }
+
+    /// The matrix.
+    pub fn matrix(&self) -> BlockMatrix<'_> {
+        self.checked()
+            .unwrap_or_else(|e| unreachable!("checked in new: {e}"))
+    }
+}
+
+impl Linear for DenseLinear {
+    fn rows(&self) -> usize {
+        self.weight.rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.weight.row_len()
+    }
+
+    fn apply(&self, x: &mut Activations, out: &mut [f32], _decoding: bool, team: &Team) {
+        if x.rows() < MATRIX_FROM {
+            matvec(out, &self.matrix(), x, team);
+        } else {
+            matmul(out, &self.matrix(), x.values(), team);
+        }
+        if let Some(bias) = &self.bias {
+            keyfold_kernels::add_bias(out, bias);
+        }
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.weight.bytes().len() as u64
+    }
+}

@@ -1,0 +1,5 @@
+//! Where keys and values are kept.
+
+mod dense;
+
+pub use dense::{CacheType, DenseStore};
