@@ -18,8 +18,11 @@ use crate::error::LmError;
 use crate::file::Gguf;
 use crate::tokenizer::token_text;
 
-/// Steps of a template at most; a long conversation takes some ten thousand.
-const MOST_STEPS: u64 = 20_000_000;
+/// Steps that a template may take, and how many more for every byte of the conversation
+/// (making a text costs a step for each byte). Templates of models take some hundred for a
+/// turn and copy what is said a few times.
+const STEPS: u64 = 500_000;
+const STEPS_PER_BYTE: u64 = 100;
 /// The name under which a model lists its usual template among several.
 const DEFAULT: &str = "default";
 
@@ -55,7 +58,6 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build();
         environment.set_syntax(syntax.map_err(|e| refuse(&e))?);
-        environment.set_fuel(Some(MOST_STEPS));
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |what: String| -> Result<String, Error> {
@@ -120,6 +122,11 @@ impl ChatTemplate {
         now: SystemTime,
     ) -> Result<String, LmError> {
         let mut environment = self.environment.clone();
+        let bytes: usize = messages
+            .iter()
+            .map(|m| m.role.len() + m.content.len())
+            .sum();
+        environment.set_fuel(Some(STEPS + STEPS_PER_BYTE * bytes as u64));
         environment.add_function("strftime_now", move |format: String| date(now, &format));
         let template = environment.get_template(DEFAULT).map_err(|e| refuse(&e))?;
         let context = context! {

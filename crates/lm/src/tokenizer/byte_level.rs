@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
@@ -28,6 +29,8 @@ struct Words {
     ignore_merges: bool,
     /// A text begins with a token of its own, unless the file says otherwise.
     add_bos: bool,
+    /// Characters are composed (Unicode's form C) first.
+    nfc: bool,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -35,18 +38,20 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-const WORDS: [Words; 7] = [
+const WORDS: [Words; 8] = [
     Words {
         names: &["default"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     Words {
         names: &["gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion"],
         patterns: &[GPT2],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     Words {
         names: &[
@@ -61,6 +66,7 @@ const WORDS: [Words; 7] = [
         patterns: &[r"\p{N}", GPT2],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     Words {
         names: &[
@@ -74,30 +80,35 @@ const WORDS: [Words; 7] = [
         patterns: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
+        nfc: false,
     },
     Words {
         names: &["smaug-bpe", "dbrx"],
         patterns: &[LLAMA3],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     Words {
-        names: &[
-            "qwen2",
-            "stablelm2",
-            "deepseek-r1-qwen",
-            "megrez",
-            "hunyuan",
-        ],
+        names: &["qwen2", "deepseek-r1-qwen", "megrez"],
         patterns: &[QWEN2],
         ignore_merges: false,
         add_bos: false,
+        nfc: true,
+    },
+    Words {
+        names: &["stablelm2", "hunyuan"],
+        patterns: &[QWEN2],
+        ignore_merges: false,
+        add_bos: false,
+        nfc: false,
     },
     Words {
         names: &["tekken"],
         patterns: &[TEKKEN],
         ignore_merges: true,
         add_bos: true,
+        nfc: false,
     },
 ];
 
@@ -184,6 +195,9 @@ fn build(
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
     tokenizer.with_decoder(Some(bytes));
+    if words.nfc {
+        tokenizer.with_normalizer(Some(NFC))?;
+    }
 
     let marked = |wanted: i32, special: bool| {
         let all = vocabulary

@@ -159,10 +159,14 @@ impl Pieces {
         // sentence: with a blank before it.
         let mut begins = true;
         for found in marks.finder.find_iter(text) {
-            self.encode_part(&text[at..found.start()], begins, &mut ids);
             let id = marks.ids[found.pattern().as_usize()];
+            let control = self.tokens[id as usize].kind == token_kind::CONTROL;
+            if found.start() == 0 && !control && self.add_space_prefix {
+                self.encode_symbol(BLANK, &mut ids);
+            }
+            self.encode_part(&text[at..found.start()], begins, &mut ids);
             ids.push(id);
-            begins = self.tokens[id as usize].kind == token_kind::CONTROL;
+            begins = control;
             at = found.end();
         }
         self.encode_part(&text[at..], begins, &mut ids);
@@ -181,14 +185,16 @@ impl Pieces {
         };
         let text = prefix.to_owned() + &text.replace(' ', BLANK);
         for symbol in self.join(&text) {
-            match self.pieces.get(symbol) {
-                Some(&id) => ids.push(id),
-                None => self.encode_bytes(symbol, ids),
-            }
+            self.encode_symbol(symbol, ids);
         }
     }
 
-    fn encode_bytes(&self, symbol: &str, ids: &mut Vec<u32>) {
+    /// A piece, or a character that is none.
+    fn encode_symbol(&self, symbol: &str, ids: &mut Vec<u32>) {
+        if let Some(&id) = self.pieces.get(symbol) {
+            ids.push(id);
+            return;
+        }
         let bytes: Option<Vec<u32>> = symbol.bytes().map(|b| self.bytes[usize::from(b)]).collect();
         match bytes {
             Some(bytes) => ids.extend(bytes),

@@ -4,9 +4,11 @@ use super::Tokenizer;
 
 /// What stands for bytes that are no character, or not yet.
 const REPLACEMENT: char = '\u{FFFD}';
-/// A character has four bytes at most, so of more replacements than this at the end some
-/// will never become a character.
+/// A character has four bytes at most, so only as many replacements at the end as this may
+/// still become one.
 const PENDING: usize = 3;
+/// Ids that are held back at most; so many without a whole character are not text.
+const MOST_HELD: usize = 64;
 /// Ids of the context that are decoded with the first tokens: what is before a token
 /// decides whether a blank begins it.
 const CONTEXT: usize = 4;
@@ -43,8 +45,8 @@ impl<'a> TextStream<'a> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids);
         let pending = text.chars().rev().take_while(|&c| c == REPLACEMENT).count();
-        let held = match pending {
-            0..=PENDING => pending * REPLACEMENT.len_utf8(),
+        let held = match self.ids.len() - self.read {
+            0..MOST_HELD => pending.min(PENDING) * REPLACEMENT.len_utf8(),
             _ => 0,
         };
         let whole = text.len() - held;
