@@ -2,7 +2,9 @@
 //!
 //! Decoding one token is some two hundred matrix-vector products of ten microseconds
 //! each. Handing one to a thread pool that sleeps costs more than the product, so the
-//! threads of a team look for work for a while before they sleep.
+//! threads of a team look for work for a while before they sleep. And on a busy machine
+//! the caller does not wait for a thread that has no core: it takes over what nobody
+//! has begun.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -31,7 +33,9 @@ struct Shared {
     /// Counts the jobs; a change is the signal to begin.
     round: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    /// Workers that have not finished the present job.
+    /// For each part but the caller's the round in which it was last begun.
+    begun: Box<[AtomicU64]>,
+    /// Parts but the caller's that are not done in this round.
     pending: AtomicUsize,
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -41,15 +45,15 @@ struct Shared {
 }
 
 // SAFETY: `job` is written by the caller alone, while `pending` is 0 (so no worker reads
-// it) and before the release of `round`; workers read it after they acquired the new
-// `round` and before they release `pending`. The job itself is `Sync`.
+// it) and before the release of `round`; workers read it after they acquired `round` and
+// began a part of it, which they count off `pending` afterwards. The job itself is `Sync`.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 /// A few threads that share work in parts of microseconds.
 ///
-/// A part is always given to the same thread, so results do not depend on timing.
+/// Work is cut into the same parts whoever does them, so results do not depend on timing.
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -75,6 +79,7 @@ impl Team {
         let shared = Arc::new(Shared {
             round: AtomicU64::new(0),
             job: UnsafeCell::new(None),
+            begun: (1..threads).map(|_| AtomicU64::new(0)).collect(),
             pending: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
@@ -105,8 +110,9 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `job(part)` for every part of `0..threads()`, each on its own thread, and
-    /// returns when all are done. A call from within a job runs its parts one by one.
+    /// Calls `job(part)` once for every part of `0..threads()`, on as many threads as have
+    /// a core, and returns when all are done. A call from within a job runs its parts one
+    /// by one.
     ///
     /// # Panics
     /// When a part panicked.
@@ -125,7 +131,7 @@ impl Team {
         // callers out.
         unsafe { *shared.job.get() = Some(widened) };
         shared.pending.store(self.workers.len(), Ordering::Relaxed);
-        shared.round.fetch_add(1, Ordering::SeqCst);
+        let round = shared.round.fetch_add(1, Ordering::SeqCst) + 1;
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             // Whoever counts as a sleeper holds this lock until it waits.
             drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
@@ -133,6 +139,9 @@ impl Team {
         }
         AT_WORK.set(true);
         let own = catch_unwind(AssertUnwindSafe(|| job(0)));
+        for part in 1..self.threads() {
+            shared.work(part, round);
+        }
         AT_WORK.set(false);
         let mut looks = 0;
         while shared.pending.load(Ordering::Acquire) > 0 {
@@ -222,17 +231,34 @@ fn work(shared: &Shared, part: usize) {
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: the caller wrote `job` before the round that was acquired, keeps what it
+        shared.work(part, seen);
+    }
+}
+
+impl Shared {
+    /// Does a part of a round that has been seen, unless somebody began it.
+    fn work(&self, part: usize, round: u64) {
+        // In every round each part is begun once, so that this fails for one that is over.
+        let begun = self.begun[part - 1].compare_exchange(
+            round - 1,
+            round,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        if begun.is_err() {
+            return;
+        }
+        // SAFETY: the caller wrote `job` before the round that was seen, keeps what it
         // points to alive, and writes again only after `pending` was released below.
         let done = catch_unwind(AssertUnwindSafe(|| unsafe {
-            if let Some(job) = *shared.job.get() {
+            if let Some(job) = *self.job.get() {
                 (*job)(part);
             }
         }));
         if let Err(panic) = done {
-            *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
-        shared.pending.fetch_sub(1, Ordering::Release);
+        self.pending.fetch_sub(1, Ordering::Release);
     }
 }
 
