@@ -95,10 +95,7 @@ impl<V: Eight, T: Number> Kernel for Floats<V, T> {
         assert!(rows.iter().all(|row| row.len() == cols * T::BYTES));
         assert!(x.iter().all(|x| x.len() == cols));
         let whole = cols - cols % 8;
-        // Two chains for each sum of a small tile, which hides the latency of sums.
         let mut sums = [[V::splat(0.0); N]; R];
-        let mut more = [[V::splat(0.0); N]; R];
-        let two = R * N <= 4;
         for at in (0..whole).step_by(8) {
             for r in 0..R {
                 // SAFETY: at + 8 <= cols, and every row and input has cols numbers.
@@ -106,19 +103,7 @@ impl<V: Eight, T: Number> Kernel for Floats<V, T> {
                 for n in 0..N {
                     // SAFETY: as above.
                     let x = unsafe { V::load_at(x[n].as_ptr().add(at)) };
-                    let sum = if two && at % 16 == 8 {
-                        &mut more
-                    } else {
-                        &mut sums
-                    };
-                    sum[r][n] = w.mul_add(x, sum[r][n]);
-                }
-            }
-        }
-        if two {
-            for r in 0..R {
-                for n in 0..N {
-                    sums[r][n] = sums[r][n].add(more[r][n]);
+                    sums[r][n] = w.mul_add(x, sums[r][n]);
                 }
             }
         }

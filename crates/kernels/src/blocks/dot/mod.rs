@@ -154,20 +154,26 @@ fn cover<K: Kernel>(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
     };
     for first in range.clone().step_by(band) {
         let rows = first..(first + band).min(range.end);
+        let whole = rows.start..rows.end - rows.len() % ROWS;
         let mut n = 0;
         while n < x.rows() {
-            match x.rows() - n {
-                1 => stripe::<K, ROWS, 1>(weights, rows.clone(), x, n, out),
-                2 => stripe::<K, ROWS, 2>(weights, rows.clone(), x, n, out),
-                3 => stripe::<K, 2, 3>(weights, rows.clone(), x, n, out),
-                _ => stripe::<K, 2, 4>(weights, rows.clone(), x, n, out),
+            let together = match x.rows() - n {
+                1 => stripe::<K, ROWS, 1>(weights, whole.clone(), x, n, out),
+                2 | 3 => stripe::<K, 2, 2>(weights, whole.clone(), x, n, out),
+                _ => stripe::<K, 2, 4>(weights, whole.clone(), x, n, out),
+            };
+            n += together;
+        }
+        for row in whole.end..rows.end {
+            for n in 0..x.rows() {
+                let product = K::tile::<1, 1>([weights.row(row)], [K::input(x, n)]);
+                out.of(n, row..row + 1)[0] = product[0][0];
             }
-            n += (x.rows() - n).min(4);
         }
     }
 }
 
-/// All rows of `range` with the `N` inputs from `first` on, `R` rows at once.
+/// The rows `range`, a whole number of `R`, with the `N` inputs from `first` on; gives `N`.
 #[inline(always)]
 fn stripe<K: Kernel, const R: usize, const N: usize>(
     weights: &BlockMatrix,
@@ -175,13 +181,12 @@ fn stripe<K: Kernel, const R: usize, const N: usize>(
     x: &Activations,
     first: usize,
     out: &mut Columns,
-) {
+) -> usize {
     let mut inputs = [K::input(x, first); N];
     for (n, input) in inputs.iter_mut().enumerate() {
         *input = K::input(x, first + n);
     }
-    let mut row = range.start;
-    while row + R <= range.end {
+    for row in range.step_by(R) {
         let mut rows = [weights.row(row); R];
         for (r, place) in rows.iter_mut().enumerate() {
             *place = weights.row(row + r);
@@ -193,15 +198,8 @@ fn stripe<K: Kernel, const R: usize, const N: usize>(
         for (n, products) in products.iter().enumerate() {
             out.of(first + n, row..row + R).copy_from_slice(products);
         }
-        row += R;
     }
-    while row < range.end {
-        let products = K::tile::<1, N>([weights.row(row)], inputs);
-        for (n, products) in products.iter().enumerate() {
-            out.of(first + n, row..row + 1).copy_from_slice(products);
-        }
-        row += 1;
-    }
+    N
 }
 
 /// The sums of the lanes of `R` times `N` vectors, by input.

@@ -1,6 +1,6 @@
 //! Packed rows on any machine: 32 codes at once, in loops that compilers vectorise.
 
-use super::{Columns, Kernel, cover};
+use super::{Columns, Kernel};
 use crate::blocks::decode::{half_at, high_bits, scales_and_minima};
 use crate::blocks::input::PackedRow;
 use crate::blocks::{Activations, BlockMatrix, BlockType};
@@ -16,6 +16,16 @@ pub(in crate::blocks) fn products(weights: &BlockMatrix, x: &Activations, out: &
         BlockType::Q4K => cover::<Large<false>>(weights, x, out),
         BlockType::Q5K => cover::<Large<true>>(weights, x, out),
         _ => cover::<Sixteenths>(weights, x, out),
+    }
+}
+
+/// One row with one input after the other.
+fn cover<K: Kernel>(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
+    for row in out.range() {
+        for n in 0..x.rows() {
+            let product = K::tile::<1, 1>([weights.row(row)], [K::input(x, n)]);
+            out.of(n, row..row + 1)[0] = product[0][0];
+        }
     }
 }
 

@@ -12,21 +12,30 @@ use crate::blocks::{Activations, BlockMatrix, BlockType};
 use crate::vector::{Avx2, Eight};
 
 /// See [`super::products`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn products(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
-    match weights.kind {
-        BlockType::Q4_0 => cover::<Small<Q4_0>>(weights, x, out),
-        BlockType::Q4_1 => cover::<Small<Q4_1>>(weights, x, out),
-        BlockType::Q5_0 => cover::<Small<Q5_0>>(weights, x, out),
-        BlockType::Q5_1 => cover::<Small<Q5_1>>(weights, x, out),
-        BlockType::Q8_0 => cover::<Small<Q8_0>>(weights, x, out),
-        BlockType::Q4K => cover::<Large<false>>(weights, x, out),
-        BlockType::Q5K => cover::<Large<true>>(weights, x, out),
-        _ => cover::<Sixteenths>(weights, x, out),
-    }
+///
+/// # Safety
+/// The machine must have AVX2, FMA and F16C.
+pub(super) unsafe fn products(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
+    let products = match weights.kind {
+        BlockType::Q4_0 => kind::<Small<Q4_0>>,
+        BlockType::Q4_1 => kind::<Small<Q4_1>>,
+        BlockType::Q5_0 => kind::<Small<Q5_0>>,
+        BlockType::Q5_1 => kind::<Small<Q5_1>>,
+        BlockType::Q8_0 => kind::<Small<Q8_0>>,
+        BlockType::Q4K => kind::<Large<false>>,
+        BlockType::Q5K => kind::<Large<true>>,
+        _ => kind::<Sixteenths>,
+    };
+    // SAFETY: the machine has AVX2, FMA and F16C by contract.
+    unsafe { products(weights, x, out) }
 }
 
-// SAFETY (of every block below): only `products` names these types, which is compiled for
+#[target_feature(enable = "avx2,fma,f16c")]
+fn kind<K: Kernel>(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
+    cover::<K>(weights, x, out);
+}
+
+// SAFETY (of every block below): only `products` names these types, for `kind`, which is compiled for
 // AVX2, FMA and F16C and called where the machine has them. All reads lie inside a block or
 // inside the codes, scales and sums of an input, whose lengths `tile` asserts first.
 
