@@ -10,6 +10,9 @@ use keyfold_kernels::blocks::{
     Activations, BlockMatrix, BlockType, Product, matmul, matvec, matvec_several, quantize,
 };
 
+use keyfold_kernels as kernels;
+use keyfold_kernels::labels::{LabelBits, LabelBlocks};
+
 use crate::{Bench, Bound, random};
 
 const LAYERS: usize = 30;
@@ -38,6 +41,41 @@ pub(crate) fn language(bench: &mut Bench) {
     weights(bench);
     prompt(bench);
     cache(bench);
+    choice(bench);
+}
+
+/// Which of 32,768 keys one query head reads.
+fn choice(bench: &mut Bench) {
+    let rows = 32_768;
+    for (bits, channels, g) in [
+        (LabelBits::Four, 8, 1),
+        (LabelBits::Four, 16, 1),
+        (LabelBits::Four, 16, 3),
+        (LabelBits::Seven, 16, 1),
+    ] {
+        let mut labels = LabelBlocks::new(channels, bits);
+        let some = random(channels * 997, 15);
+        for row in 0..rows {
+            labels.push(&some[row % 997 * channels..][..channels]);
+        }
+        let queries = random(g * channels, 16);
+        let mut out = vec![0.0; g * rows];
+        let name = format!("labels of {channels} channels, {bits:?} bits, {g} queries");
+        bench.run(&name, Bound::Bytes(labels.bytes()), || {
+            labels.scores(&queries, &mut out);
+        });
+    }
+    let scores = random(rows, 17);
+    let mut out = Vec::new();
+    for k in [32, 256, 1024, 4096] {
+        bench.run(
+            &format!("rows of the top {k} of {rows}"),
+            Bound::Numbers(rows),
+            || {
+                kernels::top_k_rows(&scores, k, &mut out);
+            },
+        );
+    }
 }
 
 fn threads(bench: &mut Bench) {

@@ -95,6 +95,13 @@ pub(crate) trait Eight: Vector {
     /// # Safety
     /// 8 bytes must be readable at `from`.
     unsafe fn load_nibbles_at(from: *const u8) -> (Self, Self);
+    /// Products of 32 rows of codes with one row of signed bytes. Rows lie in pairs of
+    /// bytes, `[pairs, 32, 2]`; a byte holds the code of one column (at most 127), or with
+    /// `nibbles` in its high half that of the column two further on.
+    ///
+    /// # Panics
+    /// When `signed` is shorter than the codes.
+    fn label_products(codes: &[u8], signed: &[i8], nibbles: bool) -> [i32; 32];
     /// The sums of the lanes of four vectors.
     fn sum_each(four: [Self; 4]) -> [f32; 4];
 }

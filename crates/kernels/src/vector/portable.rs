@@ -182,6 +182,25 @@ impl Eight for Portable {
         (Self(low), Self(bytes.map(|b| f32::from(b >> 4))))
     }
     #[inline(always)]
+    fn label_products(codes: &[u8], signed: &[i8], nibbles: bool) -> [i32; 32] {
+        let mut sums = [0; 32];
+        let columns = if nibbles { 4 } else { 2 };
+        for (pairs, y) in codes.chunks_exact(64).zip(signed.chunks_exact(columns)) {
+            for (sum, pair) in sums.iter_mut().zip(pairs.as_chunks::<2>().0) {
+                for (column, &y) in y.iter().enumerate() {
+                    let byte = pair[column % 2];
+                    let code = match (nibbles, column / 2) {
+                        (false, _) => byte,
+                        (true, 0) => byte & 15,
+                        (true, _) => byte >> 4,
+                    };
+                    *sum += i32::from(code) * i32::from(y);
+                }
+            }
+        }
+        sums
+    }
+    #[inline(always)]
     fn sum_each(four: [Self; 4]) -> [f32; 4] {
         four.map(Self::sum)
     }

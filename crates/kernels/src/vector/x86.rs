@@ -248,6 +248,51 @@ impl Eight for Avx2 {
         }
     }
     #[inline(always)]
+    fn label_products(codes: &[u8], signed: &[i8], nibbles: bool) -> [i32; 32] {
+        let columns = if nibbles { 4 } else { 2 };
+        let groups = codes.len() / 64;
+        assert!(signed.len() >= groups * columns);
+        let mut sums = [0; 32];
+        // SAFETY: see above; every read lies in the `groups` times 64 bytes of codes or in
+        // the signed bytes, every write in the 32 sums.
+        unsafe {
+            let y = signed.as_ptr().cast::<[i8; 2]>();
+            let low_half = _mm256_set1_epi8(15);
+            for half in 0..2 {
+                let mut first = _mm256_setzero_si256();
+                let mut second = first;
+                let mut i = 0;
+                while i < groups {
+                    // As many as a sum of 16 bits holds: 8 times 2 · 15 · 127, or 2 · 127².
+                    let until = (i + if nibbles { 4 } else { 1 }).min(groups);
+                    let mut sum = _mm256_setzero_si256();
+                    while i < until {
+                        let at = codes.as_ptr().add(64 * i + 32 * half);
+                        let both = _mm256_loadu_si256(at.cast());
+                        if nibbles {
+                            let low = _mm256_and_si256(both, low_half);
+                            let low = _mm256_maddubs_epi16(low, two_bytes(y.add(2 * i)));
+                            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low_half);
+                            let high = _mm256_maddubs_epi16(high, two_bytes(y.add(2 * i + 1)));
+                            sum = _mm256_add_epi16(sum, _mm256_add_epi16(low, high));
+                        } else {
+                            sum = _mm256_maddubs_epi16(both, two_bytes(y.add(i)));
+                        }
+                        i += 1;
+                    }
+                    let wide = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sum));
+                    first = _mm256_add_epi32(first, wide);
+                    let wide = _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(sum));
+                    second = _mm256_add_epi32(second, wide);
+                }
+                let to = sums.as_mut_ptr().add(16 * half);
+                _mm256_storeu_si256(to.cast(), first);
+                _mm256_storeu_si256(to.add(8).cast(), second);
+            }
+        }
+        sums
+    }
+    #[inline(always)]
     fn sum_each(four: [Self; 4]) -> [f32; 4] {
         let mut sums = [0.0; 4];
         // SAFETY: see above; the store has room for four.
@@ -263,4 +308,11 @@ impl Eight for Avx2 {
         }
         sums
     }
+}
+
+/// Two bytes, over and over.
+#[inline(always)]
+unsafe fn two_bytes(at: *const [i8; 2]) -> __m256i {
+    // SAFETY: the machine has AVX2 (see `Avx2`), and the caller can read them.
+    unsafe { _mm256_set1_epi16(at.cast::<i16>().read_unaligned()) }
 }
