@@ -6,6 +6,7 @@
 //! each, so that methods combine instead of multiplying.
 
 pub mod attention;
+pub mod block_mask;
 mod chat;
 pub mod config;
 pub mod decoding;
@@ -15,11 +16,17 @@ pub mod generate;
 pub mod linear;
 pub mod model;
 pub mod perplexity;
+pub mod prefill;
 pub mod prompt_cache;
+pub mod recall;
+pub mod refusal;
 pub mod roles;
+pub mod select;
 pub mod session;
 pub mod store;
 pub mod synthetic;
+#[cfg(test)]
+mod test_store;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};

@@ -1,0 +1,215 @@
+//! What a layer remembers: initial tokens, blocks of old tokens, and the tail that holds the
+//! local window and what is not yet a block.
+
+use half::f16;
+use keyfold_kernels::{axpy, normalize_rows};
+
+use super::super::top_k;
+use crate::roles::Dims;
+
+/// Keys and values of consecutive tokens, `[tokens, kv_heads, head_dim]`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rows {
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
+}
+
+/// A block of old tokens.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    keys: Numbers,
+    values: Numbers,
+}
+
+#[derive(Debug, Clone)]
+enum Numbers {
+    Half(Vec<f16>),
+    Single(Vec<f32>),
+}
+
+impl Numbers {
+    fn new(numbers: Vec<f32>, half: bool) -> Self {
+        match half {
+            true => Self::Half(numbers.into_iter().map(f16::from_f32).collect()),
+            false => Self::Single(numbers),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Half(numbers) => numbers.len() * 2,
+            Self::Single(numbers) => numbers.len() * 4,
+        }
+    }
+
+    /// Appends the rows of one head.
+    fn head(&self, head: usize, wide: usize, dim: usize, out: &mut Vec<f32>) {
+        let at = head * dim;
+        match self {
+            Self::Half(numbers) => out.extend(
+                numbers
+                    .chunks_exact(wide)
+                    .flat_map(|row| &row[at..at + dim])
+                    .map(|x| x.to_f32()),
+            ),
+            Self::Single(numbers) => append_head(numbers, head, wide, dim, out),
+        }
+    }
+}
+
+/// Appends the rows of one head of `[tokens, heads, dim]`.
+pub(super) fn append_head(rows: &[f32], head: usize, wide: usize, dim: usize, out: &mut Vec<f32>) {
+    for row in rows.chunks_exact(wide) {
+        out.extend_from_slice(&row[head * dim..][..dim]);
+    }
+}
+
+/// One layer's memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Memory {
+    /// The first tokens, once they left the window.
+    pub(super) first: Rows,
+    pub(super) blocks: Vec<Block>,
+    /// Mean key of every block, of length one, `[blocks, heads * head_dim]`.
+    pub(super) representatives: Vec<f32>,
+    /// The newest tokens, keys not rotated.
+    pub(super) tail: Rows,
+    /// Keys of the tail, rotated by their positions.
+    pub(super) rotated: Vec<f32>,
+    /// Attention that the tokens of the tail received while in the window, `[tokens, heads]`.
+    pub(super) mass: Vec<f32>,
+    /// Tokens so far.
+    pub(super) tokens: usize,
+}
+
+/// Sizes that say what moves where.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) n_init: usize,
+    pub(super) n_local: usize,
+    pub(super) block_size: usize,
+    pub(super) repr_topk: usize,
+    /// Blocks as 16-bit floats.
+    pub(super) half: bool,
+}
+
+impl Memory {
+    /// Tokens of the tail.
+    pub(super) fn len(&self, dims: &Dims) -> usize {
+        self.mass.len() / dims.heads
+    }
+
+    /// Appends tokens to the tail.
+    pub(super) fn append(&mut self, keys: &[f32], rotated: &[f32], values: &[f32], dims: &Dims) {
+        let tokens = keys.len() / (dims.kv_heads * dims.head_dim);
+        self.tail.keys.extend_from_slice(keys);
+        self.tail.values.extend_from_slice(values);
+        self.rotated.extend_from_slice(rotated);
+        self.mass.resize(self.mass.len() + tokens * dims.heads, 0.0);
+        self.tokens += tokens;
+    }
+
+    /// Moves what left the window to the initial tokens, then to blocks. `true` when initial
+    /// tokens were moved.
+    pub(super) fn settle(&mut self, sizes: &Sizes, dims: &Dims) -> bool {
+        let wide = dims.kv_heads * dims.head_dim;
+        let mut outside = self.len(dims).saturating_sub(sizes.n_local);
+        let missing = sizes.n_init - self.first.keys.len() / wide;
+        let moved = missing.min(outside);
+        if moved > 0 {
+            self.first
+                .keys
+                .extend_from_slice(&self.tail.keys[..moved * wide]);
+            self.first
+                .values
+                .extend_from_slice(&self.tail.values[..moved * wide]);
+            outside -= moved;
+        }
+        let mut start = moved;
+        while outside >= sizes.block_size {
+            self.make_block(start, sizes, dims);
+            start += sizes.block_size;
+            outside -= sizes.block_size;
+        }
+        for rows in [
+            &mut self.tail.keys,
+            &mut self.tail.values,
+            &mut self.rotated,
+        ] {
+            rows.drain(..start * wide);
+        }
+        self.mass.drain(..start * dims.heads);
+        moved > 0
+    }
+
+    fn make_block(&mut self, start: usize, sizes: &Sizes, dims: &Dims) {
+        let (dim, wide, size) = (
+            dims.head_dim,
+            dims.kv_heads * dims.head_dim,
+            sizes.block_size,
+        );
+        let rows = start * wide..(start + size) * wide;
+        let keys = self.tail.keys[rows.clone()].to_vec();
+        let mut mean = vec![0.0; dims.heads * dim];
+        for (head, mean) in mean.chunks_exact_mut(dim).enumerate() {
+            let mass = self.mass[start * dims.heads..].iter();
+            let mass: Vec<f32> = mass
+                .skip(head)
+                .step_by(dims.heads)
+                .take(size)
+                .copied()
+                .collect();
+            let key = |row: u32| &keys[row as usize * wide + head / dims.group() * dim..][..dim];
+            mean_of_top(&mass, sizes.repr_topk, key, mean);
+        }
+        normalize_rows(&mut mean, dims.heads * dim);
+        self.representatives.extend_from_slice(&mean);
+        self.blocks.push(Block {
+            keys: Numbers::new(keys, sizes.half),
+            values: Numbers::new(self.tail.values[rows].to_vec(), sizes.half),
+        });
+    }
+
+    /// Appends to `keys` and `values` one head of the blocks `chosen` and of the initial tokens.
+    pub(super) fn recall(
+        &self,
+        chosen: &[u32],
+        head: usize,
+        dims: &Dims,
+        keys: &mut Vec<f32>,
+        values: &mut Vec<f32>,
+    ) {
+        let (wide, dim) = (dims.kv_heads * dims.head_dim, dims.head_dim);
+        for &block in chosen {
+            let block = &self.blocks[block as usize];
+            block.keys.head(head, wide, dim, keys);
+            block.values.head(head, wide, dim, values);
+        }
+        append_head(&self.first.keys, head, wide, dim, keys);
+        append_head(&self.first.values, head, wide, dim, values);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let block = |block: &Block| block.keys.bytes() + block.values.bytes();
+        let rows = |rows: &Rows| (rows.keys.len() + rows.values.len()) * 4;
+        let numbers = self.representatives.len() + self.rotated.len() + self.mass.len();
+        let blocks: usize = self.blocks.iter().map(block).sum();
+        (blocks + rows(&self.first) + rows(&self.tail) + numbers * 4) as u64
+    }
+}
+
+/// The mean of the rows of greatest `mass`, at most `count` of them.
+pub(super) fn mean_of_top<'a>(
+    mass: &[f32],
+    count: usize,
+    row: impl Fn(u32) -> &'a [f32],
+    mean: &mut [f32],
+) {
+    let mut chosen = Vec::with_capacity(count);
+    top_k(mass, count, &mut Vec::new(), &mut chosen);
+    chosen.sort_unstable();
+    mean.fill(0.0);
+    for &of in &chosen {
+        axpy(mean, 1.0 / chosen.len() as f32, row(of));
+    }
+}
