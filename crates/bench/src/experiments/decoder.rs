@@ -15,8 +15,8 @@ use std::sync::Arc;
 use keyfold_core::{NoProgress, Progress};
 use keyfold_kernels::blocks::BlockType;
 use keyfold_kernels::{Team, peak};
-use keyfold_lm::decoding::argmax;
 use keyfold_lm::ModelFile;
+use keyfold_lm::decoding::argmax;
 use keyfold_lm::model::Decoder;
 use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::CacheType;
@@ -26,7 +26,7 @@ use serde_json::json;
 use super::peers::Engine;
 use crate::plot;
 use crate::report::{Report, Table, reached};
-use crate::{BenchError, BenchOptions, Experiment, Scale, random};
+use crate::{BenchError, BenchOptions, Experiment, Scale};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "decoder",
@@ -66,8 +66,16 @@ fn cases(options: &BenchOptions, scratch: &Path) -> Result<Vec<Case>, BenchError
             Scale::Small => vec![64, 1024, 4200],
             Scale::Full => vec![64, 1024, 4200, 8000],
         };
-        let name = Path::new(model).file_name().map_or(model.clone(), |n| n.to_string_lossy().into_owned());
-        return Ok(vec![Case { name, path: model.into(), contexts, write: 64, repeat: 2 }]);
+        let name = Path::new(model)
+            .file_name()
+            .map_or(model.clone(), |n| n.to_string_lossy().into_owned());
+        return Ok(vec![Case {
+            name,
+            path: model.into(),
+            contexts,
+            write: 64,
+            repeat: 2,
+        }]);
     }
     let tiny = Geometry {
         layers: 2,
@@ -91,7 +99,11 @@ fn cases(options: &BenchOptions, scratch: &Path) -> Result<Vec<Case>, BenchError
             ("SmolLM-135M", Geometry::smollm_135m(), BlockType::F16),
             ("Qwen3-0.6B", Geometry::qwen3_06b(), BlockType::Q8_0),
             ("Qwen3-0.6B", Geometry::qwen3_06b(), BlockType::Q4K),
-            ("Llama-3-8B, 4 layers", Geometry::llama3_8b(4), BlockType::Q4K),
+            (
+                "Llama-3-8B, 4 layers",
+                Geometry::llama3_8b(4),
+                BlockType::Q4K,
+            ),
         ],
     };
     let contexts = match options.scale {
@@ -99,13 +111,23 @@ fn cases(options: &BenchOptions, scratch: &Path) -> Result<Vec<Case>, BenchError
         Scale::Small => vec![64, 4200],
         Scale::Full => vec![64, 4200, 8200, 32_000],
     };
-    let made = sizes.into_iter().enumerate().map(|(i, (name, geometry, kind))| {
-        let path = scratch.join(format!("{i}.gguf"));
-        write_random(&geometry, kind, options.seed, &path).map_err(|e| BenchError::data(name, e.to_string()))?;
-        let write = if options.scale == Scale::Smoke { 4 } else { 32 };
-        let repeat = if options.scale == Scale::Smoke { 1 } else { 2 };
-        Ok(Case { name: format!("{name} {}", kind.name()), path, contexts: contexts.clone(), write, repeat })
-    });
+    let made = sizes
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, geometry, kind))| {
+            let path = scratch.join(format!("{i}.gguf"));
+            write_random(&geometry, kind, options.seed, &path)
+                .map_err(|e| BenchError::data(name, e.to_string()))?;
+            let write = if options.scale == Scale::Smoke { 4 } else { 32 };
+            let repeat = if options.scale == Scale::Smoke { 1 } else { 2 };
+            Ok(Case {
+                name: format!("{name} {}", kind.name()),
+                path,
+                contexts: contexts.clone(),
+                write,
+                repeat,
+            })
+        });
     made.collect()
 }
 
@@ -117,8 +139,19 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let cases = cases(options, scratch.path())?;
     let bandwidth = peak::read_bandwidth(threads);
     let mut table = Table::new(
-        &format!("tokens a second, {threads} threads; memory reads {:.1} GB a second", bandwidth / 1e9),
-        &["model", "context", "by", "read", "written", "memory allows", "of it, %"],
+        &format!(
+            "tokens a second, {threads} threads; memory reads {:.1} GB a second",
+            bandwidth / 1e9
+        ),
+        &[
+            "model",
+            "context",
+            "by",
+            "read",
+            "written",
+            "memory allows",
+            "of it, %",
+        ],
     );
     let (mut findings, mut values, mut bars) = (Vec::new(), Vec::new(), Vec::new());
     progress.start("read and write", "models", Some(cases.len() as u64));
@@ -143,7 +176,10 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
                     plot::shown(ideal),
                     format!("{:.0}", 100.0 * rate.written / ideal),
                 ]);
-                bars.push((format!("{by}: {} at {}", case.name, rate.context), rate.written));
+                bars.push((
+                    format!("{by}: {} at {}", case.name, rate.context),
+                    rate.written,
+                ));
                 values.push(json!({
                     "model": case.name, "by": by, "context": rate.context, "read": rate.read,
                     "written": rate.written, "bytes_per_token": own.bytes, "memory_allows": ideal,
@@ -153,7 +189,11 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         for (by, rates) in &rows[1..] {
             for (own, rate) in ours.iter().zip(rates) {
                 let (write, read) = (own.written / rate.written, own.read / rate.read);
-                let aim = if own.context >= LONG { AIM_LONG } else { AIM_SHORT };
+                let aim = if own.context >= LONG {
+                    AIM_LONG
+                } else {
+                    AIM_SHORT
+                };
                 findings.push(format!(
                     "{} at {}: {write:.2} times the written and {read:.2} times the read tokens a second of {by}; \
                      aims: {aim:.1} ({}) and {AIM_SHORT:.1} ({}).",
@@ -172,7 +212,12 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         tables: vec![table],
         findings,
         values: json!({"threads": threads, "bytes_per_second": bandwidth, "rows": values}),
-        svg: plot::bars("Writing with language models", "tokens a second", &bars, None)?,
+        svg: plot::bars(
+            "Writing with language models",
+            "tokens a second",
+            &bars,
+            None,
+        )?,
     })
 }
 
@@ -185,11 +230,17 @@ fn ours(case: &Case, threads: usize, seed: u64) -> Result<Vec<Rates>, BenchError
     let vocab = decoder.config().dims.vocab as u64;
     let mut found = Vec::new();
     for &context in &case.contexts {
-        let mut best = Rates { context, read: 0.0, written: 0.0, bytes: 0 };
+        let mut best = Rates {
+            context,
+            read: 0.0,
+            written: 0.0,
+            bytes: 0,
+        };
         for _ in 0..case.repeat {
-            let policy = Policy::dense(&decoder, CacheType::F16, context + case.write).map_err(failed)?;
+            let policy =
+                Policy::dense(&decoder, CacheType::F16, context + case.write).map_err(failed)?;
             let mut session = Session::new(Arc::clone(&decoder), policy, Arc::clone(&team));
-            let token = |i: usize| (random::derive(seed, i as u64) % vocab) as u32;
+            let token = |i: usize| (keyfold_nn::random::derive(seed, i as u64) % vocab) as u32;
             let prompt: Vec<u32> = (0..context).map(token).collect();
             session.prefill(&prompt, &NoProgress).map_err(failed)?;
             for _ in 0..case.write {
@@ -197,8 +248,12 @@ fn ours(case: &Case, threads: usize, seed: u64) -> Result<Vec<Rates>, BenchError
                 session.step(next).map_err(failed)?;
             }
             let report = session.report();
-            best.read = best.read.max(context as f64 / report.prompt_time.as_secs_f64());
-            best.written = best.written.max(case.write as f64 / report.decode_time.as_secs_f64());
+            best.read = best
+                .read
+                .max(context as f64 / report.prompt_time.as_secs_f64());
+            best.written = best
+                .written
+                .max(case.write as f64 / report.decode_time.as_secs_f64());
             best.bytes = (report.weight_bytes + report.row_bytes) / case.write.max(1) as u64;
         }
         found.push(best);
@@ -219,11 +274,19 @@ fn theirs(peer: &Engine, case: &Case, threads: usize) -> Result<Vec<Rates>, Benc
     let rates = lines.iter().filter_map(|line| {
         let number = |name: &str| line.get(name)?.as_f64();
         let context = number("context")? as usize;
-        Some(Rates { context, read: number("read")?, written: number("written")?, bytes: 0 })
+        Some(Rates {
+            context,
+            read: number("read")?,
+            written: number("written")?,
+            bytes: 0,
+        })
     });
     let rates: Vec<Rates> = rates.collect();
     if rates.len() != case.contexts.len() {
-        return Err(BenchError::data(&peer.name, "as a peer it printed no rates for some contexts"));
+        return Err(BenchError::data(
+            &peer.name,
+            "as a peer it printed no rates for some contexts",
+        ));
     }
     Ok(rates)
 }

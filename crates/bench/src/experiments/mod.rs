@@ -2,6 +2,7 @@
 
 mod anncur;
 mod colberter;
+mod contrastive_search;
 mod crisp;
 mod decoder;
 mod defsent_plus;
@@ -29,5 +30,6 @@ pub(crate) const ALL: &[Experiment] = &[
     crisp::EXPERIMENT,
     training::EXPERIMENT,
     decoder::EXPERIMENT,
+    contrastive_search::EXPERIMENT,
     defsent_plus::EXPERIMENT,
 ];

@@ -5,10 +5,12 @@ use clap::Subcommand;
 use crate::args::Args;
 use crate::failure::Outcome;
 
+mod ask;
 pub(crate) mod bench;
 mod check;
 mod completions;
 mod index;
+mod lm;
 mod man;
 mod model;
 mod search;
@@ -21,10 +23,12 @@ mod tune;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Search(search::SearchArgs),
+    Ask(ask::AskArgs),
     Index(index::IndexArgs),
     Check(check::CheckArgs),
     Systems(systems::SystemsArgs),
     Text(text::TextArgs),
+    Lm(lm::LmArgs),
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
     Train(train::TrainArgs),
@@ -37,6 +41,8 @@ pub(crate) enum Command {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.command {
         Command::Search(search) => search::run(search, &args.globals),
+        Command::Ask(ask) => ask::run(ask, &args.globals),
+        Command::Lm(lm) => lm::run(lm, &args.globals),
         Command::Index(index) => index::run(index, &args.globals),
         Command::Check(check) => check::run(check, &args.globals),
         Command::Bench(bench) => bench::run(bench, &args.globals),

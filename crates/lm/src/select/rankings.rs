@@ -107,6 +107,17 @@ impl Rankings {
         self
     }
 
+    /// The way back of [`interleaved`](Self::interleaved).
+    pub fn half_rotated(mut self, head_dim: usize) -> Self {
+        let (dim, half) = (head_dim as u32, head_dim as u32 / 2);
+        for channel in self.0.values_mut().flatten().flatten() {
+            if *channel < dim {
+                *channel = *channel / 2 + half * (*channel % 2);
+            }
+        }
+        self
+    }
+
     /// The first channels of every head (a baseline).
     pub fn first(dims: &Dims) -> Self {
         Self::build(dims, |_| (0..dims.head_dim as u32).collect())

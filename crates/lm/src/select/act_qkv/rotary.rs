@@ -1,6 +1,6 @@
 //! Rotary embedding of queries and keys by their positions, and of far queries by one angle.
 
-/// Frequencies of a model's rotary embedding: numbers `i` and `i + len` of a head turn by
+/// Frequencies of a model's rotary embedding: a pair of numbers of a head turns by
 /// `position * inv_freq[i]`; what follows the first `2 * len` numbers stays.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
@@ -8,6 +8,8 @@ pub struct Rotary {
     pub inv_freq: Vec<f32>,
     /// What cosines and sines are multiplied by (YaRN; else 1).
     pub scale: f32,
+    /// Whether pair `i` is the numbers `2i` and `2i + 1`, and not `i` and `i + len`.
+    pub interleaved: bool,
 }
 
 /// Cosines and sines of the positions of a call.
@@ -55,20 +57,28 @@ impl Angles {
             .chunks_exact_mut(wide)
             .zip(self.turns.chunks_exact(pairs).skip(from))
         {
-            row.chunks_exact_mut(dim).for_each(|head| turn(head, turns));
+            row.chunks_exact_mut(dim)
+                .for_each(|head| turn(head, turns, self.rotary.interleaved));
         }
     }
 
     /// Turns all heads of `rows` by the one angle of far queries.
     pub(super) fn rotate_far(&self, rows: &mut [f32], dim: usize) {
         rows.chunks_exact_mut(dim)
-            .for_each(|head| turn(head, &self.far));
+            .for_each(|head| turn(head, &self.far, self.rotary.interleaved));
     }
 }
 
-fn turn(head: &mut [f32], turns: &[(f32, f32)]) {
+fn turn(head: &mut [f32], turns: &[(f32, f32)], interleaved: bool) {
+    let turned = |a: f32, b: f32, (cos, sin): (f32, f32)| (a * cos - b * sin, b * cos + a * sin);
+    if interleaved {
+        for (pair, &turn) in head.chunks_exact_mut(2).zip(turns) {
+            (pair[0], pair[1]) = turned(pair[0], pair[1], turn);
+        }
+        return;
+    }
     let (first, second) = head[..2 * turns.len()].split_at_mut(turns.len());
-    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    for ((a, b), &turn) in first.iter_mut().zip(second).zip(turns) {
+        (*a, *b) = turned(*a, *b, turn);
     }
 }

@@ -9,6 +9,7 @@ fn rotary(dim: usize) -> Rotary {
     Rotary {
         inv_freq: (0..dim / 2).map(frequency).collect(),
         scale: 1.0,
+        interleaved: false,
     }
 }
 
@@ -307,6 +308,7 @@ fn unfit_settings_are_refused_by_name() {
     let bare = Rotary {
         inv_freq: Vec::new(),
         scale: 1.0,
+        interleaved: false,
     };
     assert!(ActQkv::new(default(), dims, bare).is_err());
     assert!(ActQkv::new(default(), dims, rotary(32)).is_err());
@@ -315,4 +317,34 @@ fn unfit_settings_are_refused_by_name() {
         let error = act.set_question(from, to, 100).unwrap_err().to_string();
         assert!(error.contains("100 tokens"), "{error}");
     }
+}
+
+#[test]
+fn interleaved_pairs_turn_as_halves_do() {
+    let dim = 8;
+    let half = rotary(dim);
+    let pairs = Rotary {
+        interleaved: true,
+        ..half.clone()
+    };
+    let head: Vec<f32> = (0..dim).map(|i| i as f32 - 3.0).collect();
+    // Number `i` of the halves is number `2i` of the pairs.
+    let place = |i: usize| {
+        if i < dim / 2 {
+            2 * i
+        } else {
+            2 * (i - dim / 2) + 1
+        }
+    };
+    let mut other = vec![0.0; dim];
+    (0..dim).for_each(|i| other[place(i)] = head[i]);
+    let turned = |rotary: Rotary, head: &[f32]| {
+        let mut angles = super::rotary::Angles::new(rotary, 5);
+        angles.prepare(&[7]);
+        let mut rows = head.to_vec();
+        angles.rotate(&mut rows, dim, 0, dim);
+        rows
+    };
+    let (a, b) = (turned(half, &head), turned(pairs, &other));
+    (0..dim).for_each(|i| assert!((a[i] - b[place(i)]).abs() < 1e-6));
 }

@@ -1,0 +1,133 @@
+//! `keyfold lm generate`.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use keyfold_lm::SpecialTokens;
+use keyfold_lm::generate::{Ended, generate};
+use keyfold_lm::prompt_cache;
+use serde_json::json;
+
+use super::setup::{DecodeArgs, ModelArgs};
+use crate::args::Globals;
+use crate::commands::lm::measure::Measured;
+use crate::failure::{Outcome, wrong_use};
+use crate::progress::StderrProgress;
+
+/// Write on from a prompt
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  keyfold lm generate \"The wing of an aircraft\" --model SmolLM2-135M-Instruct.Q4_1.gguf
+  keyfold lm generate --prompt-file notes.md --model MODEL --select tidal --tokens 256 --report
+  keyfold lm generate \"Once upon a time\" --model MODEL --decode contrastive -k 5 --alpha 0.6")]
+pub(super) struct GenerateArgs {
+    /// What the text begins with
+    #[arg(value_name = "PROMPT", required_unless_present = "prompt_file")]
+    prompt: Option<String>,
+    /// Read the prompt from a file; - is stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Take names of special tokens in the prompt (<|im_end|>) for these tokens
+    #[arg(long)]
+    special: bool,
+    /// Keep the state after the prompt in this file, and begin with it where it is there
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
+    /// Say on stderr how fast it went and what was read
+    #[arg(long)]
+    report: bool,
+    #[command(flatten)]
+    decode: DecodeArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    let text = prompt(args)?;
+    let progress = StderrProgress::new(globals.quiet, 20);
+    let loaded = args.model.load(globals, &progress)?;
+    let tokenizer = loaded.file.tokenizer()?;
+    let special = if args.special {
+        SpecialTokens::Parse
+    } else {
+        SpecialTokens::Plain
+    };
+    let mut tokens = tokenizer.prefix().to_vec();
+    tokens.extend(tokenizer.encode(&text, special)?);
+    let options = args.decode.options(&loaded, &tokenizer, globals.seed);
+    let mut session = args
+        .model
+        .session(&loaded, tokens.len() + options.max_tokens, &progress)?;
+    let mut rest = tokens.clone();
+    if let Some(path) = &args.prompt_cache {
+        let cache = args.model.policy.cache();
+        if path.exists() {
+            let held = prompt_cache::prefill(&mut session, cache, path, &tokens, &progress)?;
+            progress.say(&format!(
+                "{held} of {} tokens came from {}",
+                tokens.len(),
+                path.display()
+            ));
+        } else {
+            session.prefill(&tokens, &progress)?;
+        }
+        prompt_cache::save(&mut session, cache, path)?;
+        rest.clear();
+    }
+    let mut out = anstream::stdout().lock();
+    let mut failed = None;
+    let mut show = |piece: &str| {
+        if !globals.json && failed.is_none() {
+            failed = write!(out, "{piece}").and_then(|()| out.flush()).err();
+        }
+    };
+    let written = generate(
+        &mut session,
+        &tokenizer,
+        &rest,
+        &options,
+        &progress,
+        &mut show,
+    )?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let measured = Measured::new(&session);
+    if globals.json {
+        let whole = json!({
+            "text": written.text, "tokens": written.tokens, "ended": written.ended,
+            "picks": written.picks, "prompt_tokens": tokens.len(), "report": measured,
+        });
+        writeln!(out, "{}", serde_json::to_string_pretty(&whole)?)?;
+    } else {
+        writeln!(out)?;
+    }
+    if args.report && !globals.json {
+        measured.print(&mut anstream::stderr())?;
+    }
+    Ok(if written.ended == Ended::Stopped {
+        Outcome::Interrupted
+    } else {
+        Outcome::Done
+    })
+}
+
+fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {
+    let Some(path) = &args.prompt_file else {
+        return Ok(args.prompt.clone().unwrap_or_default());
+    };
+    let mut bytes = Vec::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut bytes)?;
+    } else {
+        bytes = std::fs::read(path)
+            .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
+    }
+    String::from_utf8(bytes).map_err(|_| {
+        wrong_use(format!(
+            "{} is not UTF-8 text; convert it first",
+            path.display()
+        ))
+    })
+}

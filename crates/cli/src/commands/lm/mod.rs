@@ -1,0 +1,45 @@
+//! `keyfold lm`: one file per command.
+
+mod calibrate;
+mod chat;
+mod generate;
+mod measure;
+mod perplexity;
+pub(super) mod policy;
+mod score;
+pub(super) mod setup;
+
+pub(super) use chat::template;
+
+use clap::Subcommand;
+
+use crate::args::Globals;
+use crate::failure::Outcome;
+
+/// Read and write with a language model
+#[derive(Debug, clap::Args)]
+pub(crate) struct LmArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
+    Perplexity(perplexity::PerplexityArgs),
+    Score(score::ScoreArgs),
+    Calibrate(calibrate::CalibrateArgs),
+    Bench(measure::MeasureArgs),
+}
+
+pub(crate) fn run(args: &LmArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    match &args.action {
+        Action::Generate(args) => generate::run(args, globals),
+        Action::Chat(args) => chat::run(args, globals),
+        Action::Perplexity(args) => perplexity::run(args, globals),
+        Action::Score(args) => score::run(args, globals),
+        Action::Calibrate(args) => calibrate::run(args, globals),
+        Action::Bench(args) => measure::run(args, globals),
+    }
+}

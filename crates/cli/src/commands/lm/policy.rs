@@ -1,0 +1,370 @@
+//! Which rows are kept and read: `--cache`, `--select`, `--prefill` and their settings.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use keyfold_lm::block_mask::{DenseLayers, Pattern, PowerConfig};
+use keyfold_lm::config::rope_frequencies;
+use keyfold_lm::prefill::Layers;
+use keyfold_lm::prefill::hyper::{HyperConfig, HyperPrefill};
+use keyfold_lm::prefill::power::PowerPrefill;
+use keyfold_lm::roles::{Prefill, Selector};
+use keyfold_lm::select::Budget;
+use keyfold_lm::select::act_qkv::{ActQkv, ActQkvConfig, Rotary};
+use keyfold_lm::select::double_sparsity::{DoubleSparsity, DoubleSparsityConfig};
+use keyfold_lm::select::power::PowerSelect;
+use keyfold_lm::select::rankings::Rankings;
+use keyfold_lm::select::tidal::{Tidal, TidalConfig};
+use keyfold_lm::session::Policy;
+use keyfold_lm::store::CacheType;
+
+use super::calibrate;
+use super::setup::Loaded;
+use crate::failure::wrong_use;
+use crate::progress::StderrProgress;
+
+/// Distance of the blocks of `--pattern stride-slash`, in blocks.
+const STRIDE: usize = 32;
+
+/// How a context is kept and read.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "How the context is kept and read")]
+pub(crate) struct PolicyArgs {
+    /// How cached keys and values are kept
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    cache: CacheArg,
+    /// Which cached tokens a written token reads
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    select: SelectArg,
+    /// How a prompt is read
+    #[arg(long, value_name = "METHOD", default_value = "dense")]
+    prefill: PrefillArg,
+    /// double-sparse, tidal: how many tokens are read, or a share like 1/16 [default: 256]
+    #[arg(long, value_name = "N|1/N")]
+    tokens: Option<Budget>,
+    /// double-sparse: channels of a label, of each head
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
+    /// double-sparse: bits of a label's number
+    #[arg(long, value_name = "4|16")]
+    label_bits: Option<u8>,
+    /// double-sparse: the file that 'keyfold lm calibrate' wrote; auto lets the model write a
+    /// text and takes that
+    #[arg(long, value_name = "FILE|auto", default_value = "auto")]
+    calib: PathBuf,
+    /// double-sparse, tidal: so many layers at the bottom read everything; power: these layers
+    /// (0,1,7) or this share of them (2/7)
+    #[arg(long, value_name = "N|LAYERS")]
+    dense_layers: Option<String>,
+    /// tidal: layers that choose anew
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    reselect: Option<Vec<usize>>,
+    /// tidal: read the last N tokens again with everything, every N tokens
+    #[arg(long, value_name = "N")]
+    correct_every: Option<usize>,
+    /// act-qkv, power, hyper: tokens of a block
+    #[arg(long, value_name = "N")]
+    block: Option<usize>,
+    /// act-qkv: first tokens that are always read
+    #[arg(long, value_name = "N")]
+    init: Option<usize>,
+    /// act-qkv: newest tokens that are always read
+    #[arg(long, value_name = "N")]
+    local: Option<usize>,
+    /// act-qkv: blocks that are read, of each layer on average
+    #[arg(long, value_name = "N")]
+    topk: Option<usize>,
+    /// act-qkv: keys that stand for a block
+    #[arg(long, value_name = "N")]
+    repr: Option<usize>,
+    /// power: newest blocks that are read
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// power: first blocks that are read
+    #[arg(long, value_name = "N")]
+    sink: Option<usize>,
+    /// power: which blocks are read
+    #[arg(long, value_name = "PATTERN", default_value = "power")]
+    pattern: PatternArg,
+    /// hyper: in which layers (all, last:12, first:4, odd, even)
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<Layers>,
+    /// hyper: keys that are drawn for all queries
+    #[arg(long, value_name = "N")]
+    sample: Option<usize>,
+    /// hyper: bits of the hash
+    #[arg(long, value_name = "N")]
+    proj: Option<usize>,
+    /// hyper: shorter texts are read exactly
+    #[arg(long, value_name = "N")]
+    min_len: Option<usize>,
+}
+
+/// How cached keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CacheArg {
+    /// 32 bits
+    F32,
+    /// 16 bits
+    F16,
+    /// 8 bits and a scale for 32 numbers
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits and a scale for 32 numbers
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+/// Which cached tokens a written token reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SelectArg {
+    /// All
+    None,
+    /// Those whose few most telling channels fit (Double Sparsity)
+    DoubleSparse,
+    /// Those that two layers found, for all layers (TidalDecode)
+    Tidal,
+    /// Blocks that a probe of the newest queries finds; goes beyond the model's context (ActQKV)
+    ActQkv,
+    /// Blocks at distances of powers of two (PowerAttention)
+    Power,
+}
+
+/// How a prompt is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PrefillArg {
+    /// Every token sees every token before it
+    Dense,
+    /// Blocks at distances of powers of two (PowerAttention)
+    Power,
+    /// Keys that fall together with a query, and a sample (HyperAttention)
+    Hyper,
+    /// As --select act-qkv, which must be given
+    ActQkv,
+}
+
+/// Which blocks PowerAttention and its baselines read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PatternArg {
+    /// At distances of powers of two
+    Power,
+    /// The newest
+    Window,
+    /// At distances of a multiple
+    StrideSlash,
+    /// Every second of the newest
+    Dilated,
+    /// Those of LongNet's segments
+    LongNet,
+}
+
+impl PolicyArgs {
+    /// How rows are kept.
+    pub(crate) fn cache(&self) -> CacheType {
+        match self.cache {
+            CacheArg::F32 => CacheType::F32,
+            CacheArg::F16 => CacheType::F16,
+            CacheArg::Q8_0 => CacheType::Q8_0,
+            CacheArg::Q4_0 => CacheType::Q4_0,
+        }
+    }
+
+    /// The roles that the options name, for texts of up to `context` tokens.
+    pub(crate) fn build(
+        &self,
+        loaded: &Loaded,
+        context: usize,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Policy> {
+        self.check()?;
+        if self.select == SelectArg::ActQkv {
+            return self.act_qkv(loaded);
+        }
+        let limit = loaded
+            .decoder
+            .config()
+            .context_limit()
+            .unwrap_or(usize::MAX);
+        let mut policy = Policy::dense(&loaded.decoder, self.cache(), context.min(limit))?;
+        let Policy::Roles {
+            selector, prefill, ..
+        } = &mut policy
+        else {
+            return Ok(policy);
+        };
+        *selector = self.selector(loaded, progress)?;
+        if let Some(other) = self.prefill(loaded, progress)? {
+            *prefill = other;
+        }
+        Ok(policy)
+    }
+
+    /// Refuses what does not go together.
+    fn check(&self) -> anyhow::Result<()> {
+        let act_qkv = self.select == SelectArg::ActQkv;
+        if act_qkv && !matches!(self.prefill, PrefillArg::Dense | PrefillArg::ActQkv) {
+            return Err(wrong_use(
+                "--select act-qkv reads prompts in its own way; leave out --prefill, or choose another --select",
+            ));
+        }
+        if !act_qkv && self.prefill == PrefillArg::ActQkv {
+            return Err(wrong_use(
+                "--prefill act-qkv keeps blocks that only --select act-qkv can read; give both, or neither",
+            ));
+        }
+        if act_qkv && self.cache != CacheArg::F16 {
+            return Err(wrong_use(
+                "--select act-qkv keeps its rows itself; leave out --cache",
+            ));
+        }
+        Ok(())
+    }
+
+    fn selector(
+        &self,
+        loaded: &Loaded,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Option<Box<dyn Selector>>> {
+        let dims = loaded.decoder.config().dims;
+        Ok(match self.select {
+            SelectArg::None | SelectArg::ActQkv => None,
+            SelectArg::DoubleSparse => {
+                let mut config = DoubleSparsityConfig::default();
+                config.heavy_const = self.tokens.unwrap_or(config.heavy_const);
+                config.channels = self.channels.or(config.channels);
+                config.label_bits = self.label_bits.unwrap_or(config.label_bits);
+                config.dense_layers = self.dense_count()?.unwrap_or(config.dense_layers);
+                let rankings = self.rankings(loaded, progress)?;
+                let made = DoubleSparsity::new(config, dims, &rankings);
+                let from = || {
+                    format!(
+                        "cannot use the channels of --calib {}",
+                        self.calib.display()
+                    )
+                };
+                Some(Box::new(made.with_context(from)?))
+            }
+            SelectArg::Tidal => {
+                let mut config = TidalConfig::for_layers(dims.layers);
+                config.top_k = self.tokens.unwrap_or(config.top_k);
+                config.sparse_layer_start =
+                    self.dense_count()?.unwrap_or(config.sparse_layer_start);
+                config.correction_layers =
+                    self.reselect.clone().unwrap_or(config.correction_layers);
+                config.correct_every = self.correct_every;
+                let tidal = Tidal::new(config, dims)?;
+                tidal.notices(0).iter().for_each(|n| progress.say(n));
+                Some(Box::new(tidal))
+            }
+            SelectArg::Power => {
+                let select = PowerSelect::new(self.power()?, dims)?;
+                select.notices().iter().for_each(|n| progress.say(n));
+                Some(Box::new(select))
+            }
+        })
+    }
+
+    fn prefill(
+        &self,
+        loaded: &Loaded,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Option<Box<dyn Prefill>>> {
+        let dims = loaded.decoder.config().dims;
+        Ok(match self.prefill {
+            PrefillArg::Dense | PrefillArg::ActQkv => None,
+            PrefillArg::Power => {
+                let prefill = PowerPrefill::new(self.power()?, dims)?;
+                if self.select != SelectArg::Power {
+                    prefill.notices().iter().for_each(|n| progress.say(n));
+                }
+                Some(Box::new(prefill))
+            }
+            PrefillArg::Hyper => {
+                let mut config = HyperConfig::default();
+                config.block_size = self.block.unwrap_or(config.block_size);
+                config.sample_size = self.sample.unwrap_or(config.sample_size);
+                config.lsh_num_projs = self.proj.unwrap_or(config.lsh_num_projs);
+                config.min_seq_len = self.min_len.unwrap_or(config.min_seq_len);
+                config.layers = self.layers.unwrap_or(config.layers);
+                Some(Box::new(HyperPrefill::new(config, dims)?))
+            }
+        })
+    }
+
+    fn power(&self) -> anyhow::Result<PowerConfig> {
+        let mut config = match self.pattern {
+            PatternArg::Power => PowerConfig::default(),
+            PatternArg::Window => PowerConfig::baseline(Pattern::Window),
+            PatternArg::StrideSlash => PowerConfig::baseline(Pattern::StrideSlash(STRIDE)),
+            PatternArg::Dilated => PowerConfig::baseline(Pattern::Dilated),
+            PatternArg::LongNet => PowerConfig::baseline(Pattern::LongNet),
+        };
+        config.block = self.block.unwrap_or(config.block);
+        config.window = self.window.unwrap_or(config.window);
+        config.sink = self.sink.unwrap_or(config.sink);
+        if let Some(layers) = &self.dense_layers {
+            config.dense_layers = layers.parse::<DenseLayers>()?;
+        }
+        Ok(config)
+    }
+
+    fn act_qkv(&self, loaded: &Loaded) -> anyhow::Result<Policy> {
+        let config = loaded.decoder.config();
+        let (inv_freq, scale) = rope_frequencies(config, config.max_position_embeddings);
+        if config
+            .rope()
+            .is_none_or(|rope| rope.layers.contains(&false))
+        {
+            return Err(wrong_use(
+                "--select act-qkv moves tokens by rotary positions, which some layers of this model do not \
+                 have; choose another --select",
+            ));
+        }
+        let mut act = ActQkvConfig::default();
+        act.block_size = self.block.unwrap_or(act.block_size);
+        act.n_init = self.init.unwrap_or(act.n_init);
+        act.n_local = self.local.unwrap_or(act.n_local);
+        act.topk = self.topk.unwrap_or(act.topk);
+        act.repr_topk = self.repr.unwrap_or(act.repr_topk);
+        let interleaved = config.rope().is_some_and(|rope| rope.interleaved);
+        let rotary = Rotary {
+            inv_freq,
+            scale,
+            interleaved,
+        };
+        Ok(Policy::Whole(Box::new(ActQkv::new(
+            act,
+            config.dims,
+            rotary,
+        )?)))
+    }
+
+    /// `--dense-layers` as a number of layers at the bottom.
+    fn dense_count(&self) -> anyhow::Result<Option<usize>> {
+        let Some(text) = &self.dense_layers else {
+            return Ok(None);
+        };
+        let count = text.parse().map_err(|_| {
+            wrong_use(format!(
+                "--dense-layers {text} is no number of layers; this --select takes one, like 2"
+            ))
+        })?;
+        Ok(Some(count))
+    }
+
+    fn rankings(&self, loaded: &Loaded, progress: &StderrProgress) -> anyhow::Result<Rankings> {
+        let config = loaded.decoder.config();
+        if self.calib.as_os_str() == "auto" {
+            return calibrate::by_own_text(loaded, progress);
+        }
+        let rankings = Rankings::load(&self.calib)?;
+        // Files number channels as Hugging Face's weights have them.
+        let interleaved = config.rope().is_some_and(|rope| rope.interleaved);
+        Ok(if interleaved {
+            rankings.interleaved(config.dims.head_dim)
+        } else {
+            rankings
+        })
+    }
+}

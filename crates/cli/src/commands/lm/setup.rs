@@ -1,0 +1,170 @@
+//! What every command with a language model begins with: the model, its tokenizer, its
+//! threads, and how the next token is picked.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use keyfold_core::ModelFolder;
+use keyfold_kernels::Team;
+use keyfold_lm::ModelFile;
+use keyfold_lm::Tokenizer;
+use keyfold_lm::decoding::{ContrastiveConfig, SamplingConfig};
+use keyfold_lm::generate::{Decoding, GenerateOptions};
+use keyfold_lm::model::Decoder;
+use keyfold_lm::session::{Policy, Session};
+
+use super::policy::PolicyArgs;
+use crate::args::Globals;
+use crate::progress::StderrProgress;
+
+/// The model and how it reads.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The model: a .gguf file, a folder with config.json and safetensors, or a hub name
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+}
+
+/// A model that is ready.
+pub(crate) struct Loaded {
+    pub(crate) file: ModelFile,
+    pub(crate) decoder: Arc<Decoder>,
+    pub(crate) team: Arc<Team>,
+}
+
+impl ModelArgs {
+    /// Opens the model and says what is to be noted about it.
+    pub(crate) fn load(
+        &self,
+        globals: &Globals,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Loaded> {
+        let file = ModelFile::open(&path(&self.model)?)?;
+        file.notes().iter().for_each(|note| progress.say(note));
+        let decoder = Arc::new(Decoder::load(&file)?);
+        let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
+        Ok(Loaded {
+            file,
+            decoder,
+            team,
+        })
+    }
+
+    /// An empty text that is read as the options say.
+    pub(crate) fn session(
+        &self,
+        loaded: &Loaded,
+        context: usize,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Session> {
+        let policy: Policy = self.policy.build(loaded, context, progress)?;
+        Ok(Session::new(
+            Arc::clone(&loaded.decoder),
+            policy,
+            Arc::clone(&loaded.team),
+        ))
+    }
+}
+
+/// A path as it is, any other name as that of a model in the cache.
+fn path(name: &str) -> anyhow::Result<PathBuf> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    Ok(ModelFolder::find(name)?.file(""))
+}
+
+/// How tokens are picked, and when the text ends.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "How the text goes on")]
+pub(crate) struct DecodeArgs {
+    /// Tokens at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// How the next token is picked
+    #[arg(long, value_name = "WAY", default_value = "sample")]
+    decode: DecodeArg,
+    /// Below 1 the likely becomes likelier; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    temperature: f32,
+    /// Draw among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Draw among so many likeliest tokens; 0 means all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: usize,
+    /// Draw among tokens with at least this share of the likeliest one's probability
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that occurred less likely; 1 changes nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Contrastive search: how many candidates
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    k: usize,
+    /// Contrastive search: weight of the penalty for saying the same again, 0 to 1
+    #[arg(long, value_name = "A", default_value_t = 0.6)]
+    alpha: f32,
+    /// End before this text comes (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on where the model would end
+    #[arg(long)]
+    ignore_end: bool,
+}
+
+/// How the next token is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DecodeArg {
+    /// Drawn from the model's distribution
+    Sample,
+    /// The likeliest
+    Greedy,
+    /// Likely, and not a repetition of what was said (contrastive search)
+    Contrastive,
+}
+
+impl DecodeArgs {
+    /// The options of the library.
+    pub(crate) fn options(
+        &self,
+        loaded: &Loaded,
+        tokenizer: &Tokenizer,
+        seed: u64,
+    ) -> GenerateOptions {
+        let sampling = SamplingConfig {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed,
+        };
+        let decoding = match self.decode {
+            DecodeArg::Sample => Decoding::Sample(sampling),
+            DecodeArg::Greedy => Decoding::Sample(SamplingConfig {
+                temperature: 0.0,
+                ..sampling
+            }),
+            DecodeArg::Contrastive => Decoding::Contrastive(ContrastiveConfig {
+                k: self.k,
+                alpha: self.alpha,
+            }),
+        };
+        let mut end_tokens = loaded.decoder.config().eos_token_ids.clone();
+        end_tokens.extend_from_slice(tokenizer.eos());
+        if self.ignore_end {
+            end_tokens.clear();
+        }
+        GenerateOptions {
+            max_tokens: self.max_tokens,
+            decoding,
+            stop: self.stop.clone(),
+            end_tokens,
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! `keyfold lm` and `keyfold ask`, on a tiny random model: what is written means nothing,
+//! but how it comes about can be seen.
+
+mod common;
+
+use std::path::Path;
+
+use common::Notes;
+use serde_json::Value;
+
+fn model(name: &str) -> String {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lm/tests/fixtures");
+    fixtures.join(name).to_string_lossy().into_owned()
+}
+
+const PROMPT: &str = "the boat on the river and the boat by the wall";
+
+fn generate(notes: &Notes, more: &[&str]) -> Value {
+    let llama = model("llama");
+    let mut args = vec![
+        "lm", "generate", PROMPT, "--model", &llama, "-n", "24", "--json",
+    ];
+    args.extend(more);
+    notes.run(&args).json()
+}
+
+#[test]
+fn the_same_seed_writes_the_same_and_another_something_else() {
+    let notes = Notes::new();
+    let ignore = ["--ignore-end", "--temperature", "1"];
+    let of = |seed: &str| generate(&notes, &[&ignore[..], &["--seed", seed]].concat());
+    let (first, again, other) = (of("1"), of("1"), of("2"));
+    assert_eq!(first["tokens"], again["tokens"]);
+    assert_ne!(first["tokens"], other["tokens"]);
+    assert_eq!(first["tokens"].as_array().map(Vec::len), Some(24));
+    assert_eq!(first["ended"], "length");
+    assert!(first["report"]["cache_bytes"].as_u64() > Some(0));
+}
+
+#[test]
+fn methods_that_read_everything_write_what_reading_everything_writes() {
+    let notes = Notes::new();
+    let greedy = ["--decode", "greedy", "--ignore-end", "--cache", "f32"];
+    let of = |more: &[&str]| generate(&notes, &[&greedy[..], more].concat())["tokens"].clone();
+    let dense = of(&[]);
+    for all in [
+        &[
+            "--select",
+            "double-sparse",
+            "--tokens",
+            "500",
+            "--channels",
+            "4",
+            "--dense-layers",
+            "0",
+        ][..],
+        &["--select", "power", "--block", "64", "--prefill", "power"],
+        &["--prefill", "hyper"],
+        &["--decode", "contrastive", "-k", "1"],
+        &["--decode", "contrastive", "-k", "4", "--alpha", "0"],
+    ] {
+        let mut args = greedy.to_vec();
+        if all[0] == "--decode" {
+            args.drain(..2);
+        }
+        let found = generate(&notes, &[&args[..], all].concat())["tokens"].clone();
+        assert_eq!(found, dense, "{all:?}");
+    }
+    // Reading less does change it.
+    let few = of(&[
+        "--select",
+        "double-sparse",
+        "--tokens",
+        "2",
+        "--channels",
+        "4",
+        "--dense-layers",
+        "0",
+    ]);
+    assert_ne!(few, dense);
+}
+
+#[test]
+fn a_kept_prompt_is_not_read_again() {
+    let notes = Notes::new();
+    let greedy = [
+        "--decode",
+        "greedy",
+        "--ignore-end",
+        "--prompt-cache",
+        "state",
+    ];
+    let first = generate(&notes, &greedy);
+    let second = generate(&notes, &greedy);
+    assert_eq!(first["tokens"], second["tokens"]);
+    assert!(first["report"]["prompt_tokens"].as_u64() > Some(5));
+    assert_eq!(second["report"]["prompt_tokens"], 1);
+    std::fs::write(notes.file("state"), b"KFPROMPT and nothing else").unwrap();
+    let llama = model("llama");
+    let args = [
+        "lm",
+        "generate",
+        PROMPT,
+        "--model",
+        &llama,
+        "--prompt-cache",
+        "state",
+    ];
+    notes.run(&args).fails(1, &["state", "saved prompt"]);
+}
+
+#[test]
+fn texts_are_scored_and_files_measured() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    let scored = notes
+        .run(&[
+            "lm",
+            "score",
+            "--given",
+            "the boat",
+            " by the wall",
+            "--model",
+            &llama,
+            "--json",
+        ])
+        .json();
+    let tokens = scored["tokens"].as_array().unwrap();
+    let sum: f64 = tokens
+        .iter()
+        .map(|t| t["log_probability"].as_f64().unwrap())
+        .sum();
+    assert!((sum - scored["log_probability"].as_f64().unwrap()).abs() < 1e-6);
+    assert!(!tokens.is_empty() && sum < 0.0);
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(40)).unwrap();
+    let args = [
+        "lm",
+        "perplexity",
+        "book.txt",
+        "--model",
+        &llama,
+        "--context",
+        "64",
+        "--json",
+    ];
+    let prompt = notes.run(&args).json();
+    let decoded = notes
+        .run(&[&args[..], &["--decoded", "32"]].concat())
+        .json();
+    // Two ways of reading the same: the halves of the windows differ by one token.
+    let of = |v: &Value| v["nats_per_token"].as_f64().unwrap();
+    assert!(
+        (of(&prompt) - of(&decoded)).abs() < 0.3,
+        "{prompt} {decoded}"
+    );
+    assert!(of(&prompt) > 0.0);
+}
+
+#[test]
+fn calibration_writes_the_published_layout_and_is_read_again() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(20)).unwrap();
+    notes
+        .run(&[
+            "lm",
+            "calibrate",
+            "--text",
+            "book.txt",
+            "--model",
+            &llama,
+            "--out",
+            "channels.json",
+        ])
+        .ok();
+    let file: Value =
+        serde_json::from_slice(&std::fs::read(notes.file("channels.json")).unwrap()).unwrap();
+    let ranks = file["model.layers.1.self_attn.qk_proj"][0]
+        .as_array()
+        .unwrap();
+    let mut ranks: Vec<u64> = ranks.iter().map(|r| r.as_u64().unwrap()).collect();
+    ranks.sort_unstable();
+    assert_eq!(ranks, (0..ranks.len() as u64).collect::<Vec<_>>());
+    generate(
+        &notes,
+        &[
+            "--select",
+            "double-sparse",
+            "--calib",
+            "channels.json",
+            "--tokens",
+            "8",
+            "--channels",
+            "4",
+        ],
+    );
+    std::fs::write(notes.file("channels.json"), b"{}").unwrap();
+    let args = [
+        "lm",
+        "generate",
+        "x",
+        "--model",
+        &llama,
+        "--select",
+        "double-sparse",
+        "--calib",
+        "channels.json",
+        "--channels",
+        "4",
+    ];
+    notes.run(&args).fails(1, &["channels.json"]);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_by_name() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    let with = |more: &[&str]| {
+        let mut args = vec!["lm", "generate", "x", "--model", &llama];
+        args.extend(more);
+        notes.run(&args)
+    };
+    with(&["--select", "act-qkv", "--prefill", "power"]).fails(2, &["--prefill"]);
+    with(&["--prefill", "act-qkv"]).fails(2, &["--select act-qkv"]);
+    with(&["--decode", "contrastive", "--alpha", "1.5"]).fails(1, &["alpha", "1.5"]);
+    with(&["--temperature=-1"]).fails(1, &["temperature"]);
+    with(&["--select", "tidal", "--tokens", "0"]).fails(2, &["token"]);
+    with(&["--cache", "q8_0"]).fails(1, &["--cache"]);
+    notes
+        .run(&["lm", "generate", "", "--model", &model("gguf-llama-f16")])
+        .fails(1, &["empty"]);
+    notes
+        .run(&["lm", "chat", "--model", &model("qwen3")])
+        .fails(2, &["chat template", "generate"]);
+    notes
+        .run(&["lm", "generate", "x", "--model", "no/such.gguf"])
+        .fails(1, &["no/such.gguf"]);
+}
+
+#[test]
+fn a_question_is_answered_with_places_or_not_at_all() {
+    let notes = Notes::new();
+    notes.run(&["index", "."]).ok();
+    let llama = model("llama");
+    let args = [
+        "ask",
+        "When should the big sail come down?",
+        "--model",
+        &llama,
+        "-n",
+        "8",
+    ];
+    let more = ["--min-relevance", "0.1", "--passages", "1", "--json"];
+    let answer = notes.run(&[&args[..], &more].concat()).json();
+    let source = &answer["sources"][0];
+    assert_eq!(source["number"], 1);
+    assert!(
+        source["path"].as_str().is_some_and(|p| p.ends_with(".md")),
+        "{source}"
+    );
+    assert!(source["lines"].is_array());
+    assert!(answer["answer"].is_string());
+    let none = notes.run(&[&args[..], &["--min-relevance", "1"]].concat());
+    none.fails(1, &["nothing in the store"]);
+    notes
+        .run(&["ask", " ", "--model", &llama])
+        .fails(2, &["question is empty"]);
+}
