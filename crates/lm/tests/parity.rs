@@ -279,3 +279,49 @@ fn a_saved_prompt_goes_on_as_if_it_had_been_read() {
         assert!(read(&bad, CacheType::F16).is_err(), "length {at}");
     }
 }
+
+#[test]
+fn contrastive_search_picks_what_the_formula_picks() {
+    use keyfold_lm::decoding::{ContrastiveConfig, ContrastiveSearch};
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let text = std::fs::read_to_string(root.join("contrastive.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (name, reference) in all.as_object().unwrap() {
+        let folder = root.join(name);
+        let (decoder, _) = load(&folder);
+        let mut session = session(&decoder, CacheType::F32, 256, 2);
+        session.keep_hidden(true);
+        session
+            .prefill(&expected(&folder).prompt, &NoProgress)
+            .unwrap();
+        session.keep_hidden(false);
+        let hidden = decoder.config().dims.hidden;
+        let mut search = ContrastiveSearch::new(ContrastiveConfig::default(), hidden);
+        search.push(session.hidden());
+        let tokens = reference["tokens"].as_array().unwrap();
+        for (step, token) in tokens.iter().enumerate() {
+            let candidates: Vec<u32> = search
+                .candidates(session.logits())
+                .iter()
+                .map(|c| c.0)
+                .collect();
+            session.candidates(&candidates).unwrap();
+            let pick = search.pick(session.hidden());
+            let number = |field: &str| reference[field][step].as_f64().unwrap() as f32;
+            assert!(
+                (pick.score - number("scores")).abs() < 1e-3,
+                "{name} {step}"
+            );
+            assert!((pick.probability - number("probabilities")).abs() < 1e-4);
+            assert!((pick.penalty - number("penalties")).abs() < 1e-3);
+            assert_eq!(
+                u64::from(candidates[pick.candidate]),
+                token.as_u64().unwrap(),
+                "{name} {step}"
+            );
+            session
+                .accept(pick.candidate, candidates[pick.candidate])
+                .unwrap();
+        }
+    }
+}
