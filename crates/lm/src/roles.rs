@@ -262,6 +262,11 @@ pub trait WholeAttention: Send {
     /// The most tokens of a prompt that may be read together.
     fn chunk(&self) -> usize;
 
+    /// Positions of old tokens that `layer` looked up last: where an answer comes from.
+    fn retrieved(&self, _layer: usize) -> Vec<std::ops::Range<u32>> {
+        Vec::new()
+    }
+
     /// Bytes that are held.
     fn bytes(&self) -> u64;
 }

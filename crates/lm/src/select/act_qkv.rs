@@ -27,7 +27,7 @@
 //! vector of `heads · head_dim` numbers for each block. All blocks stay in memory (as 16-bit
 //! floats), so the authors' cache of blocks on the accelerator has no counterpart here.
 //!
-//! [`ActQkv::retrieved`] tells which blocks a layer read last: where an answer came from.
+//! [`retrieved`](WholeAttention::retrieved) tells which blocks a layer read last: where an answer came from.
 //!
 //! In the authors' code the statistics are those of all layers together and do nothing in
 //! the first 1000 chunks, and queries of a chunk see tokens that are leaving the window
@@ -39,7 +39,7 @@ mod probe;
 mod rotary;
 mod view;
 
-use keyfold_kernels::{Team, axpy, dot, normalize_rows};
+use keyfold_kernels::{Team, axpy, dot, normalize_rows, top_k_rows};
 
 pub use self::config::{ActQkvConfig, Probe};
 use self::memory::{Memory, mean_of_top};
@@ -47,7 +47,6 @@ use self::probe::{Budgets, Statistics};
 use self::rotary::Angles;
 pub use self::rotary::Rotary;
 use self::view::{HeadResult, View};
-use super::top_k;
 use crate::refusal::Refusal;
 use crate::roles::{Dims, WholeAttention};
 
@@ -128,13 +127,8 @@ impl ActQkv {
         Ok(())
     }
 
-    /// Blocks that `layer` read last, ascending.
-    pub fn retrieved(&self, layer: usize) -> &[u32] {
-        &self.layers[layer].retrieved
-    }
-
     /// Positions of the tokens of a block.
-    pub fn block_positions(&self, block: u32) -> std::ops::Range<u32> {
+    fn block_positions(&self, block: u32) -> std::ops::Range<u32> {
         let from = self.config.n_init as u32 + block * self.config.block_size as u32;
         from..from + self.config.block_size as u32
     }
@@ -236,8 +230,7 @@ impl ActQkv {
         let remaining = &mut remaining[few.number];
         let count = budgets.share(layer, &scores, config.bounds(), decoding, remaining);
         let mut chosen = Vec::with_capacity(count);
-        top_k(&scores, count, &mut Vec::new(), &mut chosen);
-        chosen.sort_unstable();
+        top_k_rows(&scores, count, &mut chosen);
         chosen
     }
 
@@ -368,6 +361,11 @@ impl WholeAttention for ActQkv {
 
     fn chunk(&self) -> usize {
         self.config.chunk_size
+    }
+
+    fn retrieved(&self, layer: usize) -> Vec<std::ops::Range<u32>> {
+        let blocks = self.layers[layer].retrieved.iter();
+        blocks.map(|&block| self.block_positions(block)).collect()
     }
 
     fn bytes(&self) -> u64 {

@@ -6,12 +6,11 @@
 //! [`first`](super::rankings::Rankings::first); the mean query for ActQKV is
 //! [`Probe::Mean`](super::act_qkv::Probe::Mean).
 
-use keyfold_kernels::Team;
+use keyfold_kernels::{Team, top_k_rows};
 
 use super::side::{Notes, SideCache};
 use super::{
-    Budget, Work, choose_lists, key_bytes, of_group, pick, reads_all, score_all, sort_unique,
-    top_k, works,
+    Budget, Work, choose_lists, key_bytes, of_group, pick, reads_all, score_all, sort_unique, works,
 };
 use crate::refusal::Refusal;
 use crate::roles::{Dims, KvStore, Reads, Rows, Selector, StepCtx};
@@ -73,12 +72,12 @@ impl Selector for OracleTopK {
                 );
                 let Work {
                     scores,
-                    keys,
+                    chosen,
                     lists,
                     ..
                 } = work;
                 for scores in scores.chunks_exact(len) {
-                    pick(scores, tokens.of(len), true, keys, &mut lists[0]);
+                    pick(scores, tokens.of(len), true, chosen, &mut lists[0]);
                 }
                 sort_unique(&mut lists[0]);
             },
@@ -275,7 +274,7 @@ impl Selector for QuestPages {
                         terms.sum::<f32>()
                     }));
                     let count = tokens.of(notes.rows).div_ceil(page);
-                    pick(&work.scores, count, true, &mut work.keys, &mut pages);
+                    pick(&work.scores, count, true, &mut work.chosen, &mut pages);
                 }
                 sort_unique(&mut pages);
                 let rows = pages.iter().flat_map(|&number| {
@@ -409,12 +408,8 @@ impl Selector for PooledChannels {
                     work.scores.clear();
                     work.scores
                         .extend(keys.map(|key| keyfold_kernels::dot(key, &query)));
-                    top_k(
-                        &work.scores,
-                        tokens.of(notes.len()),
-                        &mut work.keys,
-                        &mut chosen,
-                    );
+                    top_k_rows(&work.scores, tokens.of(notes.len()), &mut work.chosen);
+                    chosen.extend_from_slice(&work.chosen);
                 }
                 chosen.push(notes.len() as u32 - 1);
                 sort_unique(&mut chosen);

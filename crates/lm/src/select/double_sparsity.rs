@@ -50,7 +50,8 @@ pub struct DoubleSparsityConfig {
     pub channels: Option<usize>,
     /// Bits of a label's number: 4 or 16.
     pub label_bits: u8,
-    /// Whether the query's label is rounded as the keys' are (the authors' evaluation does).
+    /// Whether the query's label is rounded to 4 bits as the keys' are, in the authors'
+    /// arithmetic (their evaluation does so), instead of to 8 bits in a faster one.
     pub round_query: bool,
     /// By what channels are ranked.
     pub channel: Channel,
@@ -80,7 +81,7 @@ impl Default for DoubleSparsityConfig {
             group_factor: 16,
             channels: None,
             label_bits: 4,
-            round_query: true,
+            round_query: false,
             channel: Channel::Q,
             dense_layers: 2,
             labels: LabelHeads::PerKvHead,
@@ -94,6 +95,7 @@ impl DoubleSparsityConfig {
     pub fn authors() -> Self {
         Self {
             labels: LabelHeads::PerHead,
+            round_query: true,
             keep_newest: false,
             ..Self::default()
         }
@@ -178,7 +180,13 @@ impl DoubleSparsity {
             LabelHeads::PerKvHead => 1,
             LabelHeads::PerHead => dims.group(),
         };
-        let labels = |list: &Vec<u32>| Labels::new(list[..count].to_vec(), config.label_bits);
+        let labels = |list: &Vec<u32>| {
+            Labels::new(
+                list[..count].to_vec(),
+                config.label_bits,
+                config.round_query,
+            )
+        };
         let cache = SideCache::new(dims, config.dense_layers, |layer| {
             let rankings = match config.labels {
                 LabelHeads::PerKvHead => rankings.of_kv_heads(layer, config.channel, &dims)?,
@@ -235,15 +243,18 @@ impl Selector for DoubleSparsity {
         };
         choose_lists(works, reads, team, rows, |head, work| {
             let sets = &cache.of(layer, head).0;
-            let queries = of_group(queries, head, &dims).chunks_exact(dims.head_dim);
-            for (i, query) in queries.enumerate() {
-                let set = if sets.len() == 1 { 0 } else { i };
-                sets[set].of_query(query, config.round_query, &mut work.label);
-                work.scores.clear();
-                sets[set].scores(&work.label, &mut work.scores);
-                let k = budget.of(work.scores.len());
-                let list = &mut work.lists[set];
-                pick(&work.scores, k, config.keep_newest, &mut work.keys, list);
+            let of_set = dims.group() / sets.len();
+            let mut queries = of_group(queries, head, &dims).chunks_exact(dims.head_dim);
+            for (labels, list) in sets.iter().zip(&mut work.lists) {
+                work.label.clear();
+                for query in queries.by_ref().take(of_set) {
+                    labels.of_query(query, &mut work.label);
+                }
+                labels.scores(&work.label, &mut work.scores);
+                let k = budget.of(labels.len());
+                for scores in work.scores.chunks_exact(labels.len()) {
+                    pick(scores, k, config.keep_newest, &mut work.chosen, list);
+                }
             }
             work.lists.iter_mut().for_each(sort_unique);
         });

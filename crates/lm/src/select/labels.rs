@@ -2,6 +2,9 @@
 //! cache so that choosing rows reads little.
 
 use half::f16;
+use keyfold_kernels::attention::{CacheRows, RowSet, dot_rows};
+use keyfold_kernels::blocks::BlockType;
+use keyfold_kernels::labels::{LabelBits, LabelBlocks};
 
 /// Labels of the keys of one layer and head: the channels `channels` of each, as 16-bit
 /// floats or as 4-bit integers between the least and the greatest number of the label.
@@ -15,10 +18,13 @@ pub(super) struct Labels {
 
 #[derive(Debug, Clone)]
 enum Codes {
-    /// `[rows, channels]`.
-    Half(Vec<f16>),
-    /// Two channels in a byte, `[rows, channels / 2 rounded up]`; least number and step of each row.
-    Four(Vec<u8>, Vec<[f32; 2]>),
+    /// 16-bit floats, `[rows, channels]`.
+    Half(Vec<u8>),
+    /// 4 bits, packed for a fast scan, which rounds the query to 8 bits.
+    Four(LabelBlocks),
+    /// 4 bits as the authors' evaluation has them, which rounds the query to 4 bits too:
+    /// `[rows, channels]`; least number and step of each row.
+    Literal(Vec<u8>, Vec<[f32; 2]>),
 }
 
 /// Steps between the least and the greatest number of a 4-bit label.
@@ -26,9 +32,10 @@ const STEPS: f32 = 15.0;
 
 impl Labels {
     /// No rows yet; `bits` is 4 or 16.
-    pub(super) fn new(channels: Vec<u32>, bits: u8) -> Self {
-        let rows = match bits {
-            4 => Codes::Four(Vec::new(), Vec::new()),
+    pub(super) fn new(channels: Vec<u32>, bits: u8, round_query: bool) -> Self {
+        let rows = match (bits, round_query) {
+            (4, false) => Codes::Four(LabelBlocks::new(channels.len(), LabelBits::Four)),
+            (4, true) => Codes::Literal(Vec::new(), Vec::new()),
             _ => Codes::Half(Vec::new()),
         };
         Self {
@@ -46,25 +53,28 @@ impl Labels {
 
     pub(super) fn len(&self) -> usize {
         match &self.rows {
-            Codes::Half(codes) => codes.len() / self.channels.len(),
-            Codes::Four(_, ranges) => ranges.len(),
+            Codes::Half(bytes) => bytes.len() / (2 * self.channels.len()),
+            Codes::Four(blocks) => blocks.len(),
+            Codes::Literal(_, ranges) => ranges.len(),
         }
     }
 
     /// Bytes that a scan of all rows reads.
     pub(super) fn bytes(&self) -> u64 {
         let bytes = match &self.rows {
-            Codes::Half(codes) => codes.len() * 2,
-            Codes::Four(codes, ranges) => codes.len() + ranges.len() * 8,
+            Codes::Half(bytes) => bytes.len(),
+            Codes::Four(blocks) => blocks.bytes(),
+            Codes::Literal(codes, ranges) => codes.len() + ranges.len() * 8,
         };
         bytes as u64
     }
 
     pub(super) fn truncate(&mut self, rows: usize) {
         match &mut self.rows {
-            Codes::Half(codes) => codes.truncate(rows * self.channels.len()),
-            Codes::Four(codes, ranges) => {
-                codes.truncate(rows * self.channels.len().div_ceil(2));
+            Codes::Half(bytes) => bytes.truncate(rows * 2 * self.channels.len()),
+            Codes::Four(blocks) => blocks.truncate(rows),
+            Codes::Literal(codes, ranges) => {
+                codes.truncate(rows * self.channels.len());
                 ranges.truncate(rows);
             }
         }
@@ -73,51 +83,63 @@ impl Labels {
     /// Adds the label of a whole key.
     pub(super) fn push(&mut self, key: &[f32]) {
         self.label.clear();
+        let channels = self.channels.iter();
         self.label
-            .extend(self.channels.iter().map(|&channel| key[channel as usize]));
+            .extend(channels.map(|&channel| key[channel as usize]));
         match &mut self.rows {
-            Codes::Half(codes) => codes.extend(self.label.iter().map(|&x| f16::from_f32(x))),
-            Codes::Four(codes, ranges) => {
+            Codes::Half(bytes) => {
+                let halves = self.label.iter().map(|&x| f16::from_f32(x));
+                bytes.extend(halves.flat_map(f16::to_le_bytes));
+            }
+            Codes::Four(blocks) => blocks.push(&self.label),
+            Codes::Literal(codes, ranges) => {
                 let (least, step) = range(&self.label);
                 ranges.push([least, step]);
-                codes.extend(self.label.chunks(2).map(|pair| {
-                    let code = |x: f32| level(x, least, step) as u8;
-                    code(pair[0]) | pair.get(1).map_or(0, |&x| code(x) << 4)
-                }));
+                codes.extend(self.label.iter().map(|&x| level(x, least, step) as u8));
             }
         }
     }
 
-    /// The label of a query: its channels, rounded as the keys' are where `round`.
-    pub(super) fn of_query(&self, query: &[f32], round: bool, label: &mut Vec<f32>) {
-        label.clear();
+    /// Appends the label of a query.
+    pub(super) fn of_query(&self, query: &[f32], label: &mut Vec<f32>) {
+        let from = label.len();
         label.extend(self.channels.iter().map(|&channel| query[channel as usize]));
-        if round && matches!(self.rows, Codes::Four(..)) {
-            let (least, step) = range(label);
-            for x in label {
+        if matches!(self.rows, Codes::Literal(..)) {
+            let own = &mut label[from..];
+            let (least, step) = range(own);
+            for x in own {
                 *x = least + level(*x, least, step) * step;
             }
         }
     }
 
-    /// Appends to `scores` the product of the query's `label` with every row's.
-    pub(super) fn scores(&self, label: &[f32], scores: &mut Vec<f32>) {
-        let width = self.channels.len();
+    /// Products of the queries' labels `[any, channels]` with every row's, one query after
+    /// the other.
+    pub(super) fn scores(&self, labels: &[f32], scores: &mut Vec<f32>) {
+        let (width, len) = (self.channels.len(), self.len());
+        scores.clear();
+        scores.resize(labels.len() / width * len, 0.0);
         match &self.rows {
-            Codes::Half(codes) => scores.extend(codes.chunks_exact(width).map(|row| {
-                let products = row.iter().zip(label).map(|(x, q)| x.to_f32() * q);
-                products.sum::<f32>()
-            })),
-            Codes::Four(codes, ranges) => {
-                let sum: f32 = label.iter().sum();
-                let rows = codes.chunks_exact(width.div_ceil(2)).zip(ranges);
-                scores.extend(rows.map(|(row, [least, step])| {
-                    let products = row.iter().zip(label.chunks(2)).map(|(&byte, pair)| {
-                        let high = pair.get(1).map_or(0.0, |q| f32::from(byte >> 4) * q);
-                        f32::from(byte & 15) * pair[0] + high
-                    });
-                    least * sum + step * products.sum::<f32>()
-                }));
+            Codes::Half(bytes) => {
+                let rows = CacheRows {
+                    kind: BlockType::F16,
+                    dim: width,
+                    stride: 2 * width,
+                    bytes,
+                };
+                dot_rows(rows, labels, RowSet::Range(0, len), scores);
+            }
+            Codes::Four(blocks) => blocks.scores(labels, scores),
+            Codes::Literal(codes, ranges) => {
+                let lists = scores.chunks_exact_mut(len.max(1));
+                for (label, scores) in labels.chunks_exact(width).zip(lists) {
+                    let sum: f32 = label.iter().sum();
+                    let rows = codes.chunks_exact(width).zip(ranges);
+                    for (score, (row, [least, step])) in scores.iter_mut().zip(rows) {
+                        let products = row.iter().zip(label).map(|(&x, q)| f32::from(x) * q);
+                        *score = least * sum + step * products.sum::<f32>();
+                    }
+                }
             }
         }
     }
@@ -156,10 +178,11 @@ mod tests {
 
     #[test]
     fn labels_hold_the_chosen_channels_in_their_order() {
-        for (bits, error) in [(16, 1e-3), (4, 0.11)] {
-            let mut labels = Labels::new(vec![5, 0, 3], bits);
+        for (bits, round_query, error) in [(16, false, 1e-3), (4, true, 0.11), (4, false, 0.12)] {
+            let mut labels = Labels::new(vec![5, 0, 3], bits, round_query);
             labels.push(&[1.0, 9.0, 9.0, -2.0, 9.0, 0.3]);
             labels.push(&[0.5, 9.0, 9.0, 0.5, 9.0, 0.5]);
+            assert_eq!(labels.len(), 2);
             for (row, expected) in [[0.3, 1.0, -2.0], [0.5; 3]].iter().enumerate() {
                 for (got, want) in read(&labels, row).iter().zip(expected) {
                     assert!((got - want).abs() < error, "{bits} bits: {got} {want}");
@@ -170,23 +193,26 @@ mod tests {
 
     #[test]
     fn four_bits_keep_the_ends_and_round_to_the_nearest_step() {
-        let mut labels = Labels::new(vec![0, 1, 2, 3, 4], 4);
-        labels.push(&[-3.0, 12.0, 0.4, 0.6, 11.6]);
-        let read = read(&labels, 0);
+        let numbers = [-3.0, 12.0, 0.4, 0.6, 11.6];
         let expected = [-3.0, 12.0, 0.0, 1.0, 12.0];
-        assert!(
-            read.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5),
-            "{read:?}"
-        );
+        let near = |got: &[f32], error: f32| {
+            assert!(
+                got.iter().zip(expected).all(|(a, b)| (a - b).abs() < error),
+                "{got:?}"
+            );
+        };
         let mut label = Vec::new();
-        labels.of_query(&[-3.0, 12.0, 0.4, 0.6, 11.6], true, &mut label);
-        assert!(
-            label
-                .iter()
-                .zip(expected)
-                .all(|(a, b)| (a - b).abs() < 1e-5)
-        );
-        labels.of_query(&[-3.0, 12.0, 0.4, 0.6, 11.6], false, &mut label);
-        assert_eq!(label, [-3.0, 12.0, 0.4, 0.6, 11.6]);
+        for (round_query, error) in [(true, 1e-5), (false, 1e-2)] {
+            let mut labels = Labels::new(vec![0, 1, 2, 3, 4], 4, round_query);
+            labels.push(&numbers);
+            near(&read(&labels, 0), error);
+            label.clear();
+            labels.of_query(&numbers, &mut label);
+            if round_query {
+                near(&label, 1e-5);
+            } else {
+                assert_eq!(label, numbers);
+            }
+        }
     }
 }

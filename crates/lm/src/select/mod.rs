@@ -22,7 +22,7 @@ pub mod tidal;
 
 use std::str::FromStr;
 
-use keyfold_kernels::Team;
+use keyfold_kernels::{Team, top_k_rows};
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
@@ -91,38 +91,12 @@ impl FromStr for Budget {
 struct Work {
     /// Scores of one query head, or of all of the group one after the other.
     scores: Vec<f32>,
-    /// Scores and rows in one number each, for the selection.
-    keys: Vec<u64>,
-    /// The query's label.
+    /// Rows that one query head chose.
+    chosen: Vec<u32>,
+    /// Labels of the queries.
     label: Vec<f32>,
     /// Rows of every list that this KV head gives: one, or one for each query head.
     lists: Vec<Vec<u32>>,
-}
-
-/// Appends to `rows` the `k` rows of greatest `scores`, in no order. Of equal scores the
-/// earlier row is the greater; NaN is the least.
-fn top_k(scores: &[f32], k: usize, keys: &mut Vec<u64>, rows: &mut Vec<u32>) {
-    if k >= scores.len() {
-        rows.extend(0..scores.len() as u32);
-        return;
-    }
-    if k == 0 {
-        return;
-    }
-    keys.clear();
-    keys.extend(scores.iter().enumerate().map(|(row, &score)| {
-        // The order of these numbers is the order of the scores; rows are complemented so
-        // that the earlier is the greater.
-        let bits = score.to_bits();
-        let ordered = match bits >> 31 {
-            _ if score.is_nan() => 0,
-            0 => bits | 0x8000_0000,
-            _ => !bits,
-        };
-        (u64::from(ordered) << 32) | u64::from(!(row as u32))
-    }));
-    let (greatest, last, _) = keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-    rows.extend(greatest.iter().chain([&*last]).map(|&key| !(key as u32)));
 }
 
 /// Sorts and removes doubles.
@@ -131,18 +105,21 @@ fn sort_unique(rows: &mut Vec<u32>) {
     rows.dedup();
 }
 
-/// The best `k` rows by `scores`, ascending; `keep_newest` takes one of the places for
-/// the last row, whatever its score.
-fn pick(scores: &[f32], k: usize, keep_newest: bool, keys: &mut Vec<u64>, rows: &mut Vec<u32>) {
-    let from = rows.len();
+/// Appends to `rows` the `k` rows of greatest `scores`, ascending; `keep_newest` takes one of
+/// the places for the last row, whatever its score. Of equal scores the earlier row counts
+/// more.
+fn pick(scores: &[f32], k: usize, keep_newest: bool, chosen: &mut Vec<u32>, rows: &mut Vec<u32>) {
     match scores.split_last() {
         Some((_, earlier)) if keep_newest && k > 0 => {
-            top_k(earlier, k - 1, keys, rows);
+            top_k_rows(earlier, k - 1, chosen);
+            rows.extend_from_slice(chosen);
             rows.push(earlier.len() as u32);
         }
-        _ => top_k(scores, k, keys, rows),
+        _ => {
+            top_k_rows(scores, k, chosen);
+            rows.extend_from_slice(chosen);
+        }
     }
-    rows[from..].sort_unstable();
 }
 
 /// Whether every KV head of `layer` may read all that it has.

@@ -22,6 +22,8 @@
 //! with few rows. With [`correct_every`](TidalConfig::correct_every) the host reads the decoded
 //! tokens again from time to time, densely, and replaces their keys and values.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use keyfold_kernels::{Team, add_assign};
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +88,7 @@ impl Default for TidalConfig {
 
 impl TidalConfig {
     /// The default with the correction layer at the same depth of a model of `layers`
-    /// layers. Better is the layer that [`OverlapProbe::best_correction_layer`] measures.
+    /// layers. Better is the layer that [`Overlap::best_correction_layer`] measures.
     pub fn for_layers(layers: usize) -> Self {
         let default = Self::default();
         let scaled = (layers * 13).div_ceil(32);
@@ -273,7 +275,7 @@ fn note(
     let k = config.top_k.of(len);
     let Work {
         scores,
-        keys,
+        chosen,
         lists,
         ..
     } = work;
@@ -284,7 +286,7 @@ fn note(
     let one_list = lists.len() == 1;
     for (i, scores) in scores.chunks_exact(len).enumerate() {
         let list = &mut lists[if one_list { 0 } else { i }];
-        pick(scores, k, config.keep_newest, keys, list);
+        pick(scores, k, config.keep_newest, chosen, list);
     }
     let positions = store.positions(layer, head);
     for list in lists {
@@ -339,33 +341,16 @@ fn to_rows(noted: &[u32], positions: &[u32], rows: &mut Vec<u32>) {
     }
 }
 
-/// Reads everything and notes what every layer would have chosen for itself: for a model's
-/// best correction layer.
-#[derive(Debug)]
-pub struct OverlapProbe {
-    dims: Dims,
-    top_k: Budget,
-    works: Vec<Work>,
-    /// Chosen rows of the present step, `[layers][heads]`.
-    step: Vec<Vec<Vec<u32>>>,
-    /// Sums of overlaps, `[layers, layers]`, and how many steps they are of.
+/// How alike the layers of a model choose.
+#[derive(Debug, Clone)]
+pub struct Overlap {
+    layers: usize,
+    /// `[layers, layers]`, and how many steps they are of.
     sums: Vec<f64>,
     steps: u32,
 }
 
-impl OverlapProbe {
-    /// Notes the `top_k` rows of every query head.
-    pub fn new(top_k: Budget, dims: Dims) -> Self {
-        Self {
-            dims,
-            top_k,
-            works: works(&dims, dims.group()),
-            step: vec![Vec::new(); dims.layers],
-            sums: vec![0.0; dims.layers * dims.layers],
-            steps: 0,
-        }
-    }
-
+impl Overlap {
     /// `[layers, layers]`: which part of the row layer's choice the column layer chose too,
     /// as a mean over heads and steps.
     pub fn matrix(&self) -> Vec<f32> {
@@ -376,7 +361,7 @@ impl OverlapProbe {
     /// The layer after `sparse_layer_start` whose choice is most like those of all layers
     /// after it; `None` before any step, and where no layer has one after it.
     pub fn best_correction_layer(&self, sparse_layer_start: usize) -> Option<usize> {
-        let layers = self.dims.layers;
+        let layers = self.layers;
         let matrix = (self.steps > 0).then(|| self.matrix())?;
         let likeness = |layer: usize| {
             let later = &matrix[layer * layers..][layer + 1..layers];
@@ -389,23 +374,59 @@ impl OverlapProbe {
             .map(|(_, layer)| layer)
     }
 
-    fn end_step(&mut self) {
-        let layers = self.dims.layers;
-        for (i, own) in self.step.iter().enumerate() {
-            for (j, other) in self.step.iter().enumerate() {
-                let shares = own
-                    .iter()
-                    .zip(other)
-                    .map(|(own, other)| overlap(own, other));
-                self.sums[i * layers + j] += shares.sum::<f64>() / self.dims.heads as f64;
+    /// Adds the rows that the heads of every layer chose in a step, `[layers][heads]`.
+    fn add(&mut self, step: &[Vec<Vec<u32>>]) {
+        for (i, own) in step.iter().enumerate() {
+            for (j, other) in step.iter().enumerate() {
+                let shares = own.iter().zip(other).map(|(own, other)| share(own, other));
+                let heads = own.len().max(1) as f64;
+                self.sums[i * self.layers + j] += shares.sum::<f64>() / heads;
             }
         }
         self.steps += 1;
     }
 }
 
+/// Reads everything and notes what every layer would have chosen for itself, to find a
+/// model's best correction layer.
+#[derive(Debug)]
+pub struct OverlapProbe {
+    dims: Dims,
+    config: TidalConfig,
+    works: Vec<Work>,
+    /// Chosen rows of the present step, `[layers][heads]`.
+    step: Vec<Vec<Vec<u32>>>,
+    overlap: Arc<Mutex<Overlap>>,
+}
+
+impl OverlapProbe {
+    /// Notes the `top_k` rows of every query head.
+    pub fn new(top_k: Budget, dims: Dims) -> Self {
+        let overlap = Overlap {
+            layers: dims.layers,
+            sums: vec![0.0; dims.layers * dims.layers],
+            steps: 0,
+        };
+        Self {
+            dims,
+            config: TidalConfig {
+                top_k,
+                ..TidalConfig::authors()
+            },
+            works: works(&dims, dims.group()),
+            step: vec![Vec::new(); dims.layers],
+            overlap: Arc::new(Mutex::new(overlap)),
+        }
+    }
+
+    /// What is found, also after the probe was handed to a session.
+    pub fn overlap(&self) -> Arc<Mutex<Overlap>> {
+        Arc::clone(&self.overlap)
+    }
+}
+
 /// Which part of `own` is in `other`; both ascending.
-pub fn overlap(own: &[u32], other: &[u32]) -> f64 {
+fn share(own: &[u32], other: &[u32]) -> f64 {
     let both = own.iter().filter(|row| other.binary_search(row).is_ok());
     both.count() as f64 / own.len().max(1) as f64
 }
@@ -422,15 +443,7 @@ impl Selector for OverlapProbe {
         team: &Team,
         rows: &mut Rows,
     ) {
-        let (dims, config) = (
-            self.dims,
-            TidalConfig {
-                top_k: self.top_k,
-                group: GroupRule::PerHead,
-                keep_newest: false,
-                ..TidalConfig::default()
-            },
-        );
+        let (dims, config) = (self.dims, &self.config);
         let mut chosen = Rows::default();
         choose_lists(
             &mut self.works,
@@ -438,12 +451,15 @@ impl Selector for OverlapProbe {
             team,
             &mut chosen,
             |head, work| {
-                note(layer, head, queries, store, &config, &dims, work);
+                note(layer, head, queries, store, config, &dims, work);
             },
         );
         self.step[layer] = chosen.lists;
         if layer + 1 == dims.layers {
-            self.end_step();
+            let overlap = self.overlap.lock();
+            overlap
+                .unwrap_or_else(PoisonError::into_inner)
+                .add(&self.step);
         }
         rows.all();
     }

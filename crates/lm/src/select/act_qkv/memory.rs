@@ -2,9 +2,8 @@
 //! local window and what is not yet a block.
 
 use half::f16;
-use keyfold_kernels::{axpy, normalize_rows};
+use keyfold_kernels::{axpy, normalize_rows, top_k_rows};
 
-use super::super::top_k;
 use crate::roles::Dims;
 
 /// Keys and values of consecutive tokens, `[tokens, kv_heads, head_dim]`.
@@ -206,8 +205,7 @@ pub(super) fn mean_of_top<'a>(
     mean: &mut [f32],
 ) {
     let mut chosen = Vec::with_capacity(count);
-    top_k(mass, count, &mut Vec::new(), &mut chosen);
-    chosen.sort_unstable();
+    top_k_rows(mass, count, &mut chosen);
     mean.fill(0.0);
     for &of in &chosen {
         axpy(mean, 1.0 / chosen.len() as f32, row(of));

@@ -225,12 +225,12 @@ fn the_block_that_the_query_means_is_retrieved_and_named() {
     // 400 tokens less the initial ones and the window are whole blocks of 8, but for a rest.
     assert_eq!(act.blocks(0), (400 - 4 - 32) / 8);
     let retrieved = act.retrieved(0);
+    assert!(retrieved.len() >= 4, "{retrieved:?}");
     assert!(
-        retrieved.len() >= 4 && retrieved.windows(2).all(|w| w[0] < w[1]),
+        retrieved.windows(2).all(|w| w[0].end <= w[1].start),
         "{retrieved:?}"
     );
-    assert!(retrieved.contains(&12), "{retrieved:?}");
-    assert_eq!(act.block_positions(12), 100..108);
+    assert!(retrieved.contains(&(100..108)), "{retrieved:?}");
     // The answer is the mean of the block's values.
     let values = &stream.v[100 * 32..108 * 32];
     let mean: f32 = values.iter().step_by(32).sum::<f32>() / 8.0;

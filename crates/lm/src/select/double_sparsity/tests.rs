@@ -73,7 +73,7 @@ fn recall(rankings: &dyn Fn(&Dims, u64) -> Rankings, channels: usize) -> [f64; 3
             ..DoubleSparsityConfig::default()
         };
         let sparse = DoubleSparsity::new(config, dims, &rankings(&dims, run)).unwrap();
-        let mut labels = Labels::new(sparse.cache.of(0, 0).0[0].channels().to_vec(), 16);
+        let mut labels = Labels::new(sparse.cache.of(0, 0).0[0].channels().to_vec(), 16, false);
         for row in 0..8192 {
             let token = if row == needle {
                 key
@@ -83,7 +83,7 @@ fn recall(rankings: &dyn Fn(&Dims, u64) -> Rankings, channels: usize) -> [f64; 3
             labels.push(code(token));
         }
         let (mut label, mut scores) = (Vec::new(), Vec::new());
-        labels.of_query(code(key), false, &mut label);
+        labels.of_query(code(key), &mut label);
         labels.scores(&label, &mut scores);
         for (found, k) in found.iter_mut().zip([32, 256, 1024]) {
             let mut rows = Vec::new();

@@ -169,7 +169,8 @@ fn the_probe_finds_the_layer_that_is_like_those_after_it() {
         store.append(layer, &positions, &keys, &keys);
     }
     let mut probe = OverlapProbe::new(Budget::Tokens(8), dims);
-    assert_eq!(probe.best_correction_layer(0), None);
+    let overlap = probe.overlap();
+    assert_eq!(overlap.lock().unwrap().best_correction_layer(0), None);
     for _ in 0..5 {
         let query = normal(&mut rng, 16);
         for layer in 0..6 {
@@ -177,12 +178,13 @@ fn the_probe_finds_the_layer_that_is_like_those_after_it() {
             assert_eq!(rows.reads, Reads::All);
         }
     }
-    let matrix = probe.matrix();
+    let overlap = overlap.lock().unwrap();
+    let matrix = overlap.matrix();
     for layer in 0..6 {
         assert!((matrix[layer * 6 + layer] - 1.0).abs() < 1e-6);
     }
     assert!((matrix[3 * 6 + 5] - 1.0).abs() < 1e-6 && matrix[6 + 5] < 0.5);
-    assert_eq!(probe.best_correction_layer(0), Some(3));
+    assert_eq!(overlap.best_correction_layer(0), Some(3));
 }
 
 #[test]
