@@ -10,6 +10,7 @@
 //! together `m' = max(m₁, m₂)`, `z' = Σᵢ exp(mᵢ - m') zᵢ` and likewise `o'`; the result
 //! is `o / z` (Milakov and Gimelshein 2018; Dao et al. 2022).
 
+mod packed;
 mod partial;
 mod rotary;
 mod rows;

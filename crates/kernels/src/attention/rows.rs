@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::packed::{Brain, Half, Packed, Q4, Q8, Single};
 use crate::blocks::{BlockType, dequantize};
 use crate::vector::{Eight, simd};
 
@@ -52,15 +53,6 @@ impl RowSet<'_> {
 }
 
 impl CacheRows<'_> {
-    /// The bytes of a row.
-    ///
-    /// # Panics
-    /// When the row is not there.
-    #[inline(always)]
-    fn row(&self, row: usize, row_bytes: usize) -> &[u8] {
-        &self.bytes[row * self.stride..][..row_bytes]
-    }
-
     /// Bytes of a row.
     fn check(&self, who: &str) -> usize {
         let bytes = self.kind.row_bytes(self.dim);
@@ -116,109 +108,12 @@ pub fn read_rows(from: CacheRows, rows: RowSet, out: &mut [f32]) {
     let bytes = from.check("read_rows");
     assert_eq!(out.len(), rows.len() * from.dim, "read_rows: length of out");
     for (i, out) in out.chunks_exact_mut(from.dim).enumerate() {
-        dequantize(from.kind, from.row(rows.row(i), bytes), out);
+        let start = rows.row(i) * from.stride;
+        dequantize(from.kind, &from.bytes[start..][..bytes], out);
     }
 }
 
-/// How rows are unpacked: `GROUP` vectors of eight at once.
-trait Packed {
-    const GROUP: usize;
-    /// The vectors `GROUP * i ..`; those beyond `GROUP` are not written.
-    ///
-    /// # Safety
-    /// `8 * GROUP * (i + 1)` numbers of the row must be readable.
-    unsafe fn load<V: Eight>(row: *const u8, i: usize, into: &mut [V; 4]);
-    /// The last numbers of a row, fewer than eight, where a row need not be whole blocks.
-    fn tail(row: &[u8], i: usize) -> f32;
-}
-
-struct Single;
-struct Half;
-struct Brain;
-struct Q8;
-struct Q4;
-
-impl Packed for Single {
-    const GROUP: usize = 1;
-    #[inline(always)]
-    unsafe fn load<V: Eight>(row: *const u8, i: usize, into: &mut [V; 4]) {
-        // SAFETY: by contract.
-        into[0] = unsafe { V::load_f32_at(row.add(32 * i)) };
-    }
-    #[inline(always)]
-    fn tail(row: &[u8], i: usize) -> f32 {
-        f32::from_le_bytes([row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]])
-    }
-}
-
-impl Packed for Half {
-    const GROUP: usize = 1;
-    #[inline(always)]
-    unsafe fn load<V: Eight>(row: *const u8, i: usize, into: &mut [V; 4]) {
-        // SAFETY: by contract.
-        into[0] = unsafe { V::load_f16_at(row.add(16 * i)) };
-    }
-    #[inline(always)]
-    fn tail(row: &[u8], i: usize) -> f32 {
-        half::f16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32()
-    }
-}
-
-impl Packed for Brain {
-    const GROUP: usize = 1;
-    #[inline(always)]
-    unsafe fn load<V: Eight>(row: *const u8, i: usize, into: &mut [V; 4]) {
-        // SAFETY: by contract.
-        into[0] = unsafe { V::load_bf16_at(row.add(16 * i)) };
-    }
-    #[inline(always)]
-    fn tail(row: &[u8], i: usize) -> f32 {
-        half::bf16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32()
-    }
-}
-
-impl Packed for Q8 {
-    const GROUP: usize = 4;
-    #[inline(always)]
-    unsafe fn load<V: Eight>(row: *const u8, i: usize, into: &mut [V; 4]) {
-        // SAFETY: by contract; a block has 34 bytes.
-        unsafe {
-            let block = row.add(34 * i);
-            let scale = V::splat_f16_at(block);
-            for (j, x) in into.iter_mut().enumerate() {
-                *x = V::load_i8_at(block.add(2 + 8 * j)).mul(scale);
-            }
-        }
-    }
-    #[inline(always)]
-    fn tail(_row: &[u8], _i: usize) -> f32 {
-        unreachable!("rows are whole blocks")
-    }
-}
-
-impl Packed for Q4 {
-    const GROUP: usize = 4;
-    #[inline(always)]
-    unsafe fn load<V: Eight>(row: *const u8, i: usize, into: &mut [V; 4]) {
-        // SAFETY: by contract; a block has 18 bytes.
-        unsafe {
-            let block = row.add(18 * i);
-            let scale = V::splat_f16_at(block);
-            let offset = V::splat(-8.0).mul(scale);
-            for j in 0..2 {
-                let (low, high) = V::load_nibbles_at(block.add(2 + 8 * j));
-                into[j] = low.mul_add(scale, offset);
-                into[j + 2] = high.mul_add(scale, offset);
-            }
-        }
-    }
-    #[inline(always)]
-    fn tail(_row: &[u8], _i: usize) -> f32 {
-        unreachable!("rows are whole blocks")
-    }
-}
-
-/// Which rows, and how they are packed, as the compiler is to know it.
+/// Which rows, and how they are packed, as the compiler is to know it. All rows are there.
 #[derive(Clone, Copy)]
 struct Source<'a, P> {
     cache: CacheRows<'a>,
@@ -231,8 +126,23 @@ struct Source<'a, P> {
 const AHEAD: usize = 16;
 
 impl<'a, P: Packed> Source<'a, P> {
+    /// # Panics
+    /// When a row is not there.
     fn new(cache: CacheRows<'a>, rows: RowSet<'a>) -> Self {
         let row_bytes = cache.kind.row_bytes(cache.dim).unwrap_or(0);
+        let last = match rows {
+            RowSet::Range(from, to) if from < to => Some(to - 1),
+            RowSet::Range(..) => None,
+            RowSet::List(rows) => rows.iter().max().map(|&row| row as usize),
+        };
+        if let Some(last) = last {
+            let end = last.checked_mul(cache.stride);
+            let end = end.and_then(|start| start.checked_add(row_bytes));
+            assert!(
+                end.is_some_and(|end| end <= cache.bytes.len()),
+                "row {last} is not there"
+            );
+        }
         Self {
             cache,
             row_bytes,
@@ -241,11 +151,22 @@ impl<'a, P: Packed> Source<'a, P> {
         }
     }
 
-    /// The bytes of the `i`-th row.
+    /// The first byte of the `i`-th row; `row_bytes` follow.
     #[inline(always)]
-    fn row(&self, i: usize) -> &'a [u8] {
-        let row = self.rows.row(i);
-        &self.cache.bytes[row * self.cache.stride..][..self.row_bytes]
+    fn row(&self, i: usize) -> *const u8 {
+        let start = self.rows.row(i) * self.cache.stride;
+        // SAFETY: `new` has seen that all rows lie in the bytes.
+        unsafe { self.cache.bytes.as_ptr().add(start) }
+    }
+
+    /// The last numbers of a row, those from `column` on.
+    #[inline(always)]
+    fn tail(&self, row: *const u8, column: usize) -> f32 {
+        // SAFETY: `row` gave it, so that so many bytes follow.
+        P::tail(
+            unsafe { std::slice::from_raw_parts(row, self.row_bytes) },
+            column,
+        )
     }
 
     /// Asks for the `i`-th row, if there is one and it is not the next in memory.
@@ -256,8 +177,10 @@ impl<'a, P: Packed> Source<'a, P> {
         {
             let at = self.cache.bytes.as_ptr();
             let at = at.wrapping_add(row as usize * self.cache.stride);
-            for line in (0..self.row_bytes).step_by(64) {
+            let mut line = 0;
+            while line < self.row_bytes {
                 V::prefetch_line(at.wrapping_add(line));
+                line += 64;
             }
             V::prefetch_line(at.wrapping_add(self.row_bytes - 1));
         }
@@ -296,23 +219,24 @@ fn dots_of<V: Eight, P: Packed>(from: Source<P>, queries: &[f32], out: &mut [f32
         let last = (first + NEAR).min(count);
         let mut q = 0;
         while q < g {
-            let size = (g - q).min(4);
+            let size = (g - q).min(if V::TILES { 4 } else { 1 });
             let queries = &queries[q * dim..][..size * dim];
             let out = &mut out[q * count..][..size * count];
             match size {
-                1 => dot_block::<V, P, 1>(&from, queries, first..last, out),
-                2 => dot_block::<V, P, 2>(&from, queries, first..last, out),
-                3 => dot_block::<V, P, 3>(&from, queries, first..last, out),
-                _ => dot_block::<V, P, 4>(&from, queries, first..last, out),
+                _ if !V::TILES => dot_block::<V, P, 1, 1>(&from, queries, first..last, out),
+                1 => dot_block::<V, P, 1, 4>(&from, queries, first..last, out),
+                2 => dot_block::<V, P, 2, 4>(&from, queries, first..last, out),
+                3 => dot_block::<V, P, 3, 4>(&from, queries, first..last, out),
+                _ => dot_block::<V, P, 4, 2>(&from, queries, first..last, out),
             }
             q += size;
         }
     }
 }
 
-/// Products of `G` queries with some rows, two at a time.
+/// Products of `G` queries with some rows, `R` at a time.
 #[inline(always)]
-fn dot_block<V: Eight, P: Packed, const G: usize>(
+fn dot_block<V: Eight, P: Packed, const G: usize, const R: usize>(
     from: &Source<P>,
     queries: &[f32],
     range: std::ops::Range<usize>,
@@ -320,29 +244,35 @@ fn dot_block<V: Eight, P: Packed, const G: usize>(
 ) {
     let count = from.rows.len();
     let mut i = range.start;
-    while i + 2 <= range.end {
-        from.prefetch::<V>(i + AHEAD);
-        from.prefetch::<V>(i + AHEAD + 1);
-        let sums = dot_tile::<V, P, G, 2>([from.row(i), from.row(i + 1)], queries, from.cache.dim);
+    while i < range.end {
+        let mut rows = [from.row(i); R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            from.prefetch::<V>(i + AHEAD + r);
+            // Places beyond the last row repeat it.
+            *row = from.row((i + r).min(range.end - 1));
+        }
+        let sums = dot_tile::<V, P, G, R>(from, rows, queries);
         for (q, sums) in sums.iter().enumerate() {
-            out[q * count + i..][..2].copy_from_slice(sums);
+            let out = &mut out[q * count + i..];
+            if i + R <= range.end {
+                out[..R].copy_from_slice(sums);
+            } else {
+                out.iter_mut()
+                    .zip(&sums[..range.end - i])
+                    .for_each(|(out, sum)| *out = *sum);
+            }
         }
-        i += 2;
-    }
-    if i < range.end {
-        let sums = dot_tile::<V, P, G, 1>([from.row(i)], queries, from.cache.dim);
-        for (q, [sum]) in sums.iter().enumerate() {
-            out[q * count + i] = *sum;
-        }
+        i += R;
     }
 }
 
 #[inline(always)]
 fn dot_tile<V: Eight, P: Packed, const G: usize, const R: usize>(
-    rows: [&[u8]; R],
+    from: &Source<P>,
+    rows: [*const u8; R],
     queries: &[f32],
-    dim: usize,
 ) -> [[f32; R]; G] {
+    let dim = from.cache.dim;
     assert_eq!(queries.len(), G * dim);
     let groups = dim / (8 * P::GROUP);
     let mut sums = [[V::splat(0.0); G]; R];
@@ -351,7 +281,7 @@ fn dot_tile<V: Eight, P: Packed, const G: usize, const R: usize>(
         for r in 0..R {
             // SAFETY: every row has the bytes of `dim` numbers (see `Source::row`), and
             // 8 * GROUP * (i + 1) <= dim.
-            unsafe { P::load(rows[r].as_ptr(), i, &mut x) };
+            unsafe { P::load(rows[r], i, &mut x) };
             for (j, &x) in x[..P::GROUP].iter().enumerate() {
                 for (q, sum) in sums[r].iter_mut().enumerate() {
                     let at = q * dim + 8 * (P::GROUP * i + j);
@@ -363,32 +293,16 @@ fn dot_tile<V: Eight, P: Packed, const G: usize, const R: usize>(
         }
     }
     let mut out = [[0.0; R]; G];
-    if R * G >= 4 {
-        // Four sums at once.
-        let last = R * G - 1;
-        for first in (0..R * G).step_by(4) {
-            let mut four = [V::splat(0.0); 4];
-            for (j, sum) in four.iter_mut().enumerate() {
-                let i = (first + j).min(last);
-                *sum = sums[i % R][i / R];
-            }
-            let four = V::sum_each(four);
-            for i in first..(first + 4).min(R * G) {
-                out[i / R][i % R] = four[i - first];
-            }
-        }
-    } else {
-        for r in 0..R {
-            for q in 0..G {
-                out[q][r] = sums[r][q].sum();
-            }
-        }
+    for (q, out) in out.iter_mut().enumerate() {
+        // Four rows at once; with fewer, some are there twice.
+        let four = V::sum_each([sums[0][q], sums[1 % R][q], sums[2 % R][q], sums[3 % R][q]]);
+        out.copy_from_slice(&four[..R]);
     }
-    for i in 8 * P::GROUP * groups..dim {
+    for column in 8 * P::GROUP * groups..dim {
         for r in 0..R {
-            let x = P::tail(rows[r], i);
+            let x = from.tail(rows[r], column);
             for q in 0..G {
-                out[q][r] += x * queries[q * dim + i];
+                out[q][r] += x * queries[q * dim + column];
             }
         }
     }
@@ -425,7 +339,7 @@ fn mix_of<V: Eight, P: Packed>(from: Source<P>, weights: &[f32], out: &mut [f32]
         }
         let mut q = 0;
         while q < g {
-            let size = (g - q).min(3);
+            let size = (g - q).min(if V::TILES { 3 } else { 1 });
             let weights = &weights[q * count..][..size * count];
             let out = &mut out[q * dim..][..size * dim];
             match size {
@@ -462,7 +376,7 @@ fn mix_block<V: Eight, P: Packed, const G: usize>(
         for i in rows {
             let row = from.row(i);
             for column in column..dim {
-                let x = P::tail(row, column);
+                let x = from.tail(row, column);
                 for q in 0..G {
                     out[q * dim + column] += weights[q * count + i] * x;
                 }
@@ -489,7 +403,7 @@ fn mix_columns<V: Eight, P: Packed, const G: usize, const WIDE: usize>(
     let mut x = [V::splat(0.0); WIDE];
     let mut group = [V::splat(0.0); 4];
     for i in rows {
-        let row = from.row(i).as_ptr();
+        let row = from.row(i);
         for first in (0..WIDE).step_by(P::GROUP) {
             let place = (column / 8 + first) / P::GROUP;
             // SAFETY: the row has the bytes of `dim` numbers (see `Source::row`), of which

@@ -10,6 +10,9 @@ use crate::Team;
 /// Packed rows that [`matmul`] unpacks at once.
 const TILE: usize = 64;
 
+/// Shares of threads in [`matmul`] are whole numbers of so many rows.
+const PROMPT_GRAIN: usize = 16;
+
 /// Shares of threads are whole numbers of so many rows, which kernels take together; so
 /// no sum depends on the team.
 const GRAIN: usize = 4;
@@ -97,7 +100,7 @@ pub fn matmul(out: &mut [f32], weights: &BlockMatrix, x: &[f32], team: &Team) {
     let out = Output::new(out, n, rows);
     let parts = team.threads();
     team.run(|part| {
-        let own = share(rows, TILE, part, parts);
+        let own = share(rows, PROMPT_GRAIN, part, parts);
         for first in own.clone().step_by(TILE) {
             let tile = first..(first + TILE).min(own.end);
             UNPACKED.with_borrow_mut(|unpacked| {

@@ -47,6 +47,9 @@ pub(crate) trait Vector: Copy {
 
 /// A [`Vector`] of eight numbers.
 pub(crate) trait Eight: Vector {
+    /// Whether large kernels shall work on several rows with several inputs at once; where
+    /// it hardly pays, it only takes time to compile.
+    const TILES: bool;
     /// `L` numbers (1, 2, 4 or 8) from memory, repeated to fill the lanes.
     ///
     /// # Safety

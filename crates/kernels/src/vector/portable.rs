@@ -104,6 +104,7 @@ impl Vector for Portable {
 }
 
 impl Eight for Portable {
+    const TILES: bool = cfg!(target_arch = "aarch64");
     #[inline(always)]
     unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self {
         // SAFETY: l % L < L numbers are readable by contract.

@@ -111,6 +111,7 @@ impl Vector for Avx2 {
 }
 
 impl Eight for Avx2 {
+    const TILES: bool = true;
     #[inline(always)]
     unsafe fn repeat_at<const L: usize>(from: *const f32) -> Self {
         // SAFETY: see above; L numbers are readable by contract, and each

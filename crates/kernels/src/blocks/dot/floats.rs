@@ -84,6 +84,8 @@ struct Floats<V, T>(PhantomData<(V, T)>);
 impl<V: Eight, T: Number> Kernel for Floats<V, T> {
     type Input<'a> = &'a [f32];
 
+    const TILES: bool = V::TILES;
+
     #[inline(always)]
     fn input(x: &Activations, row: usize) -> &[f32] {
         x.row(row)

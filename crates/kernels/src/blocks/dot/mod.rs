@@ -106,6 +106,9 @@ impl Columns<'_> {
 trait Kernel {
     type Input<'a>: Copy;
 
+    /// Whether it works on several rows and inputs at once (see `Eight::TILES`).
+    const TILES: bool = true;
+
     /// A row of the inputs in the form that is multiplied.
     fn input(x: &Activations, row: usize) -> Self::Input<'_>;
 
@@ -158,6 +161,7 @@ fn cover<K: Kernel>(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
         let mut n = 0;
         while n < x.rows() {
             let together = match x.rows() - n {
+                _ if !K::TILES => stripe::<K, 1, 1>(weights, whole.clone(), x, n, out),
                 1 => stripe::<K, ROWS, 1>(weights, whole.clone(), x, n, out),
                 2 | 3 => stripe::<K, 2, 2>(weights, whole.clone(), x, n, out),
                 _ => stripe::<K, 2, 4>(weights, whole.clone(), x, n, out),

@@ -216,61 +216,71 @@ impl<B: Block> Kernel for Small<B> {
 
     #[inline(always)]
     fn tile<const R: usize, const N: usize>(rows: [&[u8]; R], x: [PackedRow; N]) -> [[f32; R]; N] {
-        let blocks = rows[0].len() / B::BYTES;
-        assert!(R <= 4 && rows.iter().all(|row| row.len() == blocks * B::BYTES));
-        assert!(
-            x.iter()
-                .all(|x| x.codes.len() == 32 * blocks && x.pairs.len() == blocks)
-        );
         // SAFETY: see above.
-        unsafe {
-            let mut sums = [[_mm256_setzero_ps(); N]; R];
-            // In odd lanes the sums of what is added to the numbers of each row.
-            let mut offsets = [_mm256_setzero_ps(); N];
-            let ones = _mm256_set1_epi16(1);
-            for b in 0..blocks {
-                let mut scales = [0i32; 4];
-                for (scales, row) in scales.iter_mut().zip(&rows) {
-                    *scales = B::scales(row.as_ptr().add(b * B::BYTES)).cast_signed();
-                }
-                let [s0, s1, s2, s3] = scales;
-                let scales = _mm256_cvtph_ps(_mm_setr_epi32(s0, s1, s2, s3));
-                let mut codes = [ones; R];
-                for (codes, row) in codes.iter_mut().zip(&rows) {
-                    *codes = B::codes(row.as_ptr().add(b * B::BYTES));
-                }
-                for n in 0..N {
-                    let pair = x[n].pairs.as_ptr().add(b).cast::<f64>();
-                    let pair = _mm256_castpd_ps(_mm256_set1_pd(pair.read_unaligned()));
-                    let both = _mm256_mul_ps(scales, pair);
-                    if B::OFFSET != 0.0 {
-                        offsets[n] = _mm256_add_ps(offsets[n], both);
-                    }
-                    let both = Avx2(both).to_array();
-                    let x = _mm256_loadu_si256(x[n].codes.as_ptr().add(32 * b).cast());
-                    for r in 0..R {
-                        let dot = fours(B::pairs(codes[r], x), ones);
-                        let scale = _mm256_set1_ps(both[2 * r]);
-                        sums[r][n] = _mm256_fmadd_ps(dot, scale, sums[r][n]);
-                    }
-                }
-            }
-            let mut out = sum_lanes(named(sums));
-            if B::OFFSET != 0.0 {
-                for (out, offsets) in out.iter_mut().zip(offsets) {
-                    let offsets = Avx2(offsets).to_array();
-                    for (r, out) in out.iter_mut().enumerate() {
-                        *out += B::OFFSET * offsets[2 * r + 1];
-                    }
-                }
-            }
-            out
-        }
+        unsafe { small::<B, R, N>(rows, &x) }
     }
 
     #[inline(always)]
     fn prefetch(at: *const u8) {
         Avx2::prefetch_line(at);
+    }
+}
+
+/// Products of a tile; a function of its own, for the sake of registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn small<B: Block, const R: usize, const N: usize>(
+    rows: [&[u8]; R],
+    x: &[PackedRow; N],
+) -> [[f32; R]; N] {
+    let blocks = rows[0].len() / B::BYTES;
+    assert!(R <= 4 && rows.iter().all(|row| row.len() == blocks * B::BYTES));
+    assert!(
+        x.iter()
+            .all(|x| x.codes.len() == 32 * blocks && x.pairs.len() == blocks)
+    );
+    // SAFETY: see above.
+    unsafe {
+        let mut sums = [[_mm256_setzero_ps(); N]; R];
+        // In odd lanes the sums of what is added to the numbers of each row.
+        let mut offsets = [_mm256_setzero_ps(); N];
+        let ones = _mm256_set1_epi16(1);
+        for b in 0..blocks {
+            let mut scales = [0i32; 4];
+            for (scales, row) in scales.iter_mut().zip(&rows) {
+                *scales = B::scales(row.as_ptr().add(b * B::BYTES)).cast_signed();
+            }
+            let [s0, s1, s2, s3] = scales;
+            let scales = _mm256_cvtph_ps(_mm_setr_epi32(s0, s1, s2, s3));
+            let mut codes = [ones; R];
+            for (codes, row) in codes.iter_mut().zip(&rows) {
+                *codes = B::codes(row.as_ptr().add(b * B::BYTES));
+            }
+            for n in 0..N {
+                let pair = x[n].pairs.as_ptr().add(b).cast::<f64>();
+                let pair = _mm256_castpd_ps(_mm256_set1_pd(pair.read_unaligned()));
+                let both = _mm256_mul_ps(scales, pair);
+                if B::OFFSET != 0.0 {
+                    offsets[n] = _mm256_add_ps(offsets[n], both);
+                }
+                let both = Avx2(both).to_array();
+                let x = _mm256_loadu_si256(x[n].codes.as_ptr().add(32 * b).cast());
+                for r in 0..R {
+                    let dot = fours(B::pairs(codes[r], x), ones);
+                    let scale = _mm256_set1_ps(both[2 * r]);
+                    sums[r][n] = _mm256_fmadd_ps(dot, scale, sums[r][n]);
+                }
+            }
+        }
+        let mut out = sum_lanes(named(sums));
+        if B::OFFSET != 0.0 {
+            for (out, offsets) in out.iter_mut().zip(offsets) {
+                let offsets = Avx2(offsets).to_array();
+                for (r, out) in out.iter_mut().enumerate() {
+                    *out += B::OFFSET * offsets[2 * r + 1];
+                }
+            }
+        }
+        out
     }
 }
 
@@ -348,50 +358,63 @@ impl<const FIFTH: bool> Kernel for Large<FIFTH> {
 
     #[inline(always)]
     fn tile<const R: usize, const N: usize>(rows: [&[u8]; R], x: [PackedRow; N]) -> [[f32; R]; N] {
-        let blocks = rows[0].len() / Self::BYTES;
-        assert!(rows.iter().all(|row| row.len() == blocks * Self::BYTES));
-        assert!(x.iter().all(|x| x.codes.len() == 256 * blocks));
-        assert!(
-            x.iter()
-                .all(|x| x.scales.len() == 8 * blocks && x.sums.len() == 8 * blocks)
-        );
         // SAFETY: see above.
-        unsafe {
-            let mut sums = [[_mm256_setzero_ps(); N]; R];
-            let ones = _mm256_set1_epi16(1);
-            for b in 0..blocks {
-                for r in 0..R {
-                    let block = rows[r].as_ptr().add(b * Self::BYTES);
-                    let (scales, minima) = Self::scales(block);
-                    let mut factors = [[0f32; 8]; N];
-                    for n in 0..N {
-                        let own = _mm256_loadu_ps(x[n].scales.as_ptr().add(8 * b));
-                        factors[n] = Avx2(_mm256_mul_ps(scales, own)).to_array();
-                        let own = _mm256_loadu_ps(x[n].sums.as_ptr().add(8 * b));
-                        sums[r][n] = _mm256_fnmadd_ps(minima, own, sums[r][n]);
-                    }
-                    for i in 0..4 {
-                        let codes = Self::codes(block, i);
-                        for n in 0..N {
-                            for (h, &codes) in codes.iter().enumerate() {
-                                let part = 2 * i + h;
-                                let at = x[n].codes.as_ptr().add(256 * b + 32 * part);
-                                let own = _mm256_loadu_si256(at.cast());
-                                let dot = fours(_mm256_maddubs_epi16(codes, own), ones);
-                                let factor = _mm256_set1_ps(factors[n][part]);
-                                sums[r][n] = _mm256_fmadd_ps(dot, factor, sums[r][n]);
-                            }
-                        }
-                    }
-                }
-            }
-            sum_lanes(named(sums))
-        }
+        unsafe { large::<FIFTH, R, N>(rows, &x) }
     }
 
     #[inline(always)]
     fn prefetch(at: *const u8) {
         Avx2::prefetch_line(at);
+    }
+}
+
+/// Products of a tile; a function of its own, for the sake of registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn large<const FIFTH: bool, const R: usize, const N: usize>(
+    rows: [&[u8]; R],
+    x: &[PackedRow; N],
+) -> [[f32; R]; N] {
+    let blocks = rows[0].len() / Large::<FIFTH>::BYTES;
+    assert!(
+        rows.iter()
+            .all(|row| row.len() == blocks * Large::<FIFTH>::BYTES)
+    );
+    assert!(x.iter().all(|x| x.codes.len() == 256 * blocks));
+    assert!(
+        x.iter()
+            .all(|x| x.scales.len() == 8 * blocks && x.sums.len() == 8 * blocks)
+    );
+    // SAFETY: see above.
+    unsafe {
+        let mut sums = [[_mm256_setzero_ps(); N]; R];
+        let ones = _mm256_set1_epi16(1);
+        for b in 0..blocks {
+            for r in 0..R {
+                let block = rows[r].as_ptr().add(b * Large::<FIFTH>::BYTES);
+                let (scales, minima) = Large::<FIFTH>::scales(block);
+                let mut factors = [[0f32; 8]; N];
+                for n in 0..N {
+                    let own = _mm256_loadu_ps(x[n].scales.as_ptr().add(8 * b));
+                    factors[n] = Avx2(_mm256_mul_ps(scales, own)).to_array();
+                    let own = _mm256_loadu_ps(x[n].sums.as_ptr().add(8 * b));
+                    sums[r][n] = _mm256_fnmadd_ps(minima, own, sums[r][n]);
+                }
+                for i in 0..4 {
+                    let codes = Large::<FIFTH>::codes(block, i);
+                    for n in 0..N {
+                        for (h, &codes) in codes.iter().enumerate() {
+                            let part = 2 * i + h;
+                            let at = x[n].codes.as_ptr().add(256 * b + 32 * part);
+                            let own = _mm256_loadu_si256(at.cast());
+                            let dot = fours(_mm256_maddubs_epi16(codes, own), ones);
+                            let factor = _mm256_set1_ps(factors[n][part]);
+                            sums[r][n] = _mm256_fmadd_ps(dot, factor, sums[r][n]);
+                        }
+                    }
+                }
+            }
+        }
+        sum_lanes(named(sums))
     }
 }
 
@@ -435,59 +458,72 @@ impl Kernel for Sixteenths {
 
     #[inline(always)]
     fn tile<const R: usize, const N: usize>(rows: [&[u8]; R], x: [PackedRow; N]) -> [[f32; R]; N] {
-        let blocks = rows[0].len() / Self::BYTES;
-        assert!(rows.iter().all(|row| row.len() == blocks * Self::BYTES));
-        assert!(x.iter().all(|x| x.codes.len() == 256 * blocks));
-        assert!(
-            x.iter()
-                .all(|x| x.scales.len() == 8 * blocks && x.half_sums.len() == 16 * blocks)
-        );
         // SAFETY: see above.
-        unsafe {
-            let mut sums = [[_mm256_setzero_ps(); N]; R];
-            for b in 0..blocks {
-                for r in 0..R {
-                    let block = rows[r].as_ptr().add(b * Self::BYTES);
-                    let bytes = _mm_loadu_si128(block.add(192).cast());
-                    let first = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-                    let second = _mm_unpackhi_epi64(bytes, bytes);
-                    let second = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second));
-                    // Of this block, not multiplied with its scale yet; at first -32 times
-                    // the inputs' sums.
-                    let mut own = [_mm256_setzero_ps(); N];
-                    for n in 0..N {
-                        let at = x[n].half_sums.as_ptr().add(16 * b);
-                        let low = _mm256_mul_ps(first, _mm256_loadu_ps(at));
-                        let both = _mm256_fmadd_ps(second, _mm256_loadu_ps(at.add(8)), low);
-                        own[n] = _mm256_mul_ps(both, _mm256_set1_ps(-32.0));
-                    }
-                    for j in 0..8 {
-                        let codes = Self::codes(block, j);
-                        // The scale of the low sixteen in the low lane, the other in the high.
-                        let places = _mm_add_epi8(
-                            _mm_set1_epi8(2 * j as i8),
-                            _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
-                        );
-                        let scales = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, places));
-                        for n in 0..N {
-                            let at = x[n].codes.as_ptr().add(256 * b + 32 * j);
-                            let pairs = _mm256_maddubs_epi16(codes, _mm256_loadu_si256(at.cast()));
-                            let factor = _mm256_set1_ps(*x[n].scales.as_ptr().add(8 * b + j));
-                            own[n] = _mm256_fmadd_ps(fours(pairs, scales), factor, own[n]);
-                        }
-                    }
-                    let scale = half(block.add(208));
-                    for n in 0..N {
-                        sums[r][n] = _mm256_fmadd_ps(own[n], scale, sums[r][n]);
-                    }
-                }
-            }
-            sum_lanes(named(sums))
-        }
+        unsafe { sixteenths::<R, N>(rows, &x) }
     }
 
     #[inline(always)]
     fn prefetch(at: *const u8) {
         Avx2::prefetch_line(at);
+    }
+}
+
+/// Products of a tile; a function of its own, for the sake of registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sixteenths<const R: usize, const N: usize>(
+    rows: [&[u8]; R],
+    x: &[PackedRow; N],
+) -> [[f32; R]; N] {
+    let blocks = rows[0].len() / Sixteenths::BYTES;
+    assert!(
+        rows.iter()
+            .all(|row| row.len() == blocks * Sixteenths::BYTES)
+    );
+    assert!(x.iter().all(|x| x.codes.len() == 256 * blocks));
+    assert!(
+        x.iter()
+            .all(|x| x.scales.len() == 8 * blocks && x.half_sums.len() == 16 * blocks)
+    );
+    // SAFETY: see above.
+    unsafe {
+        let mut sums = [[_mm256_setzero_ps(); N]; R];
+        for b in 0..blocks {
+            for r in 0..R {
+                let block = rows[r].as_ptr().add(b * Sixteenths::BYTES);
+                let bytes = _mm_loadu_si128(block.add(192).cast());
+                let first = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+                let second = _mm_unpackhi_epi64(bytes, bytes);
+                let second = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second));
+                // Of this block, not multiplied with its scale yet; at first -32 times
+                // the inputs' sums.
+                let mut own = [_mm256_setzero_ps(); N];
+                for n in 0..N {
+                    let at = x[n].half_sums.as_ptr().add(16 * b);
+                    let low = _mm256_mul_ps(first, _mm256_loadu_ps(at));
+                    let both = _mm256_fmadd_ps(second, _mm256_loadu_ps(at.add(8)), low);
+                    own[n] = _mm256_mul_ps(both, _mm256_set1_ps(-32.0));
+                }
+                for j in 0..8 {
+                    let codes = Sixteenths::codes(block, j);
+                    // The scale of the low sixteen in the low lane, the other in the high.
+                    let places = _mm_add_epi8(
+                        _mm_set1_epi8(2 * j as i8),
+                        _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+                    );
+                    let scales = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, places));
+                    for n in 0..N {
+                        let at = x[n].codes.as_ptr().add(256 * b + 32 * j);
+                        let pairs = _mm256_maddubs_epi16(codes, _mm256_loadu_si256(at.cast()));
+                        let factor = _mm256_set1_ps(*x[n].scales.as_ptr().add(8 * b + j));
+                        own[n] = _mm256_fmadd_ps(fours(pairs, scales), factor, own[n]);
+                    }
+                }
+                let scale = half(block.add(208));
+                for n in 0..N {
+                    sums[r][n] = _mm256_fmadd_ps(own[n], scale, sums[r][n]);
+                }
+            }
+        }
+        sum_lanes(named(sums))
     }
 }
