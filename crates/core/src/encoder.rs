@@ -57,6 +57,12 @@ pub trait Encoder: Send + Sync {
         false
     }
 
+    /// Whether every row holds `±1 / √dim` alone, so that a bit keeps a number of it
+    /// whole, and the product of two rows is `1 - 2 d / dim` with `d` bits that differ.
+    fn binary(&self) -> bool {
+        false
+    }
+
     /// [`Encoder::spans`] for the rows with these ids, for models that give ids
     /// and do not know from the text alone which rows a document has.
     fn spans_of_ids(

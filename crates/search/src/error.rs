@@ -9,6 +9,9 @@ use tantivy::directory::error::{OpenReadError, OpenWriteError};
 
 use crate::codebook::{Bits, CodebookError};
 
+/// How models of binary codes compare texts, for [`SearchError::OtherComparison`].
+pub(crate) const BINARY: &str = "binary codes of whole passages, each with each";
+
 /// Why a store could not be opened, searched or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -89,6 +92,15 @@ pub enum SearchError {
         model: String,
         /// The bits that were asked for.
         bits: Bits,
+    },
+    /// One bit for vectors that it does not keep.
+    #[error(
+        "the vectors of model '{model}' are no binary codes, which --bits 1 is for: leave it out, \
+         or give 2, 4 or 8"
+    )]
+    NotBinary {
+        /// The model.
+        model: String,
     },
     /// What was asked for does not go with how the store's model compares texts.
     #[error(

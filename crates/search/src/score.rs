@@ -9,7 +9,7 @@ use keyfold_core::Vectors;
 use keyfold_kernels::MaxSim;
 
 use crate::candidates::{Candidate, share};
-use crate::codebook::Codebook;
+use crate::codebook::{Bits, Codebook, HammingQuery};
 use crate::error::SearchError;
 use crate::store::Segment;
 use crate::whole_text::{self, WholeTextQuery};
@@ -71,18 +71,33 @@ impl Query {
         self.whole_text.as_ref()
     }
 
+    /// Whether all that is searched are binary codes.
+    pub(crate) fn is_binary(&self) -> bool {
+        self.codebooks.iter().all(|c| c.bits() == Bits::One)
+    }
+
     /// What a thread needs for exact scores, by codebook.
     fn scorers(&self) -> Vec<Scorer<'_>> {
         let scorer = |(codebook, rows): (&Codebook, &[f32])| match &self.whole_text {
             Some(query) => Scorer::WholeText(query, query.scorer(codebook)),
-            None => Scorer::MaxSim(MaxSim::new(rows, codebook.width())),
+            None => match hamming(codebook, rows) {
+                Some(query) => Scorer::Hamming(query),
+                None => Scorer::MaxSim(MaxSim::new(rows, codebook.width())),
+            },
         };
         self.by_codebook().map(scorer).collect()
     }
 }
 
+/// The query rows as binary codes, where both sides are such.
+fn hamming(codebook: &Codebook, rows: &[f32]) -> Option<HammingQuery> {
+    let binary = codebook.bits() == Bits::One;
+    binary.then(|| HammingQuery::new(rows, codebook.width(), codebook.dim()))?
+}
+
 /// Compares passages with a query.
 enum Scorer<'a> {
+    Hamming(HammingQuery),
     MaxSim(MaxSim),
     WholeText(&'a WholeTextQuery, whole_text::Scorer),
 }
@@ -91,6 +106,7 @@ impl Scorer<'_> {
     /// The score of the passage with these rows, at least one.
     fn score(&mut self, segment: &Segment, rows: Range<usize>) -> Result<f32, SearchError> {
         match self {
+            Self::Hamming(query) => Ok(query.score(segment.packed(rows)?)),
             Self::MaxSim(query) => {
                 let codes = segment.codes(rows.clone())?;
                 Ok(segment

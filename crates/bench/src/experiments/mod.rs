@@ -1,11 +1,13 @@
 //! One file per experiment.
 
 mod anncur;
+mod binary_paragraph_vector;
 mod colberter;
 mod contrastive_search;
 mod crisp;
 mod decoder;
 mod defsent_plus;
+mod disambiguated_skip_gram;
 mod growth;
 mod machine;
 mod muvera;
@@ -32,4 +34,6 @@ pub(crate) const ALL: &[Experiment] = &[
     decoder::EXPERIMENT,
     contrastive_search::EXPERIMENT,
     defsent_plus::EXPERIMENT,
+    binary_paragraph_vector::EXPERIMENT,
+    disambiguated_skip_gram::EXPERIMENT,
 ];

@@ -52,8 +52,8 @@ pub(crate) struct IndexArgs {
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// Bits per number of a vector; fewer are smaller and less exact [default: 4; 8 where the
-    /// model's vectors have any length]
-    #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["2", "4", "8"]))]
+    /// model's vectors have any length; 1, which loses nothing, where they are binary codes]
+    #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]))]
     bits: Option<String>,
     /// Memory for what is not written yet
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
@@ -269,6 +269,7 @@ fn folding(args: &IndexArgs) -> anyhow::Result<Option<Folding>> {
 fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
     let mut options = update::options(globals);
     options.bits = args.bits.as_deref().map(|bits| match bits {
+        "1" => Bits::One,
         "2" => Bits::Two,
         "8" => Bits::Eight,
         _ => Bits::Four,

@@ -19,6 +19,8 @@
 //! In stores of models that also have a vector of each whole text (ColBERTer),
 //! candidates are the passages whose whole texts are nearest ([`Method::Cls`]).
 //!
+//! In stores of binary codes every code is compared, by Hamming distance.
+//!
 //! Steps 1 and 2 can be done otherwise (see [`Method`]): by one scan over encodings
 //! of fixed length (`fde`), and, to compare with, as PLAID (`plaid`) and WARP
 //! (`warp`) do it. [`tune`] tries them on a store.
@@ -228,6 +230,8 @@ pub fn nearest(
     let mut clock = Instant::now();
     let method = match options.method {
         _ if options.exhaustive || selectable <= exact => Method::Exhaustive,
+        // All codes are compared: that costs less for each than finding it otherwise.
+        _ if query.is_binary() => Method::Exhaustive,
         // The engine refuses what does not go together; here it is only not wrong.
         _ if query.whole_text().is_some() => Method::Cls,
         Method::Cls => Method::Exhaustive,

@@ -16,7 +16,8 @@ use rand::{Rng, SeedableRng};
 
 use super::fde::{Choice, Fde, FdeConfig, FdeOptions};
 use super::{CandidateOptions, Method, Tuned, nearest};
-use crate::error::SearchError;
+use crate::codebook::Bits;
+use crate::error::{BINARY, SearchError};
 use crate::score;
 use crate::store::{Segment, Snapshot};
 
@@ -73,6 +74,14 @@ pub fn tune(
             model: encoder.identity().name.clone(),
             how: "whole texts and then words",
             instead: "choose how many passages are compared by words with search --cls-candidates",
+        });
+    }
+    if snapshot.bits() == Bits::One {
+        return Err(SearchError::OtherComparison {
+            what: "tuning".to_owned(),
+            model: encoder.identity().name.clone(),
+            how: BINARY,
+            instead: "there is nothing to tune",
         });
     }
     let queries = queries(snapshot, encoder, options)?;

@@ -60,7 +60,7 @@ impl Codebook {
         }
         let width = width(dim, bits);
         let tables = match bits {
-            Bits::Eight => 0,
+            Bits::One | Bits::Eight => 0,
             Bits::Two | Bits::Four => (2 << bits.number()) - 1,
         };
         if body.len() as u64 != count as u64 * width as u64 * 2 + tables * 4 {
@@ -75,6 +75,7 @@ impl Codebook {
         }
         let mut tables = tables.chunks_exact(4).map(|b| f32::from_bits(word(b)));
         let codec = match bits {
+            Bits::One => Codec::Signs,
             Bits::Eight => Codec::Int8(Int8Codec { dim: width }),
             Bits::Two | Bits::Four => {
                 let cutoffs = tables.by_ref().take((1 << bits.number()) - 1).collect();

@@ -8,7 +8,9 @@
 //! `(i + 1/2) / 2^b` (Santhanam, Khattab, Potts, Zaharia 2022), moved to where the
 //! squared error is least. With eight bits the row
 //! itself is scaled by its largest entry and rounded to signed bytes; its
-//! centroid then serves candidate generation only.
+//! centroid then serves candidate generation only. With one bit the row is a binary
+//! code already, its numbers `±1 / √dim`, and nothing is lost; it has no use for a
+//! centroid, since all codes are compared.
 //!
 //! The number of centroids follows PLAID, `2^floor(log2(16 sqrt(tokens)))`, up to
 //! a limit that keeps coding affordable. Many centroids are learned in two
@@ -19,6 +21,7 @@
 
 mod bytes;
 mod loss;
+mod signs;
 mod train;
 
 use std::borrow::Cow;
@@ -31,6 +34,7 @@ use keyfold_kernels::residual::{CodecError, Int8Codec, ResidualCodec, reconstruc
 use keyfold_kernels::{MaxSim, dot, maxsim_packed};
 
 pub use loss::QuantizationLoss;
+pub(crate) use signs::HammingQuery;
 pub use train::{centroids_for, sample_size};
 
 /// How many bits are kept of every entry of a token vector.
@@ -39,6 +43,8 @@ pub use train::{centroids_for, sample_size};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Bits {
+    /// The sign of every entry: all of a binary code, and of binary codes only.
+    One,
     /// Residuals of 2 bits.
     Two,
     /// Residuals of 4 bits.
@@ -49,9 +55,10 @@ pub enum Bits {
 }
 
 impl Bits {
-    /// The number: 2, 4 or 8.
+    /// The number: 1, 2, 4 or 8.
     pub fn number(self) -> u32 {
         match self {
+            Bits::One => 1,
             Bits::Two => 2,
             Bits::Four => 4,
             Bits::Eight => 8,
@@ -70,6 +77,7 @@ impl FromStr for Bits {
 
     fn from_str(s: &str) -> Result<Self, CodebookError> {
         match s {
+            "1" => Ok(Bits::One),
             "2" => Ok(Bits::Two),
             "4" => Ok(Bits::Four),
             "8" => Ok(Bits::Eight),
@@ -82,7 +90,7 @@ impl FromStr for Bits {
 #[derive(Debug, thiserror::Error)]
 pub enum CodebookError {
     /// Not a number of bits that can be stored.
-    #[error("'{0}' is not a number of bits: choose 2, 4 or 8")]
+    #[error("'{0}' is not a number of bits: choose 2, 4 or 8, or 1 for binary codes")]
     Bits(String),
     /// The sample holds no row, or not whole rows.
     #[error("{len} numbers are no sample of rows of {dim}: at least one whole row is needed")]
@@ -130,6 +138,7 @@ impl PartialEq for Codebook {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Codec {
+    Signs,
     Residual(ResidualCodec),
     Int8(Int8Codec),
 }
@@ -148,6 +157,7 @@ impl Codebook {
     /// How many bits are kept of every entry.
     pub fn bits(&self) -> Bits {
         match &self.codec {
+            Codec::Signs => Bits::One,
             Codec::Residual(codec) if codec.bits() == 2 => Bits::Two,
             Codec::Residual(_) => Bits::Four,
             Codec::Int8(_) => Bits::Eight,
@@ -173,6 +183,7 @@ impl Codebook {
     /// Bytes of one row in [`Quantized::packed`].
     pub fn bytes_per_row(&self) -> usize {
         match &self.codec {
+            Codec::Signs => self.width / 8,
             Codec::Residual(codec) => self.width * codec.bits() as usize / 8,
             Codec::Int8(codec) => codec.row_bytes(),
         }
@@ -185,6 +196,7 @@ impl Codebook {
         let codes = self.nearest(&wide, threads);
         let mut packed = Vec::with_capacity(codes.len() * self.bytes_per_row());
         match &self.codec {
+            Codec::Signs => signs::encode(&wide, &mut packed),
             Codec::Residual(codec) => {
                 subtract(&mut wide, &self.centroids, &codes, self.width);
                 codec.encode(&wide, &mut packed);
@@ -215,6 +227,7 @@ impl Codebook {
     pub fn decode(&self, codes: &[u16], packed: &[u8], out: &mut Vec<f32>) {
         let mut wide = Vec::with_capacity(codes.len() * self.width);
         match &self.codec {
+            Codec::Signs => signs::decode(packed, self.dim, &mut wide),
             Codec::Residual(codec) => {
                 reconstruct(&self.centroids, codes, packed, codec, self.width, &mut wide);
             }
@@ -236,6 +249,11 @@ impl Codebook {
     /// passage; 0 if there are none.
     pub fn maxsim(&self, query: &mut MaxSim, codes: &[u16], packed: &[u8]) -> f32 {
         match &self.codec {
+            Codec::Signs => {
+                let mut rows = Vec::with_capacity(packed.len() * 8);
+                signs::decode(packed, self.dim, &mut rows);
+                query.score(&rows)
+            }
             Codec::Residual(codec) => maxsim_packed(query, &self.centroids, codes, packed, codec),
             Codec::Int8(codec) => codec.maxsim(query, packed),
         }
@@ -252,6 +270,11 @@ impl Codebook {
     ) -> f32 {
         scratch.resize(self.width, 0.0);
         match &self.codec {
+            Codec::Signs => {
+                scratch.clear();
+                signs::decode(packed, self.dim, scratch);
+                dot(query, scratch)
+            }
             Codec::Residual(codec) => {
                 codec.decode_into(packed, scratch);
                 centroid + dot(query, scratch)

@@ -67,6 +67,7 @@ impl Codebook {
             *x = f16::from_f32(*x).to_f32();
         }
         let codec = match bits {
+            Bits::One => Codec::Signs,
             Bits::Eight => Codec::Int8(Int8Codec { dim: width }),
             Bits::Two | Bits::Four => {
                 let mut residuals = held_out.to_vec();

@@ -12,7 +12,8 @@ use keyfold_core::{Encoder, Role, SparseVector, Vectors};
 
 use crate::bm25::Bm25;
 use crate::candidates::{self, CandidateOptions, MeaningTimings, Method};
-use crate::error::SearchError;
+use crate::codebook::Bits;
+use crate::error::{BINARY, SearchError};
 use crate::explain::{QueryRows, WordMatch};
 use crate::feedback::{Feedback, VectorFeedback};
 use crate::filter::{Allowed, Filters};
@@ -588,6 +589,12 @@ fn require_comparison(snapshot: &Snapshot, options: &SearchOptions) -> Result<()
             instead,
         })
     };
+    if snapshot.bits() == Bits::One {
+        return match candidates.method {
+            Method::Auto | Method::Exhaustive => Ok(()),
+            _ => refuse("this --candidates", BINARY, "leave it out"),
+        };
+    }
     if snapshot.whole_text_rows() == 0 {
         let how = "token vectors, and has no vectors of whole texts";
         return match candidates.method {

@@ -9,7 +9,7 @@ pub use keyfold_kernels::fold::{Fold, Groups};
 use keyfold_kernels::norm;
 
 use crate::codebook::Bits;
-use crate::error::SearchError;
+use crate::error::{BINARY, SearchError};
 
 /// How a store folds; it remembers this and folds all that it is given alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -87,6 +87,12 @@ impl Folding {
             });
         }
         match bits {
+            Bits::One if !self.is_none() => Err(SearchError::OtherComparison {
+                what: format!("--fold {self}"),
+                model: model.name.clone(),
+                how: BINARY,
+                instead: "leave it out: a passage has one code already",
+            }),
             Bits::Two | Bits::Four if self.raw => Err(SearchError::RawCentroids { bits }),
             _ => Ok(()),
         }

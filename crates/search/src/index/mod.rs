@@ -117,10 +117,7 @@ pub fn update(
         whole_text_rows: encoder.whole_text_rows(),
         ..options.writer(&stored)
     };
-    if options.rebuild && writing.whole_text_rows > 0 {
-        // What another model's store kept says nothing of this one's.
-        writing.bits = options.bits;
-    }
+    writing.bits = bits(encoder, &stored, options)?;
     writing.fold.unwrap_or_default().require(
         writing.bits.unwrap_or_default(),
         encoder.identity(),
@@ -185,10 +182,30 @@ pub fn update(
     Ok(summary)
 }
 
+/// The bits of a store: those asked for, or those that it has, or those that suit the model.
+fn bits(
+    encoder: &dyn Encoder,
+    stored: &Stored,
+    options: &IndexOptions,
+) -> Result<Option<Bits>, SearchError> {
+    // What another model's store kept may say nothing of this one's.
+    let special = encoder.whole_text_rows() > 0 || encoder.binary();
+    let kept = stored
+        .bits()
+        .filter(|bits| !options.rebuild || !special && *bits != Bits::One);
+    let suits = encoder.binary().then_some(Bits::One);
+    match options.bits.or(kept).or(suits) {
+        Some(Bits::One) if !encoder.binary() => Err(SearchError::NotBinary {
+            model: encoder.identity().name.clone(),
+        }),
+        bits => Ok(bits),
+    }
+}
+
 impl IndexOptions {
     fn writer(&self, stored: &Stored) -> WriterOptions {
         WriterOptions {
-            bits: self.bits.or(stored.bits()),
+            bits: None,
             fold: self.fold.or(stored.fold()),
             memory: self.memory,
             seed: self.seed,

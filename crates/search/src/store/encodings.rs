@@ -36,7 +36,8 @@ use super::snapshot::open_segments;
 use super::writer::{Writer, WriterOptions};
 use crate::candidates::Tuned;
 use crate::candidates::fde::{BLOCK, FdeCoder, FdeOptions};
-use crate::error::SearchError;
+use crate::codebook::Bits;
+use crate::error::{BINARY, SearchError};
 
 const MAGIC: &[u8; 8] = b"KFFDEC1\n";
 const HEADER: usize = 64;
@@ -271,6 +272,14 @@ impl Writer {
                 model: manifest.encoder.name,
                 how: "whole texts and then words",
                 instead: "leave it out: the vectors of whole texts are such encodings",
+            });
+        }
+        if manifest.bits == Bits::One {
+            return Err(SearchError::OtherComparison {
+                what: "an encoding of fixed length (--fde, --candidates fde)".to_owned(),
+                model: manifest.encoder.name,
+                how: BINARY,
+                instead: "leave it out: codes are such encodings",
             });
         }
         let folder = self.store.join(ENCODINGS);

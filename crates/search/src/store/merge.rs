@@ -129,7 +129,7 @@ impl Writer {
     /// The number of tokens, if it is far above what the codebook was made for and
     /// a new one would have at least twice the centroids.
     fn outgrown(&self) -> Option<u64> {
-        if self.row_options.whole_text_rows > 0 {
+        if !self.row_options.uses_centroids() {
             return None;
         }
         let tokens = self.committed_tokens();

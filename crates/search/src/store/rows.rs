@@ -34,6 +34,13 @@ pub(crate) struct RowOptions {
     pub(crate) whole_text_rows: usize,
 }
 
+impl RowOptions {
+    /// Whether passages are looked for by the centroids of their rows.
+    pub(crate) fn uses_centroids(&self) -> bool {
+        self.whole_text_rows == 0 && self.bits != Bits::One
+    }
+}
+
 /// The rows of new passages between two commits.
 pub(crate) struct NewRows {
     store: PathBuf,
@@ -194,10 +201,10 @@ impl NewRows {
     /// of its file, `tokens` how many rows the store is expected to get.
     pub(crate) fn train(&mut self, number: u64, tokens: u64) -> Result<(), SearchError> {
         let o = self.options;
-        let tokens = match o.whole_text_rows {
-            0 => tokens.max((self.rows.len() / o.dim) as u64),
-            // Passages are not looked for by centroids: few do.
-            _ => 1,
+        let tokens = match o.uses_centroids() {
+            true => tokens.max((self.rows.len() / o.dim) as u64),
+            // Few do.
+            false => 1,
         };
         let codebook = Codebook::train(&self.rows, o.dim, o.bits, tokens, o.seed, o.threads)
             .map_err(|source| SearchError::Codebook {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sampled::WordLoss;
+use crate::sampled::{Descent, Rate, WordLoss};
 
 /// What predicts a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,17 @@ pub enum Code {
     Sigmoid,
     /// Themselves: plain paragraph vectors.
     Real,
+}
+
+/// How gradients become changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// Times the learning rate.
+    Sgd,
+    /// Over the root of the sum of all squares so far, for each number its own: a
+    /// learning rate of 0.1 suits it.
+    Adagrad,
 }
 
 /// How the words around join the code.
@@ -70,6 +81,8 @@ pub struct Config {
     pub share_negatives: bool,
     /// Such words are drawn in proportion to their count to this power.
     pub power: f64,
+    /// How gradients become changes.
+    pub optimizer: Optimizer,
     /// Learning rate of the first step; it falls in a straight line to 0.
     pub learning_rate: f32,
     /// Passes over the documents.
@@ -105,6 +118,7 @@ impl Default for Config {
             negatives: 64,
             share_negatives: true,
             power: 0.75,
+            optimizer: Optimizer::Sgd,
             learning_rate: 0.05,
             epochs: 20,
             batch: 128,
@@ -175,6 +189,17 @@ impl Config {
         match self.real_dim {
             0 => self.bits,
             dim => dim,
+        }
+    }
+
+    /// What a step of this learning rate is.
+    pub(crate) fn rate(&self, learning_rate: f32) -> Rate {
+        Rate {
+            learning_rate,
+            descent: match self.optimizer {
+                Optimizer::Sgd => Descent::Plain,
+                Optimizer::Adagrad => Descent::AdaGrad,
+            },
         }
     }
 

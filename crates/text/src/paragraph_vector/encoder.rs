@@ -54,6 +54,10 @@ impl Encoder for CodeEncoder {
         .collect()
     }
 
+    fn binary(&self) -> bool {
+        true
+    }
+
     fn spans(&self, text: &str, _: Role) -> Result<Vec<Option<Range<usize>>>, EncodeError> {
         let known = self.model.knows_a_word_of(text);
         Ok(vec![None; usize::from(known)])

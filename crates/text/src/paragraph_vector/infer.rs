@@ -8,7 +8,7 @@ use super::config::{Architecture, Config};
 use super::corpus::{GAP, Known};
 use super::params::{Batch, NONE, Params, Sample};
 use super::{Code, EmbedError, Embedded, ParagraphVectors, pack};
-use crate::sampled::{Rate, Threads};
+use crate::sampled::Threads;
 
 /// Words of a new document that are learned at once: as they change the same row, few.
 const TOGETHER: usize = 16;
@@ -68,10 +68,7 @@ impl ParagraphVectors {
                 batch[0].draw(config, &self.sampler, &mut rng);
                 self.params.backward(&row, &mut batch[0], config);
                 let left = 1.0 - done as f32 / batches as f32;
-                let rate = Rate {
-                    learning_rate: config.infer_learning_rate * left,
-                    momentum: None,
-                };
+                let rate = config.rate(config.infer_learning_rate * left);
                 Params::descend_documents(&mut row, &batch, rate, &threads, &[]);
                 done += 1;
             }

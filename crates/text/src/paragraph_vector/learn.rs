@@ -8,12 +8,12 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::config::Config;
+use super::config::{Config, Optimizer};
 use super::corpus::{GAP, Known};
 use super::infer::{around, samples};
 use super::params::{Batch, Bounds, Params, Sample};
 use super::{Embedded, ParagraphVectors, pack};
-use crate::sampled::{Rate, Sampler, Table, Tensors, Threads, state, train as run, write_tensors};
+use crate::sampled::{Sampler, Table, Tensors, Threads, state, train as run, write_tensors};
 use crate::training::Place;
 
 /// Trains a model on texts; a [`Learner`] for `keyfold_train::run`.
@@ -133,6 +133,11 @@ impl Trainer {
     }
 }
 
+/// What a checkpoint calls the sums of squares of a table.
+fn squares(name: &str) -> String {
+    format!("{name}.squares")
+}
+
 /// Cuts documents into steps of about `words` words.
 fn blocks(starts: &[usize], words: usize) -> Vec<(usize, usize)> {
     let mut blocks = Vec::new();
@@ -159,10 +164,7 @@ impl Learner for Trainer {
         let (mut samples, seed) = self.samples(number);
         let config = &self.config;
         let left = 1.0 - (number - 1) as f32 / self.steps() as f32;
-        let rate = Rate {
-            learning_rate: config.learning_rate * left,
-            momentum: None,
-        };
+        let rate = config.rate(config.learning_rate * left);
         let words = samples.len();
         let mut loss = 0.0;
         let mut batches = std::mem::take(&mut self.batches);
@@ -213,6 +215,12 @@ impl Learner for Trainer {
         tensors.extend(self.params.context.iter().map(|c| ("context.weight", c)));
         let projection = self.params.projection.iter();
         tensors.extend(projection.map(|p| ("projection.weight", p)));
+        let velocity = |(name, table): &(&str, &Table)| {
+            let values = table.velocity.clone();
+            (!values.is_empty()).then(|| (squares(name), Table::new(table.dim, values)))
+        };
+        let velocities: Vec<(String, Table)> = tensors.iter().filter_map(velocity).collect();
+        tensors.extend(velocities.iter().map(|(name, table)| (&**name, table)));
         write_tensors(&path, &tensors).map_err(|e| state(&path, &e))
     }
 
@@ -234,10 +242,12 @@ impl Learner for Trainer {
         let projection = self.params.projection.iter_mut();
         all.extend(projection.map(|p| ("projection.weight", p)));
         for (name, table) in all {
-            let rows = table.values.len() / table.dim.max(1);
-            *table = tensors
-                .take(name, rows, table.dim)
-                .map_err(|e| state(&path, &e))?;
+            let (rows, dim) = (table.values.len() / table.dim.max(1), table.dim);
+            let mut take = |name: &str| tensors.take(name, rows, dim).map_err(|e| state(&path, &e));
+            *table = take(name)?;
+            if self.config.optimizer == Optimizer::Adagrad {
+                table.velocity = take(&squares(name))?.values;
+            }
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ use std::path::Path;
 
 use keyfold_core::{EncoderIdentity, ModelFolder};
 
-pub use config::{Architecture, Code, Config, Join};
+pub use config::{Architecture, Code, Config, Join, Optimizer};
 pub use encoder::CodeEncoder;
 #[cfg(feature = "train")]
 pub use learn::{Trainer, train};

@@ -5,7 +5,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::config::{Architecture, Code, Config, Join};
-use crate::sampled::{Batch as WordBatch, Layer, Rate, Sampler, Table, Threads, bounds};
+use crate::sampled::{Batch as WordBatch, Descent, Layer, Rate, Sampler, Table, Threads, bounds};
 
 /// All that is learned but the documents.
 #[derive(Debug, Clone, PartialEq)]
@@ -255,8 +255,12 @@ impl Params {
         });
         if let Some(context) = &mut self.context {
             // So many words move one sum, so each takes its share of the way.
+            let share = match rate.descent {
+                Descent::Plain => 1.0 / (2 * config.window) as f32,
+                _ => 1.0,
+            };
             let rate = Rate {
-                learning_rate: rate.learning_rate / (2 * config.window) as f32,
+                learning_rate: share * rate.learning_rate,
                 ..rate
             };
             // Words around are words, the first of the outputs.
@@ -270,10 +274,11 @@ impl Params {
         if let Some(projection) = &mut self.projection {
             // All documents share it, so it follows the mean of their gradients: with the
             // sum, it would move a hundred times as fast as they do.
-            for batch in batches {
-                let step = rate.learning_rate / batch.documents.len().max(1) as f32;
-                kernels::axpy(&mut projection.values, -step, &batch.projection_gradient);
-            }
+            projection.descend(threads, &[], rate, batches, |batch, add| {
+                let share = 1.0 / batch.documents.len().max(1) as f32;
+                let rows = batch.projection_gradient.chunks_exact(config.real_dim);
+                (0..).zip(rows).for_each(|(bit, row)| add(bit, share, row));
+            });
         }
     }
 }

@@ -82,7 +82,7 @@ fn losses_gradients_and_codes_are_those_of_pytorch() {
         // What a descent with rate 1 takes away is the gradient.
         let rate = crate::sampled::Rate {
             learning_rate: 1.0,
-            momentum: None,
+            descent: crate::sampled::Descent::Plain,
         };
         let mut moved = params.clone();
         let mut moved_documents = documents.clone();

@@ -104,7 +104,12 @@ mod trained {
             context: Join::Concatenation,
             ..memory.clone()
         };
-        for config in [config(), word2vec, real, memory, beside] {
+        let adagrad = Config {
+            optimizer: Optimizer::Adagrad,
+            learning_rate: 0.1,
+            ..config()
+        };
+        for config in [config(), word2vec, real, memory, beside, adagrad] {
             let trainer = train(&config, 1);
             let codes = trainer.trained();
             assert_eq!(codes.len(), 60);
@@ -145,13 +150,23 @@ mod trained {
 
     #[test]
     fn a_resumed_training_gives_the_same_model() {
+        resumed(&config());
+        resumed(&Config {
+            optimizer: Optimizer::Adagrad,
+            learning_rate: 0.1,
+            real_dim: 16,
+            ..config()
+        });
+    }
+
+    fn resumed(config: &Config) {
         let folder = tempfile::tempdir().unwrap();
-        let whole = train(&config(), 1);
-        let mut first = trainer(&config(), 1);
+        let whole = train(config, 1);
+        let mut first = trainer(config, 1);
         let half = first.steps() / 2;
         (1..=half).for_each(|step| drop(first.step(step).unwrap()));
         first.save(folder.path()).unwrap();
-        let mut second = trainer(&config(), 1);
+        let mut second = trainer(config, 1);
         second.load(folder.path()).unwrap();
         (half + 1..=second.steps()).for_each(|step| drop(second.step(step).unwrap()));
         assert_eq!(second.params, whole.params);
@@ -159,7 +174,7 @@ mod trained {
         let mut other = trainer(
             &Config {
                 bits: 64,
-                ..config()
+                ..config.clone()
             },
             1,
         );

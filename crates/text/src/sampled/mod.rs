@@ -25,7 +25,7 @@ pub(crate) use files::{Format, Tensors, write_tensors};
 pub use layer::WordLoss;
 pub(crate) use layer::{Batch, Layer};
 pub(crate) use sampler::Sampler;
-pub(crate) use table::{Rate, Table, Threads, bounds};
+pub(crate) use table::{Descent, Rate, Table, Threads, bounds};
 #[cfg(feature = "train")]
 pub(crate) use train::{state, train};
 pub use vocabulary::Vocabulary;

@@ -5,6 +5,9 @@ use std::ops::Range;
 use keyfold_kernels as kernels;
 use rayon::prelude::*;
 
+/// Keeps what never had a gradient from a division by 0.
+const EPSILON: f32 = 1e-8;
+
 /// A change of one row: its number, a factor, and what is added that many times.
 pub(crate) type Add<'a> = &'a mut dyn FnMut(u32, f32, &[f32]);
 
@@ -12,9 +15,19 @@ pub(crate) type Add<'a> = &'a mut dyn FnMut(u32, f32, &[f32]);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Rate {
     pub(crate) learning_rate: f32,
-    /// Share of the last change that is made again, where there is momentum: rows that
-    /// a batch does not touch rest.
-    pub(crate) momentum: Option<f32>,
+    pub(crate) descent: Descent,
+}
+
+/// What a change takes from those before it. Rows that a batch does not touch rest.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Descent {
+    /// Nothing.
+    Plain,
+    /// So much of the last change is made again.
+    Momentum(f32),
+    /// The gradient of a batch, over the root of the sum of all squares so far (Duchi,
+    /// Hazan and Singer 2011).
+    AdaGrad,
 }
 
 /// Rows of `dim` numbers.
@@ -22,7 +35,8 @@ pub(crate) struct Rate {
 pub(crate) struct Table {
     pub(crate) dim: usize,
     pub(crate) values: Vec<f32>,
-    /// The last change of each row, before the learning rate; empty without momentum.
+    /// The last change of each row, before the learning rate, or the sum of squares;
+    /// empty with plain descent.
     pub(crate) velocity: Vec<f32>,
 }
 
@@ -44,8 +58,8 @@ impl Table {
     }
 
     /// Descends along the gradients of `batches` in their order; `gradient` names the
-    /// rows of a batch that have one. With momentum a batch is a change, however often
-    /// it names a row. `bounds` are row numbers that part the table among threads.
+    /// rows of a batch that have one. But with plain descent a batch is one change,
+    /// however often it names a row. `bounds` are row numbers that part the table among threads.
     pub(crate) fn descend<B: Sync>(
         &mut self,
         threads: &Threads,
@@ -54,7 +68,7 @@ impl Table {
         batches: &[B],
         gradient: impl Fn(&B, Add<'_>) + Sync,
     ) {
-        if rate.momentum.is_some() && self.velocity.is_empty() {
+        if rate.descent != Descent::Plain && self.velocity.is_empty() {
             self.velocity = vec![0.0; self.values.len()];
         }
         let parts = self.parts(if threads.count() > 1 { bounds } else { &[] });
@@ -103,7 +117,7 @@ impl Part<'_> {
             let inside = rows.contains(&(row as usize));
             inside.then(|| (row as usize - rows.start) * dim)
         };
-        let Some(momentum) = rate.momentum else {
+        if rate.descent == Descent::Plain {
             let values = &mut *self.values;
             gradient(batch, &mut |row, factor, source| {
                 if let Some(at) = place(row) {
@@ -112,12 +126,29 @@ impl Part<'_> {
                 }
             });
             return;
-        };
+        }
         // The rows of the batch, each once.
         let mut touched = Vec::new();
         gradient(batch, &mut |row, _, _| touched.extend(place(row)));
         touched.sort_unstable();
         touched.dedup();
+        let Descent::Momentum(momentum) = rate.descent else {
+            let mut sums = vec![0.0; touched.len() * dim];
+            gradient(batch, &mut |row, factor, source| {
+                if let Some(i) = place(row).and_then(|at| touched.binary_search(&at).ok()) {
+                    kernels::axpy(&mut sums[i * dim..(i + 1) * dim], factor, source);
+                }
+            });
+            for (at, sums) in touched.into_iter().zip(sums.chunks_exact(dim)) {
+                let squares = &mut self.velocity[at..at + dim];
+                let rows = self.values[at..at + dim].iter_mut().zip(squares);
+                for ((value, square), g) in rows.zip(sums) {
+                    *square += g * g;
+                    *value -= rate.learning_rate * g / (square.sqrt() + EPSILON);
+                }
+            }
+            return;
+        };
         let velocity = &mut *self.velocity;
         for &at in &touched {
             velocity[at..at + dim]
@@ -193,11 +224,11 @@ mod tests {
 
     type Changes = Vec<(u32, f32, Vec<f32>)>;
 
-    fn after(threads: usize, momentum: Option<f32>, batches: &[Changes]) -> Table {
+    fn after(threads: usize, descent: Descent, batches: &[Changes]) -> Table {
         let mut table = Table::new(2, (0..12).map(|x| x as f32).collect());
         let rate = Rate {
             learning_rate: 0.5,
-            momentum,
+            descent,
         };
         let bounds = bounds([5.0, 1.0, 1.0, 1.0, 1.0, 1.0].into_iter(), threads);
         table.descend(
@@ -220,11 +251,28 @@ mod tests {
             vec![(1, 1.0, vec![1.0, 0.0]), (1, 2.0, vec![0.0, 1.0])],
             vec![(1, 1.0, vec![2.0, 0.0])],
         ];
-        let table = after(1, Some(0.5), &batches);
+        let table = after(1, Descent::Momentum(0.5), &batches);
         // v = (1, 2), then 0.5 v + (2, 0) = (2.5, 1).
         assert_eq!(table.row(1), [2.0 - 0.5 * 3.5, 3.0 - 0.5 * 3.0]);
         assert_eq!(table.row(0), [0.0, 1.0], "an untouched row rests");
-        assert_eq!(after(1, None, &batches).row(1), [2.0 - 1.5, 3.0 - 1.0]);
+        assert_eq!(
+            after(1, Descent::Plain, &batches).row(1),
+            [2.0 - 1.5, 3.0 - 1.0]
+        );
+    }
+
+    #[test]
+    fn adagrad_divides_by_the_root_of_all_squares() {
+        let batches = [
+            vec![(1, 1.0, vec![1.0, 0.0]), (1, 2.0, vec![1.0, 0.0])],
+            vec![(1, 1.0, vec![4.0, -2.0])],
+        ];
+        let table = after(1, Descent::AdaGrad, &batches);
+        // The gradients are (3, 0) and (4, -2), the squares (9, 0) and (25, 4).
+        let want = [2.0 - 0.5 - 0.5 * 0.8, 3.0 + 0.5];
+        let pairs = table.row(1).iter().zip(want);
+        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-6));
+        assert_eq!(table.row(0), [0.0, 1.0], "an untouched row rests");
     }
 
     #[test]
@@ -235,10 +283,10 @@ mod tests {
                 .collect()
         };
         let batches: Vec<Changes> = (0..5).map(batch).collect();
-        for momentum in [None, Some(0.9)] {
-            let one = after(1, momentum, &batches);
+        for descent in [Descent::Plain, Descent::Momentum(0.9), Descent::AdaGrad] {
+            let one = after(1, descent, &batches);
             for threads in [2, 3, 7] {
-                assert_eq!(after(threads, momentum, &batches), one, "{threads}");
+                assert_eq!(after(threads, descent, &batches), one, "{threads}");
             }
         }
     }

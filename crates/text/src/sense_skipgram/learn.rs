@@ -12,7 +12,9 @@ use super::SenseVectors;
 use super::config::Config;
 use super::params::{Batch, Bounds, Params, Stage};
 use super::prepare::Corpus;
-use crate::sampled::{Rate, Sampler, Table, Tensors, Threads, state, train as run, write_tensors};
+use crate::sampled::{
+    Descent, Rate, Sampler, Table, Tensors, Threads, state, train as run, write_tensors,
+};
 use crate::training::Place;
 
 /// Names of the tables in a checkpoint.
@@ -137,7 +139,8 @@ impl Trainer {
         let epoch = done / per_epoch;
         let momentum = |epoch: u64| {
             let last = config.momentum.len().saturating_sub(1);
-            config.momentum.get((epoch as usize).min(last)).copied()
+            let momentum = config.momentum.get((epoch as usize).min(last)).copied();
+            momentum.map_or(Descent::Plain, Descent::Momentum)
         };
         if epoch < config.first_epochs {
             let left = 1.0 - done as f32 / (per_epoch * config.first_epochs) as f32;
@@ -147,7 +150,7 @@ impl Trainer {
                 },
                 rate: Rate {
                     learning_rate: config.first_learning_rate * left,
-                    momentum: momentum(epoch),
+                    descent: momentum(epoch),
                 },
             };
         }
@@ -161,7 +164,7 @@ impl Trainer {
             stage: Stage::Sampled { temperature },
             rate: Rate {
                 learning_rate: config.learning_rates[epoch as usize],
-                momentum: momentum(epoch),
+                descent: momentum(epoch),
             },
         }
     }

@@ -76,7 +76,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
         // What a descent with rate 1 takes away is the gradient.
         let rate = Rate {
             learning_rate: 1.0,
-            momentum: Some(0.9),
+            descent: crate::sampled::Descent::Momentum(0.9),
         };
         let mut moved = params.clone();
         let threads = Threads::one();
