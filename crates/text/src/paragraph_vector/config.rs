@@ -72,6 +72,10 @@ pub struct Config {
     pub bigram_min_count: u64,
     /// Share of the text above which a word is passed over now and then; 0 for never.
     pub subsample: f64,
+    /// Whether the biases begin with how frequent each word is, as the logarithm of its
+    /// share, and not with 0. Until they have learned it, the codes do, which turns most
+    /// bits to one side: where texts are few, that stays so.
+    pub unigram_bias: bool,
     /// What is minimised.
     pub loss: WordLoss,
     /// Words that did not occur, for a batch or for each word.
@@ -114,6 +118,7 @@ impl Default for Config {
             min_count: 5,
             bigram_min_count: 10,
             subsample: 1e-4,
+            unigram_bias: false,
             loss: WordLoss::SampledSoftmax,
             negatives: 64,
             share_negatives: true,
@@ -158,6 +163,13 @@ impl Config {
             return Err(
                 "share_negatives = false needs loss = \"negative_sampling\": the other losses \
                  are corrected for words that a batch shares"
+                    .into(),
+            );
+        }
+        if self.unigram_bias && self.loss == WordLoss::NegativeSampling {
+            return Err(
+                "unigram_bias = true needs another loss: with negative_sampling scores are not \
+                 the logarithms of probabilities"
                     .into(),
             );
         }

@@ -116,6 +116,14 @@ impl Known {
         [(word != GAP).then_some(word), pair].into_iter().flatten()
     }
 
+    /// The logarithm of each output's share of what is predicted.
+    pub(super) fn log_shares(&self) -> Vec<f32> {
+        let kept = self.outputs.counts().iter().zip(&self.keep);
+        let kept: Vec<f64> = kept.map(|(&n, &keep)| n as f64 * f64::from(keep)).collect();
+        let total: f64 = kept.iter().sum();
+        kept.iter().map(|n| (n / total).ln() as f32).collect()
+    }
+
     /// Whether an occurrence is kept this time.
     pub(super) fn keeps(&self, output: u32, rng: &mut SmallRng) -> bool {
         let keep = self.keep[output as usize];
@@ -170,6 +178,25 @@ mod tests {
     fn too_little_text_is_told_with_numbers() {
         let error = Known::learn(["one two two"].into_iter(), &config(3)).unwrap_err();
         assert!(error.contains("2 different words") && error.contains("min_count"));
+    }
+
+    #[test]
+    fn shares_are_of_what_is_kept() {
+        let text = format!("{}{}", "the ".repeat(900), "boat ".repeat(100));
+        let settings = Config {
+            subsample: 0.0,
+            bigrams: false,
+            ..config(1)
+        };
+        let known = Known::learn([&text[..]].into_iter(), &settings).unwrap();
+        let shares: Vec<f32> = known.log_shares().iter().map(|x| x.exp()).collect();
+        assert!((shares[0] - 0.9).abs() < 1e-6 && (shares[1] - 0.1).abs() < 1e-6);
+        let fewer = Config {
+            subsample: 0.1,
+            ..settings
+        };
+        let fewer = Known::of(known.outputs, &fewer).log_shares();
+        assert!(fewer[0].exp() < 0.9 && fewer[1].exp() > 0.1, "{fewer:?}");
     }
 
     #[test]

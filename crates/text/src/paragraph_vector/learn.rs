@@ -59,11 +59,15 @@ impl Trainer {
         }
         let threads = Threads::new(threads);
         let documents = kept.len();
+        let mut params = Params::new(known.outputs.len(), known.words, config);
+        if config.unigram_bias {
+            params.layer.bias.values = known.log_shares();
+        }
         Ok(Self {
             blocks: blocks(&starts, config.step_words),
             sampler: Sampler::unigram(known.outputs.counts(), config.power),
             bounds: Bounds::new(known.outputs.counts(), documents, &threads),
-            params: Params::new(known.outputs.len(), known.words, config),
+            params,
             documents: Params::documents(documents, config),
             config: config.clone(),
             texts: kept,

@@ -251,14 +251,17 @@ impl Run<'_> {
         let mut config = Config {
             bits,
             min_count: 2,
-            subsample: 1e-3,
-            learning_rate: 0.025,
+            bigrams: false,
+            unigram_bias: true,
+            learning_rate: 0.01,
+            infer_learning_rate: 0.2,
             step_words: 4096,
             seed: self.seed,
             ..Config::default()
         };
         if self.options.scale == Scale::Smoke {
             config.subsample = 0.0;
+            config.learning_rate = 0.025;
             config.epochs = 10;
         }
         config
@@ -434,7 +437,7 @@ fn comparisons(results: &Results) -> (Vec<String>, Vec<Value>) {
         return Default::default();
     };
     let middle = all[all.len() / 2];
-    let pairs = [
+    let mut pairs = vec![
         ((ROUNDED, least), (AUTO_ENCODER, most)),
         ((ROUNDED, middle), (AUTO_ENCODER, middle)),
         ((ROUNDED, middle), (AFTERWARDS, middle)),
@@ -445,6 +448,8 @@ fn comparisons(results: &Results) -> (Vec<String>, Vec<Value>) {
         ((ROUNDED, most), (MEMORY, most)),
         ((RERANKED, most), (REAL_BINARY, most)),
     ];
+    // With one length of codes, two are the same.
+    pairs.dedup();
     let mut findings = Vec::new();
     let mut values = Vec::new();
     for ((a, a_bits), (b, b_bits)) in pairs {

@@ -155,11 +155,11 @@ fn config(options: &BenchOptions, seed: u64) -> Config {
         senses: 3,
         dim: 50,
         min_count: 5,
-        batch: 64,
+        batch: 32,
         round: 2,
-        first_epochs: 2,
+        first_epochs: 4,
         first_learning_rate: 2.0,
-        learning_rates: vec![1.5, 0.7, 0.3],
+        learning_rates: vec![2.0, 2.0, 1.5, 1.0, 0.5],
         step_words: 8192,
         seed,
         ..Config::default()
@@ -167,8 +167,7 @@ fn config(options: &BenchOptions, seed: u64) -> Config {
     match options.scale {
         Scale::Smoke => Config {
             dim: 16,
-            negatives: 8,
-            batch: 32,
+            batch: 16,
             step_words: 1000,
             ..small
         },
