@@ -270,8 +270,8 @@ mod tests {
         let table = after(1, Descent::AdaGrad, &batches);
         // The gradients are (3, 0) and (4, -2), the squares (9, 0) and (25, 4).
         let want = [2.0 - 0.5 - 0.5 * 0.8, 3.0 + 0.5];
-        let pairs = table.row(1).iter().zip(want);
-        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-6));
+        let mut pairs = table.row(1).iter().zip(want);
+        assert!(pairs.all(|(a, b)| (a - b).abs() < 1e-6));
         assert_eq!(table.row(0), [0.0, 1.0], "an untouched row rests");
     }
 
