@@ -219,6 +219,9 @@ def table(folder):
         if after_first is None:
             after_first = model.keys.clone()
     keys = model.keys.clone()
+    # Looked up from here on are keys that lie where rows are.
+    placed = torch.randn_like(model.keys)
+    model.keys.data.copy_(placed)
     model.freeze_keys()
     model.activate_counts()
     learned = torch.randn(40, d)
@@ -226,6 +229,7 @@ def table(folder):
     counts = model.cluster_size_counter.clone()
     asked = torch.randn(15, d)
     values, _, indices, *_ = model(heads_of(asked))
+    model.cluster_size_counter.data.copy_(counts)  # of the learned rows alone
     model.deactivate_counts()
     _, _, used_only, *_ = model(heads_of(asked))
 
@@ -249,7 +253,7 @@ def table(folder):
         {
             "projection": plain(splitter.rand_proj), "start": plain(start), "rows": plain(rows),
             "after_first": plain(after_first), "keys": plain(keys),
-            "cluster_size": plain(model.cluster_size), "learned": plain(learned),
+            "placed": plain(placed), "learned": plain(learned),
             "counts": plain(counts), "asked": plain(asked),
             "indices": plain(indices[:, :, 0, 0, 0]),
             "used_only": plain(used_only[:, :, 0, 0, 0]),

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
 use crate::algebra::softmax;
-use crate::metrics::{calibration_error, log_loss};
+use crate::metrics::{calibration_error, log_loss, short};
 use crate::{Labels, PredictError, Table};
 
 /// A temperature, and what it did to rows that were not learned from.
@@ -61,7 +61,7 @@ pub fn fit(logits: &[f64], codes: &[usize]) -> Result<Calibration, PredictError>
             at_b = loss(b);
         }
     }
-    let temperature = (0.5 * (low + high)).exp();
+    let temperature = short((0.5 * (low + high)).exp());
     let before = probabilities(logits, classes, 1.0);
     let after = probabilities(logits, classes, temperature);
     let right = (before.chunks_exact(classes).zip(codes))
@@ -70,11 +70,11 @@ pub fn fit(logits: &[f64], codes: &[usize]) -> Result<Calibration, PredictError>
     Ok(Calibration {
         temperature,
         rows: codes.len(),
-        error_before: calibration_error(&before, codes),
-        error_after: calibration_error(&after, codes),
-        loss_before: log_loss(&before, codes),
-        loss_after: log_loss(&after, codes),
-        accuracy: right as f64 / codes.len() as f64,
+        error_before: short(calibration_error(&before, codes)),
+        error_after: short(calibration_error(&after, codes)),
+        loss_before: short(log_loss(&before, codes)),
+        loss_after: short(log_loss(&after, codes)),
+        accuracy: short(right as f64 / codes.len() as f64),
     })
 }
 

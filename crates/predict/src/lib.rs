@@ -2,14 +2,17 @@
 //!
 //! One interface in scikit-learn's words: `fit`, `partial_fit` where it makes sense,
 //! `predict`, `predict_proba`, `score`. Heads on features ([`naive_bayes`], [`logistic`])
-//! with the [label budgets](label_budgets) at which each is better, and a dictionary that
-//! learns with the labels ([`supervised_dictionary`]).
+//! with the [label budgets](label_budgets) at which each is better, a dictionary that learns
+//! with the labels ([`supervised_dictionary`]), a look-up table that learns classes one
+//! after another ([`key_value_bottleneck`]), and a regression that keeps little of its
+//! input ([`cauchy_schwarz`]).
 //! A [`Predictor`] is one of them with its scaling and its calibration, in a folder.
 
 mod algebra;
 pub mod calibration;
 mod classifier;
 mod error;
+pub mod key_value_bottleneck;
 pub mod label_budgets;
 pub mod lbfgs;
 mod linear;

@@ -134,6 +134,11 @@ pub fn r_squared(predicted: &[f64], truth: &[f64]) -> f64 {
     1.0 - rest / all
 }
 
+/// Nine digits: what is told in JSON and read again is then the same number.
+pub(crate) fn short(x: f64) -> f64 {
+    format!("{x:.8e}").parse().unwrap_or(x)
+}
+
 /// Of each row the positive class of two: whether its code is 1.
 pub fn is_second(labels: &Labels) -> Vec<bool> {
     labels.codes().iter().map(|&c| c == 1).collect()

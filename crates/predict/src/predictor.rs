@@ -10,6 +10,7 @@ use keyfold_core::{Progress, atomic};
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::{self, Calibration};
+use crate::key_value_bottleneck::{KeyValueBottleneck, KeyValueBottleneckConfig};
 use crate::logistic::{Logistic, LogisticConfig, Told};
 use crate::naive_bayes::{NaiveBayes, NaiveBayesConfig};
 use crate::supervised_dictionary::{self, SupervisedDictionary, SupervisedDictionaryConfig};
@@ -30,6 +31,8 @@ pub enum Model {
     Logistic(LogisticConfig, Logistic),
     /// A dictionary that learned with the labels.
     SupervisedDictionary(SupervisedDictionary),
+    /// A table of keys and values.
+    KeyValueBottleneck(KeyValueBottleneck),
 }
 
 /// What a method is called, and its settings.
@@ -40,8 +43,12 @@ enum Method {
     Logistic(LogisticConfig, Told),
     SupervisedDictionary {
         config: SupervisedDictionaryConfig,
-        threshold: f64,
         told: supervised_dictionary::Told,
+    },
+    KeyValueBottleneck {
+        config: KeyValueBottleneckConfig,
+        fixed: bool,
+        calls: u64,
     },
 }
 
@@ -131,10 +138,16 @@ impl Predictor {
     }
 
     /// Learns more rows, where the method can; scaling and calibration stay as they are.
-    pub fn partial_fit(&mut self, x: &Table, labels: &Labels) -> Result<(), PredictError> {
+    pub fn partial_fit(
+        &mut self,
+        x: &Table,
+        labels: &Labels,
+        progress: &dyn Progress,
+    ) -> Result<(), PredictError> {
         let x = self.scaler.apply(x)?;
         match &mut self.model {
             Model::NaiveBayes(model) => model.partial_fit(&x, labels),
+            Model::KeyValueBottleneck(model) => model.partial_fit(&x, labels, progress),
             Model::Logistic(..) | Model::SupervisedDictionary(_) => Err(PredictError::Unsupported(
                 "this method cannot learn more rows without the old ones; fit again with all, \
                      or use naive-bayes or key-value-bottleneck",
@@ -217,7 +230,7 @@ impl Predictor {
         }
         let mut tensors = Tensors::from_bytes(&path, &bytes)?;
         let columns = saved.columns;
-        let mut scaler = |name: &str| tensors.shaped(name, &[columns]);
+        let mut scaler = |name: &str| tensors.shaped::<f64>(name, &[columns]);
         let wrong = |what: String| invalid(&path, what);
         let scaler = Scaler {
             offset: scaler("scaler.offset").map_err(wrong)?,
@@ -276,6 +289,7 @@ impl Model {
             Self::NaiveBayes(model) => model,
             Self::Logistic(_, model) => model,
             Self::SupervisedDictionary(model) => model,
+            Self::KeyValueBottleneck(model) => model,
         }
     }
 
@@ -285,6 +299,7 @@ impl Model {
             Self::NaiveBayes(_) => "naive-bayes",
             Self::Logistic(..) => "logistic",
             Self::SupervisedDictionary(_) => "supervised-dictionary",
+            Self::KeyValueBottleneck(_) => "key-value-bottleneck",
         }
     }
 
@@ -311,10 +326,19 @@ impl Model {
                 let p = model.columns() - config.covariates;
                 tensors.put("components", &[config.n_components, p], model.components());
                 put_linear(tensors, model.regression());
+                tensors.put("threshold", &[1], vec![model.threshold()]);
                 Method::SupervisedDictionary {
                     config,
-                    threshold: model.threshold(),
                     told: model.told().clone(),
+                }
+            }
+            Self::KeyValueBottleneck(model) => {
+                model.save(tensors);
+                let (fixed, calls) = model.progress();
+                Method::KeyValueBottleneck {
+                    config: *model.config(),
+                    fixed,
+                    calls,
                 }
             }
         }
@@ -346,11 +370,7 @@ impl Model {
                 };
                 Self::Logistic(config, Logistic::known(classes, linear, told))
             }
-            Method::SupervisedDictionary {
-                config,
-                threshold,
-                told,
-            } => {
+            Method::SupervisedDictionary { config, told } => {
                 let (r, q) = (config.n_components, config.covariates);
                 let p = columns.checked_sub(q).filter(|p| *p > 0 && r > 0);
                 let p = p.ok_or("its settings leave no columns for the dictionary")?;
@@ -364,9 +384,20 @@ impl Model {
                     classes,
                     &components,
                     linear,
-                    (threshold, told),
+                    (tensors.shaped("threshold", &[1])?[0], told),
                 ))
             }
+            Method::KeyValueBottleneck {
+                config,
+                fixed,
+                calls,
+            } => Self::KeyValueBottleneck(KeyValueBottleneck::load(
+                config,
+                classes,
+                columns,
+                (fixed, calls),
+                tensors,
+            )?),
         })
     }
 }

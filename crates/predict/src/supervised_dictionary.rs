@@ -336,7 +336,8 @@ impl SupervisedDictionary {
                 hint: "scale the rows (minmax), or take a smaller xi or stepsize",
             });
         }
-        told.reconstruction = state.rest().sqrt() / norm(&rows).max(1e-300);
+        told.reconstruction = metrics::short(state.rest().sqrt() / norm(&rows).max(1e-300));
+        told.losses.iter_mut().for_each(|x| *x = metrics::short(*x));
         let State { w, h, beta, .. } = state;
         let mut model = Self {
             config: *config,
@@ -352,7 +353,7 @@ impl SupervisedDictionary {
             let scores: Vec<f64> = logits.chunks_exact(2).map(|s| s[1] - s[0]).collect();
             let second = metrics::is_second(labels);
             model.threshold = metrics::best_threshold(&scores, &second);
-            model.told.auc = metrics::auc(&scores, &second);
+            model.told.auc = metrics::auc(&scores, &second).map(metrics::short);
         }
         Ok((model, h))
     }

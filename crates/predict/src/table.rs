@@ -92,6 +92,11 @@ impl Table {
         MatRef::from_row_major_slice(&self.numbers, self.rows(), self.columns)
     }
 
+    /// The numbers in single precision.
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
+        self.numbers.iter().map(|&x| x as f32).collect()
+    }
+
     pub(crate) fn expect_columns(&self, expected: usize) -> Result<(), PredictError> {
         match self.columns == expected {
             true => Ok(()),

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use keyfold_core::NoProgress;
+use keyfold_predict::key_value_bottleneck::{KeyValueBottleneck, KeyValueBottleneckConfig};
 use keyfold_predict::logistic::{Logistic, LogisticConfig};
 use keyfold_predict::naive_bayes::{NaiveBayes, NaiveBayesConfig};
+use keyfold_predict::supervised_dictionary::{SupervisedDictionary, SupervisedDictionaryConfig};
 use keyfold_predict::{Classifier, Labels, Model, PredictError, Predictor, Scale, Table};
 
 fn rows() -> (Table, Labels) {
@@ -25,6 +27,29 @@ fn logistic(x: &Table, labels: &Labels) -> Result<Model, PredictError> {
     Logistic::fit(x, labels, &config, &NoProgress).map(|m| Model::Logistic(config, m))
 }
 
+fn table(x: &Table, labels: &Labels) -> Result<Model, PredictError> {
+    let config = KeyValueBottleneckConfig {
+        num_codebooks: 4,
+        key_value_pairs_per_codebook: 8,
+        dim_keys: 2,
+        epochs: 30,
+        ..Default::default()
+    };
+    let model = KeyValueBottleneck::fit(x, labels, &config, &NoProgress)?;
+    Ok(Model::KeyValueBottleneck(model))
+}
+
+fn dictionary(x: &Table, labels: &Labels) -> Result<Model, PredictError> {
+    let config = SupervisedDictionaryConfig {
+        n_components: 2,
+        nonneg: [false, false],
+        iter: 20,
+        ..Default::default()
+    };
+    let model = SupervisedDictionary::fit(x, labels, &config, &NoProgress)?;
+    Ok(Model::SupervisedDictionary(model))
+}
+
 type Learn = fn(&Table, &Labels) -> Result<Model, PredictError>;
 
 fn fit(learn: Learn) -> Predictor {
@@ -36,7 +61,7 @@ fn fit(learn: Learn) -> Predictor {
 #[test]
 fn what_is_read_tells_to_the_bit_what_was_saved() {
     let (x, _) = rows();
-    for learn in [naive_bayes as Learn, logistic] {
+    for learn in [naive_bayes as Learn, logistic, dictionary, table] {
         let folder = tempfile::tempdir().unwrap();
         let mut saved = fit(learn);
         saved.notes = serde_json::json!({"columns": ["a", "b", "c"]});
@@ -91,9 +116,21 @@ fn naive_bayes_goes_on_learning_with_new_classes_and_logistic_says_that_it_canno
     let (x, labels) = rows();
     let mut model = fit(naive_bayes);
     let green = Labels::new(&["green"; 20]);
-    model.partial_fit(&x, &green).unwrap();
+    model.partial_fit(&x, &green, &NoProgress).unwrap();
     assert_eq!(model.classes(), ["blue", "red", "green"]);
     assert_eq!(model.predict_proba(&x).unwrap().len(), 60);
-    let error = fit(logistic).partial_fit(&x, &labels).unwrap_err();
+    let mut model = fit(table);
+    model.partial_fit(&x, &green, &NoProgress).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    model.save(folder.path()).unwrap();
+    let mut read = Predictor::load(folder.path()).unwrap();
+    // What is read goes on as what was saved.
+    model.partial_fit(&x, &labels, &NoProgress).unwrap();
+    read.partial_fit(&x, &labels, &NoProgress).unwrap();
+    assert_eq!(read, model);
+    assert_eq!(read.classes(), ["blue", "red", "green"]);
+    let error = fit(logistic)
+        .partial_fit(&x, &labels, &NoProgress)
+        .unwrap_err();
     assert!(error.to_string().contains("naive-bayes"), "{error}");
 }

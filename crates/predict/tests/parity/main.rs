@@ -4,6 +4,7 @@
 
 mod dictionary;
 mod heads;
+mod table;
 
 use serde_json::Value;
 

@@ -1,0 +1,541 @@
+//! A look-up table between a frozen encoder and the classes, that learns classes one after
+//! another without forgetting.
+//!
+//! Träuble et al.: Discrete Key-Value Bottleneck (ICML 2023). A row is cut or projected into
+//! `C` heads of `k` numbers. Each head looks up the nearest of the `J` keys of its codebook,
+//! and the mean of the values found there, one for each class, is the score:
+//!
+//! `s(x) = 1/C Σ_c Σ_{j ∈ nearest(R_cᵀx)} V[c, j]`
+//!
+//! Keys are placed once, without labels ([`fit_keys`](KeyValueBottleneck::fit_keys)), by
+//! moving averages, and stay. Learning ([`partial_fit`](KeyValueBottleneck::partial_fit))
+//! moves only the values that the rows look up, so that what other rows have learned stays
+//! where it is. Keys that no row has ever looked up are not found when telling.
+//!
+//! Cost of a look-up: `C · J · k` multiplications a row; done once for each row, since the
+//! keys stay: a pass of learning is `C` rows of values gathered and scattered.
+
+mod keys;
+mod saved;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use keyfold_core::Progress;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::{Classifier, Labels, PredictError, Table};
+use keys::Keys;
+use values::{Moments, Values};
+
+/// How a row becomes heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Split {
+    /// By a fixed Gaussian matrix for each codebook, its columns of length 1.
+    #[default]
+    RandomProjection,
+    /// Cut: `codebooks · key_dim` columns.
+    Chunk,
+}
+
+/// Where keys begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitMode {
+    /// Drawn from the normal distribution.
+    #[default]
+    Random,
+    /// By k-means of the rows.
+    Kmeans,
+}
+
+/// What moves the values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Plain gradient steps.
+    #[default]
+    Sgd,
+    /// Adam, whose averages last from one call to the next.
+    Adam,
+}
+
+/// Settings, named as in the authors' code; the default is the paper's main run.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeyValueBottleneckConfig {
+    /// Codebooks.
+    pub num_codebooks: usize,
+    /// Pairs of a codebook.
+    pub key_value_pairs_per_codebook: usize,
+    /// Numbers of a key.
+    pub dim_keys: usize,
+    /// How a row becomes heads.
+    pub splitting_mode: Split,
+    /// Where keys begin.
+    pub init_mode: InitMode,
+    /// Rounds of k-means.
+    pub kmeans_iters: usize,
+    /// Pairs that are looked up in each codebook.
+    pub topk: usize,
+    /// How much of the moving averages stays in a step.
+    pub decay: f32,
+    /// Added to the use of a key, so that no key is divided by 0.
+    pub eps: f32,
+    /// A key that is used less than this part of an even share is moved to a row.
+    pub dead_factor: f32,
+    /// Passes over the rows that place the keys.
+    pub init_epochs: usize,
+    /// Rows of a step that places keys.
+    pub init_batch: usize,
+    /// Passes over the rows that are learned.
+    pub epochs: usize,
+    /// Rows of a step that learns.
+    pub batch: usize,
+    /// Learning rate.
+    pub lr: f32,
+    /// What moves the values.
+    pub optimizer: Optimizer,
+    /// What of the truth is spread over all classes.
+    pub label_smoothing: f32,
+    /// Longest gradient of a step; 0 for any length.
+    pub clip: f32,
+    /// Deviation of the normal distribution that values begin with; 0 for zeros.
+    pub init_values: f32,
+    /// Do as the released code does after k-means: moving averages that know nothing of it.
+    pub compat: bool,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Default for KeyValueBottleneckConfig {
+    fn default() -> Self {
+        Self {
+            num_codebooks: 256,
+            key_value_pairs_per_codebook: 4096,
+            dim_keys: 14,
+            splitting_mode: Split::RandomProjection,
+            init_mode: InitMode::Random,
+            kmeans_iters: 10,
+            topk: 1,
+            decay: 0.95,
+            eps: 1e-5,
+            dead_factor: 0.1,
+            init_epochs: 10,
+            init_batch: 256,
+            epochs: 2000,
+            batch: 256,
+            lr: 0.3,
+            optimizer: Optimizer::Sgd,
+            label_smoothing: 0.1,
+            clip: 1.0,
+            init_values: 0.0,
+            compat: false,
+            seed: 0,
+        }
+    }
+}
+
+/// A table of keys and values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyValueBottleneck {
+    config: KeyValueBottleneckConfig,
+    columns: usize,
+    classes: Vec<String>,
+    /// No labels but these may be learned.
+    fixed: bool,
+    /// `[columns, codebooks · key_dim]`, none when rows are cut.
+    projection: Option<Vec<f32>>,
+    keys: Keys,
+    values: Values,
+    moments: Moments,
+    /// What learned rows have looked up, `[rows, codebooks · topk]`.
+    learned: Vec<u32>,
+    /// Steps of drawing orders so far, so that each call draws another.
+    calls: u64,
+}
+
+/// Why a row is told what it is told.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Explanation {
+    /// Scores of the classes.
+    pub scores: Vec<f64>,
+    /// The pairs that were found, by what they say for the class told, most first.
+    pub votes: Vec<Vote>,
+    /// The learned rows (in the order in which they were learned) that looked up most of
+    /// the same pairs, and how many; most first.
+    pub rows: Vec<(usize, usize)>,
+}
+
+/// What a pair says.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Vote {
+    /// The codebook.
+    pub codebook: usize,
+    /// The pair.
+    pub pair: usize,
+    /// The class that its value is greatest for.
+    pub class: String,
+    /// Its value for the class that the row is told.
+    pub value: f32,
+    /// Squared distance from the head to the key.
+    pub distance: f32,
+    /// Rows that it was learned from.
+    pub count: u32,
+}
+
+impl KeyValueBottleneck {
+    /// Places keys by the rows, then learns their classes.
+    pub fn fit(
+        x: &Table,
+        labels: &Labels,
+        config: &KeyValueBottleneckConfig,
+        progress: &dyn Progress,
+    ) -> Result<Self, PredictError> {
+        labels.check(x.rows())?;
+        let mut model = Self::new(x.columns(), config)?;
+        model.fit_keys(x, progress)?;
+        model.partial_fit(x, labels, progress)?;
+        Ok(model)
+    }
+
+    /// A table that knows nothing yet.
+    pub fn new(columns: usize, config: &KeyValueBottleneckConfig) -> Result<Self, PredictError> {
+        check(config, columns)?;
+        let mut rng = SmallRng::seed_from_u64(config.seed);
+        let (c, k) = (config.num_codebooks, config.dim_keys);
+        let projection = match config.splitting_mode {
+            Split::Chunk => None,
+            Split::RandomProjection => {
+                let mut all: Vec<f32> = (0..columns * c * k).map(|_| normal(&mut rng)).collect();
+                let width = c * k;
+                for column in 0..width {
+                    let squares: f32 = (0..columns).map(|i| all[i * width + column].powi(2)).sum();
+                    let scale = 1.0 / squares.sqrt().max(1e-12);
+                    (0..columns).for_each(|i| all[i * width + column] *= scale);
+                }
+                Some(all)
+            }
+        };
+        let keys = Keys::random(config, &mut rng);
+        Ok(Self {
+            config: *config,
+            columns,
+            classes: Vec::new(),
+            fixed: false,
+            projection,
+            keys,
+            values: Values::new(c, config.key_value_pairs_per_codebook),
+            moments: Moments::default(),
+            learned: Vec::new(),
+            calls: 0,
+        })
+    }
+
+    /// Says which classes there will ever be; others are then refused.
+    pub fn with_classes(mut self, classes: &[String]) -> Self {
+        self.grow(classes);
+        self.fixed = true;
+        self
+    }
+
+    /// Replaces projection (`[codebooks, columns, key_dim]`, with that split) and keys
+    /// (`[codebooks, pairs, key_dim]`) by given ones.
+    pub fn with_keys(
+        mut self,
+        projection: Option<&[f32]>,
+        keys: &[f32],
+    ) -> Result<Self, PredictError> {
+        if let (Some(there), Some(given)) = (&mut self.projection, projection) {
+            if there.len() != given.len() {
+                return Err(setting("projection", "has another shape".into()));
+            }
+            *there = interleaved(given, self.columns, self.config.dim_keys);
+        }
+        self.keys.replace(keys)?;
+        Ok(self)
+    }
+
+    /// Places the keys by rows of any kind, without labels: passes of moving averages.
+    pub fn fit_keys(&mut self, x: &Table, progress: &dyn Progress) -> Result<(), PredictError> {
+        if !self.learned.is_empty() {
+            return Err(PredictError::NotReady(
+                "keys cannot be placed anew once rows were learned; begin with a new table",
+            ));
+        }
+        let heads = self.heads(x)?;
+        let mut rng = SmallRng::seed_from_u64(self.config.seed ^ 0x6b65);
+        self.keys.place(&heads, &self.config, &mut rng, progress)
+    }
+
+    /// Learns the classes of more rows. Labels may bring new classes.
+    pub fn partial_fit(
+        &mut self,
+        x: &Table,
+        labels: &Labels,
+        progress: &dyn Progress,
+    ) -> Result<(), PredictError> {
+        if !self.keys.placed {
+            return Err(PredictError::NotReady(
+                "the keys are not placed yet; call fit_keys with rows (labels are not needed)",
+            ));
+        }
+        labels.check_count(x.rows())?;
+        let mut present = labels.codes().to_vec();
+        present.sort_unstable();
+        present.dedup();
+        let present: Vec<String> = (present.into_iter())
+            .map(|code| labels.classes()[code].clone())
+            .collect();
+        if self.fixed {
+            Labels::among(&self.classes, &present)?;
+        } else {
+            self.grow(&present);
+        }
+        let names: Vec<&str> = (0..x.rows()).map(|i| labels.name(i)).collect();
+        let labels = Labels::among(&self.classes, &names)?;
+        let found = self.keys.look_up(&self.heads(x)?, self.config.topk, false);
+        self.calls += 1;
+        let seed = self.config.seed ^ self.calls.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.values.learn(
+            &found,
+            labels.codes(),
+            &self.config,
+            &mut self.moments,
+            seed,
+            progress,
+        )?;
+        self.keys.count(&found, self.config.topk);
+        self.learned.extend(found);
+        Ok(())
+    }
+
+    /// Takes a class out: its scores are gone, those of the others stay.
+    pub fn forget(&mut self, class: &str) -> Result<(), PredictError> {
+        let known = Labels::among(&self.classes, &[class])?;
+        let place = known.codes()[0];
+        self.values.remove(place);
+        self.classes.remove(place);
+        self.moments = Moments::default();
+        Ok(())
+    }
+
+    /// Adds what another table with the same keys has learned.
+    pub fn merge(&mut self, other: &Self) -> Result<(), PredictError> {
+        let same = self.projection == other.projection && self.keys.same_places(&other.keys);
+        if !same || self.config.topk != other.config.topk {
+            return Err(setting(
+                "merge",
+                "the tables have other keys; only tables that began with the same placed keys \
+                 can be merged"
+                    .into(),
+            ));
+        }
+        self.grow(&other.classes);
+        let places: Vec<usize> = Labels::among(&self.classes, &other.classes)?
+            .codes()
+            .to_vec();
+        self.values.add(&other.values, &places);
+        self.keys.add_counts(&other.keys);
+        self.learned.extend(&other.learned);
+        Ok(())
+    }
+
+    /// Which pairs told the class of a row, and which learned rows fill them.
+    pub fn explain(&self, row: &[f64], rows: usize) -> Result<Explanation, PredictError> {
+        let x = Table::new(self.columns, row.to_vec())?;
+        let scores = self.logits(&x)?;
+        let class = self.decide(&scores);
+        let heads = self.heads(&x)?;
+        let topk = self.config.topk;
+        let found = self.keys.look_up(&heads, topk, true);
+        let mut votes: Vec<Vote> = (found.iter().enumerate())
+            .map(|(place, &pair)| {
+                let (codebook, pair) = (place / topk, pair as usize);
+                let value = self.values.row(codebook, pair);
+                let best = (0..value.len()).max_by(|&a, &b| value[a].total_cmp(&value[b]));
+                Vote {
+                    codebook,
+                    pair,
+                    class: best.map_or(String::new(), |b| self.classes[b].clone()),
+                    value: value[class],
+                    distance: self.keys.distance(&heads, codebook, pair),
+                    count: self.keys.counts[codebook * self.keys.pairs + pair],
+                }
+            })
+            .collect();
+        votes.sort_by(|a, b| b.value.total_cmp(&a.value));
+        let same = |learned: &[u32]| learned.iter().zip(&found).filter(|(a, b)| a == b).count();
+        let mut near: Vec<(usize, usize)> = (self.learned.chunks_exact(found.len()))
+            .map(same)
+            .enumerate()
+            .collect();
+        near.sort_by_key(|&(row, same)| (std::cmp::Reverse(same), row));
+        near.truncate(rows);
+        Ok(Explanation {
+            scores,
+            votes,
+            rows: near,
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &KeyValueBottleneckConfig {
+        &self.config
+    }
+
+    /// Keys, `[codebooks, pairs, key_dim]`.
+    pub fn keys(&self) -> &[f32] {
+        &self.keys.keys
+    }
+
+    /// Values, `[codebooks, pairs, classes]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values.numbers
+    }
+
+    /// For each pair the number of rows it was learned from, `[codebooks, pairs]`.
+    pub fn counts(&self) -> &[u32] {
+        &self.keys.counts
+    }
+
+    /// Share of the pairs that no learned row has looked up.
+    pub fn unused(&self) -> f64 {
+        let unused = self.keys.counts.iter().filter(|n| **n == 0).count();
+        unused as f64 / self.keys.counts.len() as f64
+    }
+
+    /// The pairs that rows look up, `[rows, codebooks, topk]`; `learned`: only those that
+    /// learned rows have looked up.
+    pub fn look_up(&self, x: &Table, learned: bool) -> Result<Vec<u32>, PredictError> {
+        Ok(self
+            .keys
+            .look_up(&self.heads(x)?, self.config.topk, learned))
+    }
+
+    /// Heads of rows, `[rows, codebooks · key_dim]`.
+    fn heads(&self, x: &Table) -> Result<Vec<f32>, PredictError> {
+        x.expect_columns(self.columns)?;
+        let rows = x.to_f32();
+        let Some(projection) = &self.projection else {
+            return Ok(rows);
+        };
+        let width = projection.len() / self.columns;
+        let mut heads = vec![0.0; x.rows() * width];
+        keyfold_kernels::matmul_nn(
+            &mut heads,
+            &rows,
+            projection,
+            x.rows(),
+            width,
+            self.columns,
+            rayon::current_num_threads(),
+        );
+        Ok(heads)
+    }
+
+    fn grow(&mut self, classes: &[String]) {
+        let new: Vec<String> = (classes.iter())
+            .filter(|c| !self.classes.contains(c))
+            .cloned()
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        self.classes.extend(new);
+        let seed = self.config.seed ^ 0x7661_6c75 ^ self.classes.len() as u64;
+        self.values
+            .grow(self.classes.len(), self.config.init_values, seed);
+        self.moments = Moments::default();
+    }
+}
+
+impl Classifier for KeyValueBottleneck {
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn logits(&self, x: &Table) -> Result<Vec<f64>, PredictError> {
+        let heads = self.heads(x)?;
+        if self.learned.is_empty() {
+            return Err(PredictError::NotReady(
+                "the table has learned no rows; call fit or partial_fit first",
+            ));
+        }
+        let found = self.keys.look_up(&heads, self.config.topk, true);
+        let per_row = self.config.num_codebooks * self.config.topk;
+        Ok(self.values.scores(&found, per_row))
+    }
+}
+
+fn setting(setting: &'static str, what: String) -> PredictError {
+    PredictError::Setting { setting, what }
+}
+
+fn check(config: &KeyValueBottleneckConfig, columns: usize) -> Result<(), PredictError> {
+    let (c, k, j) = (
+        config.num_codebooks,
+        config.dim_keys,
+        config.key_value_pairs_per_codebook,
+    );
+    let counts = [
+        ("num_codebooks", c),
+        ("key_value_pairs_per_codebook", j),
+        ("dim_keys", k),
+        ("batch", config.batch),
+        ("init_batch", config.init_batch),
+    ];
+    if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
+        return Err(setting(name, "must be 1 or more".into()));
+    }
+    if c.checked_mul(j).and_then(|x| x.checked_mul(k)).is_none() || j > u32::MAX as usize {
+        return Err(setting("num_codebooks", "the table is too large".into()));
+    }
+    if config.topk == 0 || config.topk > j {
+        return Err(setting("topk", format!("must be from 1 to the {j} pairs")));
+    }
+    if config.splitting_mode == Split::Chunk && columns != c * k {
+        let what = format!(
+            "{c} codebooks of {k} numbers need {} columns, but rows have {columns}",
+            c * k
+        );
+        return Err(setting("splitting_mode", what));
+    }
+    let parts = [
+        ("decay", config.decay, 1.0),
+        ("label_smoothing", config.label_smoothing, 1.0),
+        ("eps", config.eps, f32::MAX),
+        ("dead_factor", config.dead_factor, f32::MAX),
+        ("lr", config.lr, f32::MAX),
+        ("clip", config.clip, f32::MAX),
+        ("init_values", config.init_values, f32::MAX),
+    ];
+    match (parts.iter()).find(|(_, x, most)| !x.is_finite() || *x < 0.0 || x > most) {
+        None => Ok(()),
+        Some((name, ..)) => Err(setting(name, "is out of its range".into())),
+    }
+}
+
+/// A number of the normal distribution.
+fn normal(rng: &mut SmallRng) -> f32 {
+    let (a, b): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+    ((-2.0 * a.ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()) as f32
+}
+
+/// `[books, columns, k]` as `[columns, books · k]`.
+fn interleaved(given: &[f32], columns: usize, k: usize) -> Vec<f32> {
+    let books = given.len() / (columns * k).max(1);
+    let mut all = Vec::with_capacity(given.len());
+    for i in 0..columns {
+        for c in 0..books {
+            all.extend(&given[(c * columns + i) * k..][..k]);
+        }
+    }
+    all
+}
