@@ -32,6 +32,9 @@ pub enum BenchError {
     /// Data to learn from could not be read.
     #[error(transparent)]
     Learn(#[from] keyfold_train::LearnError),
+    /// A predictor could not be fitted.
+    #[error(transparent)]
+    Predict(#[from] keyfold_predict::PredictError),
     /// A file of the experiment's own could not be written.
     #[error("cannot make room for the experiment: {0}")]
     Temporary(#[from] std::io::Error),

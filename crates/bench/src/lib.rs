@@ -9,6 +9,7 @@ mod plot;
 mod quality;
 mod random;
 mod report;
+mod samples;
 mod store;
 mod subspace;
 mod toy;

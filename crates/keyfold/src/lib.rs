@@ -40,6 +40,8 @@ pub use keyfold_core as core;
 pub use keyfold_data as data;
 /// Arithmetic on slices.
 pub use keyfold_kernels as kernels;
+/// Classes and numbers from rows of features.
+pub use keyfold_predict as predict;
 /// The store and the search engine.
 pub use keyfold_search as search;
 /// Text encoders.

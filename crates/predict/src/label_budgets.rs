@@ -76,6 +76,15 @@ pub struct Crossing {
     pub crosses: f64,
 }
 
+/// Rows to learn from, and a share of them that is kept apart to be told.
+pub fn hold_out(rows: usize, share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    let mut order: Vec<usize> = (0..rows).collect();
+    order.shuffle(&mut SmallRng::seed_from_u64(seed));
+    let kept = ((rows as f64 * share).round() as usize).clamp(1, rows.saturating_sub(1).max(1));
+    let pool = order.split_off(kept.min(rows));
+    (pool, order)
+}
+
 /// The errors of both heads at each budget, learned from `pool` and told on `test`.
 pub fn curve(
     pool: (&Table, &Labels),
@@ -243,6 +252,17 @@ mod tests {
             naive_bayes: vec![nb; 3],
             logistic: vec![lr; 3],
         }
+    }
+
+    #[test]
+    fn rows_that_are_held_out_are_not_learned_from() {
+        let (pool, test) = hold_out(10, 0.3, 1);
+        assert_eq!((pool.len(), test.len()), (7, 3));
+        let mut all = [pool, test].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+        assert_eq!(hold_out(2, 0.99, 1).0.len(), 1);
+        assert_eq!(hold_out(1, 0.5, 1), (vec![], vec![0]));
     }
 
     #[test]

@@ -1,12 +1,8 @@
-//! A model with its scaling and its calibration, in a folder.
-//!
-//! `config.json` says what it is and holds the checksum of `model.safetensors`, which holds
-//! all numbers in double precision. The weights are written first; a folder whose weights do
-//! not have the checksum is refused.
+//! A classifier with its scaling and its calibration, in a folder.
 
 use std::path::Path;
 
-use keyfold_core::{Progress, atomic};
+use keyfold_core::Progress;
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::{self, Calibration};
@@ -15,12 +11,7 @@ use crate::logistic::{Logistic, LogisticConfig, Told};
 use crate::naive_bayes::{NaiveBayes, NaiveBayesConfig};
 use crate::supervised_dictionary::{self, SupervisedDictionary, SupervisedDictionaryConfig};
 use crate::tensors::Tensors;
-use crate::{Classifier, Labels, Linear, PredictError, Scale, Scaler, Table};
-
-/// What `format` in `config.json` says.
-const FORMAT: &str = "keyfold-predict-1";
-const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
+use crate::{Classifier, Labels, Linear, PredictError, Scale, Scaler, Table, folder};
 
 /// A fitted model of any method that tells classes.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +46,6 @@ enum Method {
 /// `config.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Saved {
-    format: String,
     #[serde(flatten)]
     method: Method,
     classes: Vec<String>,
@@ -65,8 +55,6 @@ struct Saved {
     calibration: Option<Calibration>,
     /// What the caller keeps with the model: names of columns, the encoder of texts.
     notes: serde_json::Value,
-    /// Hash (BLAKE3, hex) of the weights.
-    weights: String,
 }
 
 /// A model with its scaling and its calibration.
@@ -137,6 +125,11 @@ impl Predictor {
         self.scale
     }
 
+    /// Rows as the model takes them.
+    pub fn scaled(&self, x: &Table) -> Result<Table, PredictError> {
+        self.scaler.apply(x)
+    }
+
     /// Learns more rows, where the method can; scaling and calibration stay as they are.
     pub fn partial_fit(
         &mut self,
@@ -169,78 +162,33 @@ impl Predictor {
 
     /// Writes the folder; what is there under these names is replaced.
     pub fn save(&self, folder: &Path) -> Result<(), PredictError> {
-        std::fs::create_dir_all(folder).map_err(|source| PredictError::Io {
-            path: folder.to_owned(),
-            source,
-        })?;
         let mut tensors = Tensors::default();
-        let columns = self.scaler.offset.len();
-        tensors.put("scaler.offset", &[columns], self.scaler.offset.clone());
-        tensors.put("scaler.factor", &[columns], self.scaler.factor.clone());
-        let method = self.model.save(&mut tensors);
-        let invalid = |what: String| PredictError::Invalid {
-            path: folder.join(WEIGHTS),
-            what,
-        };
-        let bytes = tensors.to_bytes().map_err(invalid)?;
+        self.scaler.save(&mut tensors);
         let saved = Saved {
-            format: FORMAT.to_owned(),
-            method,
+            method: self.model.save(&mut tensors),
             classes: self.classes().to_vec(),
-            columns,
+            columns: self.columns(),
             scale: self.scale,
             calibration: self.calibration,
             notes: self.notes.clone(),
-            weights: blake3::hash(&bytes).to_hex().to_string(),
         };
-        let text = serde_json::to_vec_pretty(&saved).map_err(|e| invalid(e.to_string()))?;
-        for (name, bytes) in [(WEIGHTS, &bytes), (CONFIG, &text)] {
-            let path = folder.join(name);
-            atomic::write(&path, bytes).map_err(|source| PredictError::Io { path, source })?;
-        }
-        Ok(())
+        folder::write(folder, &saved, &tensors)
     }
 
     /// Reads a folder of [`Predictor::save`].
     pub fn load(folder: &Path) -> Result<Self, PredictError> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            std::fs::read(&path).map_err(|source| PredictError::Io { path, source })
+        let mut read = folder::read(folder)?;
+        let saved: Saved = read.parse()?;
+        let load = |tensors: &mut Tensors| -> Result<_, String> {
+            let scaler = Scaler::load(saved.columns, tensors)?;
+            let model = Model::load(saved.method, saved.classes, saved.columns, tensors)?;
+            Ok((scaler, model))
         };
-        let path = folder.join(CONFIG);
-        let invalid = |path: &Path, what: String| PredictError::Invalid {
-            path: path.to_owned(),
-            what,
-        };
-        let text = read(CONFIG)?;
-        let found: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| invalid(&path, e.to_string()))?;
-        if found["format"] != FORMAT {
-            let what = format!("it is no model of 'keyfold predict fit' ({FORMAT})");
-            return Err(invalid(&path, what));
-        }
-        let saved: Saved =
-            serde_json::from_value(found).map_err(|e| invalid(&path, e.to_string()))?;
-        let bytes = read(WEIGHTS)?;
-        let path = folder.join(WEIGHTS);
-        if blake3::hash(&bytes).to_hex().as_str() != saved.weights {
-            let what = "its checksum is not the one in config.json: it is damaged, or of another \
-                        model; fit again";
-            return Err(invalid(&path, what.to_owned()));
-        }
-        let mut tensors = Tensors::from_bytes(&path, &bytes)?;
-        let columns = saved.columns;
-        let mut scaler = |name: &str| tensors.shaped::<f64>(name, &[columns]);
-        let wrong = |what: String| invalid(&path, what);
-        let scaler = Scaler {
-            offset: scaler("scaler.offset").map_err(wrong)?,
-            factor: scaler("scaler.factor").map_err(wrong)?,
-        };
-        let model = Model::load(saved.method, saved.classes, columns, &mut tensors);
+        let (scaler, model) = load(&mut read.tensors).map_err(|what| read.invalid(what))?;
         Ok(Self {
             scale: saved.scale,
             scaler,
-            model: model.map_err(wrong)?,
+            model,
             calibration: saved.calibration,
             notes: saved.notes,
         })

@@ -1,6 +1,7 @@
 //! Columns on a common scale.
 
 use crate::logistic::moments;
+use crate::tensors::Tensors;
 use crate::{PredictError, Table};
 
 /// How columns are scaled.
@@ -63,6 +64,19 @@ impl Scaler {
                 }
             }
         }
+    }
+
+    pub(crate) fn save(&self, tensors: &mut Tensors) {
+        let columns = [self.offset.len()];
+        tensors.put("scaler.offset", &columns, self.offset.clone());
+        tensors.put("scaler.factor", &columns, self.factor.clone());
+    }
+
+    pub(crate) fn load(columns: usize, tensors: &mut Tensors) -> Result<Self, String> {
+        Ok(Self {
+            offset: tensors.shaped("scaler.offset", &[columns])?,
+            factor: tensors.shaped("scaler.factor", &[columns])?,
+        })
     }
 
     /// Scales rows.

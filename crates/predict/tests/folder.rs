@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use keyfold_core::NoProgress;
+use keyfold_predict::cauchy_schwarz::CauchySchwarzConfig;
 use keyfold_predict::key_value_bottleneck::{KeyValueBottleneck, KeyValueBottleneckConfig};
 use keyfold_predict::logistic::{Logistic, LogisticConfig};
 use keyfold_predict::naive_bayes::{NaiveBayes, NaiveBayesConfig};
 use keyfold_predict::supervised_dictionary::{SupervisedDictionary, SupervisedDictionaryConfig};
-use keyfold_predict::{Classifier, Labels, Model, PredictError, Predictor, Scale, Table};
+use keyfold_predict::{
+    Classifier, Labels, Model, PredictError, Predictor, Regressor, Scale, Table, describe,
+};
 
 fn rows() -> (Table, Labels) {
     let numbers = (0..60).map(|i| f64::from((i * 37) % 23) + f64::from(i % 3));
@@ -79,6 +82,31 @@ fn what_is_read_tells_to_the_bit_what_was_saved() {
         let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("model.safetensors"));
         assert_eq!(bytes(&folder).unwrap(), bytes(&again).unwrap());
     }
+}
+
+#[test]
+fn a_regression_is_read_as_it_was_saved() {
+    let (x, _) = rows();
+    let y: Vec<f64> = (0..20).map(|i| x.row(i)[0] + 0.5 * x.row(i)[2]).collect();
+    let config = CauchySchwarzConfig {
+        hidden: 8,
+        code_dim: 4,
+        epochs: 5,
+        batch: 10,
+        ..Default::default()
+    };
+    let saved = Regressor::fit(&x, &y, Scale::Standard, &config, &NoProgress).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    saved.save(folder.path()).unwrap();
+    let read = Regressor::load(folder.path()).unwrap();
+    assert_eq!(read, saved);
+    assert_eq!(read.predict(&x).unwrap(), saved.predict(&x).unwrap());
+    assert_eq!(describe(folder.path()).unwrap().0, "cs-bottleneck");
+    // Neither kind is taken for the other.
+    assert!(Predictor::load(folder.path()).is_err());
+    let classes = tempfile::tempdir().unwrap();
+    fit(logistic).save(classes.path()).unwrap();
+    assert!(Regressor::load(classes.path()).is_err());
 }
 
 #[test]

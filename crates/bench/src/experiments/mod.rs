@@ -5,16 +5,20 @@ mod binary_paragraph_vector;
 mod colberter;
 mod contrastive_search;
 mod crisp;
+mod cs_bottleneck;
 mod decoder;
 mod defsent_plus;
 mod disambiguated_skip_gram;
+mod generative_heads;
 mod growth;
+mod key_value_bottleneck;
 mod machine;
 mod muvera;
 pub(crate) mod peers;
 mod prf_interpolation;
 mod scale;
 mod search;
+mod supervised_dictionary;
 mod training;
 
 use crate::Experiment;
@@ -36,4 +40,8 @@ pub(crate) const ALL: &[Experiment] = &[
     defsent_plus::EXPERIMENT,
     binary_paragraph_vector::EXPERIMENT,
     disambiguated_skip_gram::EXPERIMENT,
+    generative_heads::EXPERIMENT,
+    supervised_dictionary::EXPERIMENT,
+    key_value_bottleneck::EXPERIMENT,
+    cs_bottleneck::EXPERIMENT,
 ];

@@ -13,6 +13,7 @@ mod index;
 mod lm;
 mod man;
 mod model;
+mod predict;
 mod search;
 mod systems;
 mod text;
@@ -31,6 +32,7 @@ pub(crate) enum Command {
     Lm(lm::LmArgs),
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
+    Predict(predict::PredictArgs),
     Train(train::TrainArgs),
     Tune(tune::TuneArgs),
     Completions(completions::CompletionsArgs),
@@ -51,6 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Train(train) => train::run(train, &args.globals),
         Command::Tune(tune) => tune::run(tune, &args.globals),
         Command::Model(model) => model::run(model, &args.globals),
+        Command::Predict(predict) => predict::run(predict, &args.globals),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),
     }

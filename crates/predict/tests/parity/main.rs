@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod dictionary;
+mod divergence;
 mod heads;
 mod table;
 

@@ -1,0 +1,56 @@
+//! Times the heads on rows in a file, for `parity/peers/predict.py`:
+//! `time_heads FILE ROWS COLUMNS CLASSES TOL`, where FILE holds the rows and then the classes,
+//! all as f64.
+#![allow(clippy::print_stdout)]
+
+use std::time::Instant;
+
+use keyfold_core::NoProgress;
+use keyfold_predict::logistic::{Logistic, LogisticConfig};
+use keyfold_predict::naive_bayes::{NaiveBayes, NaiveBayesConfig};
+use keyfold_predict::{Classifier, Labels, Table};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [file, rows, columns, _, tol] = &args[..] else {
+        return Err("FILE ROWS COLUMNS CLASSES TOL".into());
+    };
+    let (rows, columns): (usize, usize) = (rows.parse()?, columns.parse()?);
+    let bytes = std::fs::read(file)?;
+    let all = bytes.as_chunks::<8>().0.iter();
+    let mut all: Vec<f64> = all.map(|b| f64::from_le_bytes(*b)).collect();
+    let names: Vec<String> = (all.split_off(rows * columns).iter())
+        .map(|c| c.to_string())
+        .collect();
+    let (x, labels) = (Table::new(columns, all)?, Labels::new(&names));
+    let timed = |f: &mut dyn FnMut()| {
+        let begin = Instant::now();
+        f();
+        begin.elapsed().as_secs_f64()
+    };
+    let config = LogisticConfig {
+        tol: tol.parse()?,
+        ..Default::default()
+    };
+    for _ in 0..3 {
+        let (mut nb, mut lr) = (None, None);
+        let fit_nb = timed(&mut || {
+            nb = Some(NaiveBayes::fit(&x, &labels, &NaiveBayesConfig::default()));
+        });
+        let fit_lr = timed(&mut || lr = Some(Logistic::fit(&x, &labels, &config, &NoProgress)));
+        let (Some(nb), Some(lr)) = (nb.transpose()?, lr.transpose()?) else {
+            return Err("nothing was fitted".into());
+        };
+        let mut told = None;
+        let predict = timed(&mut || told = Some(nb.predict(&x)));
+        println!(
+            "{{\"naive_bayes\": {fit_nb}, \"logistic\": {fit_lr}, \"predict\": {predict}, \
+             \"steps\": {}, \"gradient\": {}, \"loss\": {}, \"accuracy\": {}}}",
+            lr.told().iterations,
+            lr.told().gradient,
+            lr.told().loss,
+            lr.score(&x, &labels)?,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+"""Times naive Bayes and logistic regression beside scikit-learn, in one run.
+
+    cargo build --release -p keyfold-predict --example time_heads
+    python parity/peers/predict.py target/release/examples/time_heads
+
+Both learn the same rows in double precision with the same threads, three times each; the
+best time counts. Logistic regression stops at the same greatest number in the gradient of
+the mean loss, and both losses are printed. scikit-learn's naive Bayes is the quadratic one,
+since it has no other; both go once over the rows.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+
+import numpy as np
+from sklearn import datasets
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
+
+TOL = 1e-4
+
+
+def made(rows, columns, classes, seed=0):
+    """Gaussian groups that overlap, each column on its own scale."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, rows)
+    middles = rng.normal(size=(classes, columns)) * 0.4
+    x = middles[y] + rng.normal(size=(rows, columns))
+    return x, y.astype(float)
+
+
+def cases():
+    digits = datasets.load_digits()
+    yield "digits", digits.data / 16, digits.target.astype(float)
+    for rows, columns, classes in [(20_000, 64, 10), (20_000, 384, 2), (5_000, 768, 20)]:
+        yield f"{rows} x {columns}, {classes} classes", *made(rows, columns, classes)
+    x, y = made(10_000, 128, 5)
+    yield "10000 x 128, scales 0.1 to 10", x * np.geomspace(0.1, 10, 128), y
+
+
+def timed(f):
+    begin = time.perf_counter()
+    found = f()
+    return time.perf_counter() - begin, found
+
+
+def loss(model, x, y, c=1.0):
+    p = model.predict_proba(x)[np.arange(len(y)), np.searchsorted(model.classes_, y)]
+    return -np.log(p).mean() + (model.coef_**2).sum() / (2 * c * len(y))
+
+
+def main():
+    ours = sys.argv[1]
+    print(f"threads {os.cpu_count()}, gradient {TOL}")
+    print("| rows | head | scikit-learn | Keyfold | ratio | loss, scikit-learn | loss, Keyfold |")
+    print("|---|---|---|---|---|---|---|")
+    for name, x, y in cases():
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(x.astype("<f8").tobytes() + y.astype("<f8").tobytes())
+            file.flush()
+            best = {"nb": [np.inf, np.inf], "lr": [np.inf, np.inf], "predict": [np.inf, np.inf]}
+            command = [ours, file.name, *map(str, x.shape), str(len(set(y))), str(TOL)]
+            for _ in range(2):  # turn and turn about
+                for _ in range(2):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        t, nb = timed(lambda: GaussianNB().fit(x, y))
+                        best["nb"][0] = min(best["nb"][0], t)
+                        t, _ = timed(lambda: nb.predict(x))
+                        best["predict"][0] = min(best["predict"][0], t)
+                        model = LogisticRegression(tol=TOL, max_iter=1000)
+                        t, model = timed(lambda: model.fit(x, y))
+                        best["lr"][0] = min(best["lr"][0], t)
+                lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                for told in map(json.loads, lines.splitlines()):
+                    for key, field in [
+                        ("nb", "naive_bayes"), ("lr", "logistic"), ("predict", "predict")
+                    ]:  # fmt: skip
+                        best[key][1] = min(best[key][1], told[field])
+            losses = f"{loss(model, x, y):.6f} | {told['loss']:.6f}"
+            for key, head in [
+                ("nb", "naive Bayes"), ("predict", "naive Bayes, telling"), ("lr", "logistic")
+            ]:  # fmt: skip
+                a, b = best[key]
+                end = losses if key == "lr" else " | "
+                print(f"| {name} | {head} | {a * 1e3:.2f} ms | {b * 1e3:.2f} ms | {a / b:.2f} | {end} |")
+            steps = f"{model.n_iter_.max()} and {told['steps']}"
+            print(f"<!-- {name}: steps {steps} -->", file=sys.stderr)
+
+
+main()
