@@ -204,7 +204,7 @@ impl Layer {
         let rows = x.chunks_exact(self.inputs);
         let weights = self.weights[0].chunks_exact(self.inputs + 1);
         rows.flat_map(|row| {
-            weights.clone().map(|w| {
+            weights.clone().map(move |w| {
                 let (w, bias) = w.split_at(self.inputs);
                 keyfold_kernels::dot(row, w) + bias[0]
             })

@@ -153,12 +153,23 @@ fn rows(data: &Path, args: &InputArgs, known: Option<&Notes>) -> anyhow::Result<
 
 /// The columns that a model knows, in its order, where both have names.
 fn in_order(rows: &Rows, known: Option<&Notes>) -> anyhow::Result<(usize, Vec<f32>)> {
+    let as_they_are = || Ok((rows.width, rows.values.clone()));
     let wanted = match known {
-        Some(notes) if !notes.columns.is_empty() && !rows.columns.is_empty() => &notes.columns,
-        _ => return Ok((rows.width, rows.values.clone())),
+        Some(notes) if !notes.columns.is_empty() => &notes.columns,
+        _ => return as_they_are(),
     };
+    let numbered = |name: &String| name.parse::<usize>().ok().filter(|n| (1..=rows.width).contains(n));
+    let unnamed = rows.columns.is_empty();
+    // Columns with names, told by rows without: they can only be in the same order.
+    if unnamed && !wanted.iter().all(|name| numbered(name).is_some()) {
+        return as_they_are();
+    }
     let place = |name: &String| {
-        rows.columns.iter().position(|c| c == name).ok_or_else(|| {
+        let found = match unnamed {
+            true => numbered(name).map(|n| n - 1),
+            false => rows.columns.iter().position(|c| c == name),
+        };
+        found.ok_or_else(|| {
             wrong_use(format!(
                 "the rows have no column '{name}', which the model was fitted on"
             ))
@@ -171,6 +182,9 @@ fn in_order(rows: &Rows, known: Option<&Notes>) -> anyhow::Result<(usize, Vec<f3
 
 /// Moves columns to the end; gives how many.
 pub(super) fn covariates_last(examples: &mut Examples, wanted: &[String]) -> anyhow::Result<usize> {
+    if wanted.is_empty() {
+        return Ok(0);
+    }
     let columns = &examples.notes.columns;
     let width = examples.x.columns();
     let place = |name: &String| -> anyhow::Result<usize> {
