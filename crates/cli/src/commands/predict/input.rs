@@ -158,7 +158,11 @@ fn in_order(rows: &Rows, known: Option<&Notes>) -> anyhow::Result<(usize, Vec<f3
         Some(notes) if !notes.columns.is_empty() => &notes.columns,
         _ => return as_they_are(),
     };
-    let numbered = |name: &String| name.parse::<usize>().ok().filter(|n| (1..=rows.width).contains(n));
+    let numbered = |name: &String| {
+        name.parse::<usize>()
+            .ok()
+            .filter(|n| (1..=rows.width).contains(n))
+    };
     let unnamed = rows.columns.is_empty();
     // Columns with names, told by rows without: they can only be in the same order.
     if unnamed && !wanted.iter().all(|name| numbered(name).is_some()) {
