@@ -229,6 +229,10 @@ fn what_does_not_go_together_is_refused_by_name() {
     notes
         .run(&["lm", "generate", "", "--model", &model("gguf-llama-f16")])
         .fails(1, &["empty"]);
+    let windowed = model("mistral");
+    notes
+        .run(&["lm", "bench", "--model", &windowed, "--prefill", "hyper"])
+        .fails(2, &["sliding window"]);
     notes
         .run(&["lm", "chat", "--model", &model("qwen3")])
         .fails(2, &["chat template", "generate"]);

@@ -83,8 +83,8 @@ impl Picker {
     fn next(&mut self, session: &mut Session, picks: &mut Vec<Pick>) -> Result<u32, LmError> {
         match self {
             Self::Sample(sampler) => {
-                let context = session.tokens().to_vec();
-                Ok(sampler.next(session.logits_mut(), &context))
+                let (logits, context) = session.logits_and_tokens();
+                Ok(sampler.next(logits, context))
             }
             Self::Contrastive(search) => {
                 let candidates: Vec<u32> = search

@@ -222,9 +222,9 @@ impl Session {
         &self.b.logits
     }
 
-    /// The same, to be changed in place by a sampler.
-    pub fn logits_mut(&mut self) -> &mut [f32] {
-        &mut self.b.logits
+    /// The same, to be changed in place by a sampler, and the tokens so far.
+    pub fn logits_and_tokens(&mut self) -> (&mut [f32], &[u32]) {
+        (&mut self.b.logits, &self.tokens)
     }
 
     /// Bytes that the cache holds.

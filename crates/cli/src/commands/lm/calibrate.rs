@@ -134,7 +134,8 @@ pub(super) fn by_own_text(loaded: &Loaded, progress: &StderrProgress) -> anyhow:
     );
     session.prefill(&[config.bos_token_id.unwrap_or(0)], &NoProgress)?;
     while session.tokens().len() < length && !progress.cancelled() {
-        let token = sampler.next(session.logits_mut(), &[]);
+        let (logits, context) = session.logits_and_tokens();
+        let token = sampler.next(logits, context);
         session.step(token)?;
         progress.advance(1);
     }

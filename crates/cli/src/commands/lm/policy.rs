@@ -177,7 +177,7 @@ impl PolicyArgs {
         context: usize,
         progress: &StderrProgress,
     ) -> anyhow::Result<Policy> {
-        self.check()?;
+        self.check(loaded)?;
         if self.select == SelectArg::ActQkv {
             return self.act_qkv(loaded);
         }
@@ -201,8 +201,15 @@ impl PolicyArgs {
     }
 
     /// Refuses what does not go together.
-    fn check(&self) -> anyhow::Result<()> {
+    fn check(&self, loaded: &Loaded) -> anyhow::Result<()> {
         let act_qkv = self.select == SelectArg::ActQkv;
+        let windows = &loaded.decoder.config().sliding_window;
+        if (act_qkv || self.prefill != PrefillArg::Dense) && windows.iter().any(Option::is_some) {
+            return Err(wrong_use(
+                "layers of this model see a sliding window, which --select act-qkv and --prefill power and \
+                 hyper do not keep to; leave them out",
+            ));
+        }
         if act_qkv && !matches!(self.prefill, PrefillArg::Dense | PrefillArg::ActQkv) {
             return Err(wrong_use(
                 "--select act-qkv reads prompts in its own way; leave out --prefill, or choose another --select",
