@@ -11,10 +11,13 @@ mod defsent_plus;
 mod disambiguated_skip_gram;
 mod generative_heads;
 mod growth;
+mod hyper_attention;
 mod key_value_bottleneck;
+mod long_context;
 mod machine;
 mod muvera;
 pub(crate) mod peers;
+mod power_attention;
 mod prf_interpolation;
 mod scale;
 mod search;
@@ -37,6 +40,11 @@ pub(crate) const ALL: &[Experiment] = &[
     training::EXPERIMENT,
     decoder::EXPERIMENT,
     contrastive_search::EXPERIMENT,
+    long_context::double_sparsity::EXPERIMENT,
+    long_context::tidal_decode::EXPERIMENT,
+    long_context::act_qkv::EXPERIMENT,
+    power_attention::EXPERIMENT,
+    hyper_attention::EXPERIMENT,
     defsent_plus::EXPERIMENT,
     binary_paragraph_vector::EXPERIMENT,
     disambiguated_skip_gram::EXPERIMENT,
