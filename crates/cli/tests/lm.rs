@@ -1,6 +1,9 @@
 //! `keyfold lm` and `keyfold ask`, on a tiny random model: what is written means nothing,
 //! but how it comes about can be seen.
 
+// A fixture that cannot be read fails the test.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::path::Path;

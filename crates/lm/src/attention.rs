@@ -233,6 +233,7 @@ struct QueryBlock<'a> {
 
 impl<'a> QueryBlock<'a> {
     /// The queries of the tokens `tokens` for `kv_head`.
+    #[allow(clippy::too_many_arguments)]
     fn new(
         dims: &'a Dims,
         layer: usize,

@@ -63,7 +63,7 @@ pub struct Generated {
 
 /// Picks one token after the other.
 enum Picker {
-    Sample(Sampler),
+    Sample(Box<Sampler>),
     Contrastive(ContrastiveSearch),
 }
 
@@ -71,7 +71,7 @@ impl Picker {
     fn new(decoding: &Decoding, session: &Session) -> Result<Self, LmError> {
         let dims = session.decoder().config().dims;
         Ok(match decoding {
-            Decoding::Sample(config) => Self::Sample(Sampler::new(config.clone())?),
+            Decoding::Sample(config) => Self::Sample(Box::new(Sampler::new(config.clone())?)),
             Decoding::Contrastive(config) => {
                 config.validate(dims.vocab)?;
                 Self::Contrastive(ContrastiveSearch::new(config.clone(), dims.hidden))

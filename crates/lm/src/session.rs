@@ -103,12 +103,15 @@ pub struct Report {
     pub selector_bytes: u64,
 }
 
+/// Takes the place of a token and the logits after it.
+type EachLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
 /// What is wanted of the tokens that are read.
 enum Want<'a> {
     /// The logits of the last.
     Last,
     /// The logits of every one: its place in the chunk, and they.
-    Each(&'a mut dyn FnMut(usize, &[f32])),
+    Each(EachLogits<'a>),
 }
 
 /// How the tokens of a pass see each other.
@@ -278,7 +281,7 @@ impl Session {
         &mut self,
         tokens: &[u32],
         progress: &dyn Progress,
-        mut each: Option<&mut dyn FnMut(usize, &[f32])>,
+        mut each: Option<EachLogits>,
         mut observer: Option<&mut (dyn Observer + 'o)>,
     ) -> Result<(), LmError> {
         if tokens.is_empty() {

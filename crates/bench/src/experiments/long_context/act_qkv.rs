@@ -32,6 +32,7 @@ pub(crate) const EXPERIMENT: Experiment = Experiment {
 const BLOCK: usize = 32;
 const INIT: usize = 32;
 
+#[derive(Clone)]
 struct Sizes {
     /// Tokens of a context, and how many of them, with the constructed model.
     context: usize,
@@ -42,6 +43,8 @@ struct Sizes {
     /// Newest tokens that are read, in recall.
     local: usize,
     blocks: Vec<usize>,
+    /// The same with the user's model.
+    text_blocks: Vec<usize>,
     windows: usize,
     window: usize,
     /// Windows of newest tokens, for perplexity.
@@ -58,17 +61,19 @@ fn sizes(scale: Scale) -> Sizes {
             questions: 1,
             local: 64,
             blocks: vec![4],
+            text_blocks: vec![4],
             windows: 1,
             window: 384,
             locals: vec![64],
         },
         Scale::Small => Sizes {
             context: 2048,
-            prompts: 16,
-            text: 1536,
+            prompts: 12,
+            text: 1024,
             questions: 6,
             local: 128,
             blocks,
+            text_blocks: vec![4, 16],
             windows: 2,
             window: 2048,
             locals: vec![128],
@@ -79,6 +84,7 @@ fn sizes(scale: Scale) -> Sizes {
             text: 16_384,
             questions: 50,
             local: 512,
+            text_blocks: blocks.clone(),
             blocks,
             windows: 16,
             window: 8192,
@@ -180,6 +186,10 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (mut perplexity, mut records) = (Value::Null, Value::Null);
     let (recall, mut lines) = constructed(options, &sizes, progress, &mut tables, &mut findings)?;
     let mut title = ("Records found beyond the window", "share of answers");
+    let sizes = Sizes {
+        blocks: sizes.text_blocks.clone(),
+        ..sizes
+    };
     if let Some(model) = Model::given(options)? {
         (records, lines) = in_text(
             options,
