@@ -226,6 +226,8 @@ fn dots_of<V: Eight, P: Packed>(from: Source<P>, queries: &[f32], out: &mut [f32
                 _ if !V::TILES => dot_block::<V, P, 1, 1>(&from, queries, first..last, out),
                 1 => dot_block::<V, P, 1, 4>(&from, queries, first..last, out),
                 2 => dot_block::<V, P, 2, 4>(&from, queries, first..last, out),
+                // Scales take registers too.
+                3 if P::GROUP > 1 => dot_block::<V, P, 3, 2>(&from, queries, first..last, out),
                 3 => dot_block::<V, P, 3, 4>(&from, queries, first..last, out),
                 _ => dot_block::<V, P, 4, 2>(&from, queries, first..last, out),
             }

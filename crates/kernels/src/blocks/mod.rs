@@ -14,9 +14,9 @@
 //! package (see `parity/gguf_blocks.py`).
 //!
 //! While decoding, a token's time is that of reading the weights, so [`matvec`] rounds
-//! the input to 8 bits (a scale for each 32) and multiplies integers: some two cycles
-//! for 32 weights, half of what memory takes to bring them. For a prompt [`matmul`]
-//! unpacks tiles to `f32`, which many rows then share.
+//! the input to 8 bits (a scale for each 32) and multiplies integers: 1.2 to 2 ns for 32
+//! weights on a core of 3.2 GHz, so that two threads are as fast as a memory of 22 GB/s
+//! brings them. For a prompt [`matmul`] unpacks tiles to `f32`, which many rows share.
 
 mod decode;
 mod dot;
