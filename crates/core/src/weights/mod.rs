@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use crate::{ModelFolder, ModelFolderError};
 
+pub use pickle::Scalar;
 use safetensors_file::SafetensorsFile;
-use torch_file::TorchFile;
+pub use torch_file::TorchFile;
 
 /// Why the numbers of a checkpoint could not be read.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     F64,
+    I64,
     F32,
     F16,
     Bf16,
@@ -17,7 +18,7 @@ impl Kind {
     /// Bytes of one number.
     pub(super) fn size(self) -> usize {
         match self {
-            Kind::F64 => 8,
+            Kind::F64 | Kind::I64 => 8,
             Kind::F32 => 4,
             Kind::F16 | Kind::Bf16 => 2,
         }
@@ -41,6 +42,7 @@ pub(super) fn read(kind: Kind, input: &mut impl Read, count: usize) -> io::Resul
 pub(super) fn to_f32(kind: Kind, bytes: &[u8]) -> Vec<f32> {
     match kind {
         Kind::F64 => map(bytes, |b| f64::from_le_bytes(b) as f32),
+        Kind::I64 => map(bytes, |b| i64::from_le_bytes(b) as f32),
         Kind::F32 => map(bytes, f32::from_le_bytes),
         Kind::F16 => map(bytes, |b| f16::from_le_bytes(b).to_f32()),
         Kind::Bf16 => map(bytes, |b| bf16::from_le_bytes(b).to_f32()),

@@ -37,6 +37,15 @@ enum Value {
     },
 }
 
+/// A number or text that a pickle holds beside tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scalar {
+    /// A whole number.
+    Int(i64),
+    /// A text.
+    Text(String),
+}
+
 /// The result of reading one pickle.
 #[derive(Debug)]
 pub(super) struct Pickle {
@@ -97,6 +106,30 @@ impl Pickle {
             }
         }
         self.plans(&entries)
+    }
+
+    /// The whole numbers and texts of the dictionary that the pickle holds, by name; those
+    /// of a dictionary inside it after its name and a point.
+    pub(super) fn scalars(&self) -> Vec<(String, Scalar)> {
+        let mut all = Vec::new();
+        for (name, id) in self.entries(self.root).unwrap_or_default() {
+            match self.entries(id) {
+                Some(inner) => {
+                    let inner = inner.into_iter();
+                    all.extend(inner.map(|(part, id)| (format!("{name}.{part}"), id)));
+                }
+                None => all.push((name.to_owned(), id)),
+            }
+        }
+        let scalar = |(name, id): (String, Id)| {
+            let value = match &self.values[id] {
+                Value::Int(int) => Scalar::Int(*int),
+                Value::Text(text) => Scalar::Text(text.clone()),
+                _ => return None,
+            };
+            Some((name, value))
+        };
+        all.into_iter().filter_map(scalar).collect()
     }
 
     fn plans(&self, entries: &[(&str, Id)]) -> Result<HashMap<String, TensorPlan>, String> {

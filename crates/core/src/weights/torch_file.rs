@@ -11,15 +11,17 @@ use std::sync::Mutex;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::numbers::{Kind, to_f32};
-use super::pickle::{Pickle, TensorPlan};
+use super::pickle::{Pickle, Scalar, TensorPlan};
 use super::{WeightsError, invalid, io};
 
 /// What an old file holds at its very beginning, as a pickled number of 10 bytes.
 const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-pub(super) struct TorchFile {
+/// A file of `torch.save` that holds a dictionary with tensors; nothing in it is run.
+pub struct TorchFile {
     path: PathBuf,
     tensors: HashMap<String, TensorPlan>,
+    scalars: Vec<(String, Scalar)>,
     storages: Storages,
 }
 
@@ -38,7 +40,11 @@ enum Storages {
 }
 
 impl TorchFile {
-    pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
+    /// Opens a file and reads what it says of its tensors.
+    ///
+    /// # Errors
+    /// When it cannot be read, is none of `torch.save`, or damaged.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let mut file = File::open(path).map_err(|e| io(path, e))?;
         let mut first = Vec::new();
         Read::by_ref(&mut file)
@@ -81,15 +87,16 @@ impl TorchFile {
                 ));
             }
         }
-        let tensors = {
+        let (tensors, scalars) = {
             let entry = archive.by_name(&pickle).map_err(damaged)?;
             Pickle::read(&mut BufReader::new(entry))
-                .and_then(|p| p.tensors())
+                .and_then(|p| Ok((p.tensors()?, p.scalars())))
                 .map_err(|e| invalid(path, format!("its pickle is damaged: {e}")))?
         };
         Ok(Self {
             path: path.to_owned(),
             tensors,
+            scalars,
             storages: Storages::Zip {
                 archive: Mutex::new(archive),
                 folder,
@@ -105,8 +112,8 @@ impl TorchFile {
         for _ in 0..3 {
             Pickle::read(&mut input).map_err(damaged)?;
         }
-        let tensors = Pickle::read(&mut input)
-            .and_then(|p| p.tensors())
+        let (tensors, scalars) = Pickle::read(&mut input)
+            .and_then(|p| Ok((p.tensors()?, p.scalars())))
             .map_err(damaged)?;
         let keys = Pickle::read(&mut input)
             .map_err(damaged)?
@@ -136,6 +143,7 @@ impl TorchFile {
         Ok(Self {
             path: path.to_owned(),
             tensors,
+            scalars,
             storages: Storages::Plain {
                 file: Mutex::new(input.into_inner()),
                 starts,
@@ -143,20 +151,31 @@ impl TorchFile {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// The file.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    /// Names of the tensors.
+    pub fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }
 
-    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+    /// Whole numbers and texts that stand beside the tensors, by name.
+    pub fn scalars(&self) -> Vec<(String, Scalar)> {
+        self.scalars.clone()
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.tensors.get(name)?.shape)
     }
 
     /// The numbers of a tensor as `f32`, row-major.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+    ///
+    /// # Errors
+    /// When it is not there, damaged, or of no known type.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let fail = |what: String| invalid(&self.path, format!("tensor '{name}' {what}"));
         let plan = self
             .tensors
@@ -167,6 +186,7 @@ impl TorchFile {
             "HalfStorage" => Kind::F16,
             "BFloat16Storage" => Kind::Bf16,
             "DoubleStorage" => Kind::F64,
+            "LongStorage" => Kind::I64,
             other => {
                 return Err(fail(format!(
                     "is stored as {other}; weights must be floats"

@@ -1,0 +1,190 @@
+//! The lasso by coordinate descent on the Gram matrix.
+//!
+//! `c` holds the products of the rest with all atoms. A coordinate moves to the minimum
+//! along itself, `v ← S(c_j + g_jj v, α) / g_jj` with the soft threshold `S`, and `c` loses
+//! its move times a row of the Gram matrix. Coordinates enter one at a time, the one that
+//! violates the conditions of a minimum most, and those that entered are gone through
+//! again; so few rows of the Gram matrix are touched. When none enters any more, the minimum for
+//! the signs that are there is solved for at once (`G_SS δ = c_S - α s`; Lee, Battle, Raina and
+//! Ng 2007), since coordinates creep where atoms are alike.
+
+use keyfold_kernels as kernels;
+
+use super::work::{Work, largest};
+use crate::Codes;
+
+/// Moves that are smaller than this part of the largest number end the sweeps, where the
+/// equations cannot be solved.
+const TOLERANCE: f32 = 1e-5;
+
+/// What a product may be above `alpha` by rounding, as a part of the largest product.
+const SLACK: f32 = 2e-6;
+
+/// Sweeps over the coordinates in use, at most, as scikit-learn's `max_iter`.
+const SWEEPS: usize = 1000;
+
+/// Coordinates for which equations are solved, at most.
+const SOLVED: usize = 200;
+
+pub(super) fn encode(
+    work: &mut Work,
+    gram: &[f32],
+    c: &mut [f32],
+    alpha: f32,
+    positive: bool,
+    codes: &mut Codes,
+) {
+    work.reset();
+    let top = c[largest(c, positive)].abs();
+    settle(work, gram, c, alpha, positive, top, false);
+    push_sorted(&work.active, &work.values, codes);
+}
+
+/// Goes on from the numbers that are there; `settled` says that they are a minimum for their
+/// signs. `top` is the largest product at the start.
+pub(super) fn settle(
+    work: &mut Work,
+    gram: &[f32],
+    c: &mut [f32],
+    alpha: f32,
+    positive: bool,
+    top: f32,
+    mut settled: bool,
+) {
+    let bound = alpha + SLACK * top;
+    for _ in 0..SWEEPS {
+        let next = worst(c, work, gram, bound, positive);
+        match next {
+            None if settled || work.active.is_empty() => break,
+            Some(next) if !work.used[next] => {
+                work.used[next] = true;
+                work.active.push(next as u32);
+                work.values.push(0.0);
+            }
+            _ => {}
+        }
+        let (moved, size) = sweep(work, gram, c, alpha, positive);
+        let still = moved <= TOLERANCE * size;
+        settled = next.is_none() && (solve(work, gram, c, alpha) || still);
+    }
+}
+
+/// Moves every coordinate that is in use to its minimum; gives the largest move and number.
+fn sweep(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32, positive: bool) -> (f32, f32) {
+    let n = c.len();
+    let (mut moved, mut size) = (0f32, 0f32);
+    for (j, value) in work.active.iter().zip(&mut work.values) {
+        let j = *j as usize;
+        let row = &gram[j * n..][..n];
+        let new = shrink(c[j] + row[j] * *value, alpha, positive) / row[j];
+        let by = new - *value;
+        if by != 0.0 {
+            kernels::axpy(c, -by, row);
+            *value = new;
+            moved = moved.max(by.abs());
+        }
+        size = size.max(new.abs());
+    }
+    (moved, size)
+}
+
+/// The coordinate at 0 whose product is most above `bound`.
+fn worst(c: &[f32], work: &Work, gram: &[f32], bound: f32, positive: bool) -> Option<usize> {
+    let n = c.len();
+    let size = |j: usize| if positive { c[j] } else { c[j].abs() };
+    let first = largest(c, positive);
+    if size(first) <= bound {
+        return None;
+    }
+    let at_zero = |j: usize| match work.used[j] {
+        false => gram[j * n + j] > 0.0,
+        true => {
+            let place = work.active.iter().position(|a| *a as usize == j);
+            place.is_some_and(|place| work.values[place] == 0.0)
+        }
+    };
+    if at_zero(first) {
+        return Some(first);
+    }
+    // One in use hides it, at the same product but for rounding.
+    let others = (0..n).filter(|j| size(*j) > bound && at_zero(*j));
+    others.max_by(|a, b| size(*a).total_cmp(&size(*b)))
+}
+
+/// Goes to the minimum for the signs that are there, or to where the first number on the way
+/// reaches 0. True when it got there.
+fn solve(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32) -> bool {
+    let n = c.len();
+    let places: Vec<usize> = (0..work.values.len())
+        .filter(|p| work.values[*p] != 0.0)
+        .collect();
+    if places.len() > SOLVED {
+        return false;
+    }
+    let atoms: Vec<u32> = places.iter().map(|p| work.active[*p]).collect();
+    work.triangle.clear();
+    let mut way = Vec::new();
+    for (i, atom) in atoms.iter().enumerate() {
+        let row = &gram[*atom as usize * n..][..n];
+        let products = || atoms[..=i].iter().map(|j| f64::from(row[*j as usize]));
+        if !work.triangle.push(products()) {
+            // It is a sum of those before: along that sum nothing changes but the numbers.
+            way.extend(products().take(i).collect::<Vec<f64>>());
+            work.triangle.solve(&mut way);
+            way.iter_mut().for_each(|x| *x = -*x);
+            way.push(1.0);
+            break;
+        }
+    }
+    let dependent = !way.is_empty();
+    let sign = |place: usize| f64::from(work.values[place].signum());
+    if dependent {
+        let longer: f64 = places.iter().zip(&way).map(|(p, x)| sign(*p) * x).sum();
+        if longer > 0.0 {
+            way.iter_mut().for_each(|x| *x = -*x);
+        }
+    } else {
+        let rest = |p: &usize| f64::from(c[work.active[*p] as usize]) - f64::from(alpha) * sign(*p);
+        way.extend(places.iter().map(rest));
+        work.triangle.solve(&mut way);
+    }
+    let mut part = if dependent { f64::INFINITY } else { 1.0 };
+    let mut first = None;
+    for (place, by) in places.iter().zip(&way) {
+        let at = -f64::from(work.values[*place]) / by;
+        if at > 0.0 && at < part {
+            (part, first) = (at, Some(*place));
+        }
+    }
+    if !part.is_finite() {
+        return false;
+    }
+    work.factors.clear();
+    work.factors
+        .extend(way.iter().map(|by| -(part * by) as f32));
+    for (place, by) in places.iter().zip(&work.factors) {
+        work.values[*place] -= by;
+    }
+    kernels::gather_add(c, gram, &atoms[..work.factors.len()], &work.factors);
+    if let Some(place) = first {
+        // What is left there by rounding is taken back from the products as well.
+        let left = std::mem::take(&mut work.values[place]);
+        let row = &gram[work.active[place] as usize * n..][..n];
+        kernels::axpy(c, left, row);
+    }
+    first.is_none()
+}
+
+fn shrink(x: f32, alpha: f32, positive: bool) -> f32 {
+    match positive && x < 0.0 {
+        true => 0.0,
+        false => (x.abs() - alpha).max(0.0).copysign(x),
+    }
+}
+
+/// Appends a row by the numbers of the atoms.
+pub(super) fn push_sorted(active: &[u32], values: &[f32], codes: &mut Codes) {
+    let mut pairs: Vec<(u32, f32)> = active.iter().copied().zip(values.iter().copied()).collect();
+    pairs.sort_unstable_by_key(|(atom, _)| *atom);
+    codes.push(pairs);
+}

@@ -1,0 +1,117 @@
+"""Times sparse coding and online dictionary learning for `keyfold bench dictionary-speed --peer`.
+
+    pip install numpy scipy scikit-learn spams-bin torch
+    keyfold bench dictionary-speed \
+        --peer "spams=python parity/peers/dictionary.py spams" \
+        --peer "scikit-learn=python parity/peers/dictionary.py scikit-learn" \
+        --peer "pytorch=python parity/peers/dictionary.py pytorch"
+
+Called as `dictionary.py WHICH dictionary REQUEST -`; REQUEST is described in
+crates/bench/src/experiments/dictionary_speed.rs. Prints the least seconds of each case.
+Both get rows in double precision, in the order in memory that they like best; SPAMS is also tried
+in single precision, and the faster counts.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def main():
+    which, request = sys.argv[1], json.loads(Path(sys.argv[3]).read_text())
+    threads = request["threads"]
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    import numpy as np
+
+    rows, atoms = np.load(request["rows"]), np.load(request["atoms"])
+    run = {"spams": spams_runs, "scikit-learn": sklearn_runs, "pytorch": torch_runs}[which]
+    seconds = {}
+    for case in request["cases"]:
+        if (case["kind"] == "sae") != (which == "pytorch"):
+            continue
+        best = float("inf")
+        for work in run(np, case, rows[: case["rows"]], atoms, threads):
+            repeats = 1 if which == "scikit-learn" else request["repeats"]
+            for _ in range(repeats):
+                clock = time.perf_counter()
+                work()
+                best = min(best, time.perf_counter() - clock)
+        seconds[case["name"]] = best
+    print(json.dumps({"name": which, "seconds": seconds}))
+
+
+def spams_runs(np, case, rows, atoms, threads):
+    import spams
+
+    for kind in (np.float64, np.float32):
+        x = np.asfortranarray(rows.T, dtype=kind)
+        d = np.asfortranarray(atoms.T, dtype=kind)
+        if case["kind"] == "omp":
+            yield lambda: spams.omp(x, D=d, L=case["atoms_per_row"], numThreads=threads)
+        elif case["kind"] == "lasso":
+            yield lambda: spams.lasso(x, D=d, lambda1=case["alpha"], mode=2, numThreads=threads)
+        else:
+            k, batch = case["n_components"], case["batch_size"]
+            start = np.asfortranarray(d[:, :k])
+            passes = -(-x.shape[1] // batch)
+            yield lambda: spams.trainDL(
+                x, D=start, K=k, lambda1=case["alpha"], mode=2, iter=passes, batchsize=batch,
+                numThreads=threads, verbose=False,
+            )
+
+
+def sklearn_runs(np, case, rows, atoms, threads):
+    from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
+
+    x, d = rows.astype(np.float64), atoms.astype(np.float64)
+    jobs = threads if threads > 1 else None
+    if case["kind"] == "omp":
+        yield lambda: sparse_encode(x, d, algorithm="omp", n_nonzero_coefs=case["atoms_per_row"], n_jobs=jobs)
+    elif case["kind"] == "lasso":
+        for name in ("lasso_lars", "lasso_cd"):
+            yield lambda: sparse_encode(x, d, algorithm=name, alpha=case["alpha"], n_jobs=jobs)
+    else:
+        k = case["n_components"]
+        for algorithm in ("lars", "cd"):
+            learner = MiniBatchDictionaryLearning(
+                k, alpha=case["alpha"], batch_size=case["batch_size"], max_iter=1, fit_algorithm=algorithm,
+                dict_init=d[:k].copy(), tol=0.0, max_no_improvement=None, n_jobs=jobs,
+            )
+            yield lambda: learner.fit(x)
+
+
+def torch_runs(np, case, rows, atoms, threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    n, d, m, k = case["rows"], case["d_in"], case["d_sae"], case["k"]
+    x = torch.randn(n, d)
+    w_dec = torch.nn.functional.normalize(torch.randn(m, d), dim=1) * 0.1
+    p = [w_dec.T.clone(), torch.zeros(m), w_dec, torch.zeros(d)]
+    w_enc, b_enc, w_dec, b_dec = p = [t.requires_grad_() for t in p]
+    adam = torch.optim.Adam(p, lr=3e-4)
+
+    def step():
+        h = (x - b_dec) @ w_enc + b_enc
+        if case["architecture"] == "topk":
+            values, places = h.topk(k, dim=-1)
+            f = torch.zeros_like(h).scatter(-1, places, values.relu())
+            other = 0.0
+        else:
+            f = h.relu()
+            other = (f * w_dec.norm(dim=-1)).sum(-1).mean()
+        loss = (f @ w_dec + b_dec - x).pow(2).sum(-1).mean() + other
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    step()
+    yield step
+
+
+if __name__ == "__main__":
+    main()
