@@ -5,6 +5,7 @@ mod error;
 mod experiments;
 mod lsa;
 mod memory;
+mod pictures;
 mod plot;
 mod quality;
 mod random;

@@ -38,6 +38,8 @@
 pub use keyfold_core as core;
 /// Files in, passages out.
 pub use keyfold_data as data;
+/// Dictionaries: few atoms, sparse codes.
+pub use keyfold_dictionary as dictionary;
 /// Arithmetic on slices.
 pub use keyfold_kernels as kernels;
 /// Classes and numbers from rows of features.

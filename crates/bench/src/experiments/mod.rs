@@ -8,7 +8,9 @@ mod crisp;
 mod cs_bottleneck;
 mod decoder;
 mod defsent_plus;
+mod dictionary_speed;
 mod disambiguated_skip_gram;
+mod frank_wolfe_dictionary;
 mod generative_heads;
 mod growth;
 mod hyper_attention;
@@ -48,6 +50,8 @@ pub(crate) const ALL: &[Experiment] = &[
     defsent_plus::EXPERIMENT,
     binary_paragraph_vector::EXPERIMENT,
     disambiguated_skip_gram::EXPERIMENT,
+    frank_wolfe_dictionary::EXPERIMENT,
+    dictionary_speed::EXPERIMENT,
     generative_heads::EXPERIMENT,
     supervised_dictionary::EXPERIMENT,
     key_value_bottleneck::EXPERIMENT,

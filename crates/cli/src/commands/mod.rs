@@ -9,6 +9,7 @@ mod ask;
 pub(crate) mod bench;
 mod check;
 mod completions;
+mod dictionary;
 mod index;
 mod lm;
 mod man;
@@ -27,6 +28,7 @@ pub(crate) enum Command {
     Ask(ask::AskArgs),
     Index(index::IndexArgs),
     Check(check::CheckArgs),
+    Dictionary(dictionary::DictionaryArgs),
     Systems(systems::SystemsArgs),
     Text(text::TextArgs),
     Lm(lm::LmArgs),
@@ -47,6 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Lm(lm) => lm::run(lm, &args.globals),
         Command::Index(index) => index::run(index, &args.globals),
         Command::Check(check) => check::run(check, &args.globals),
+        Command::Dictionary(dictionary) => dictionary::run(dictionary, &args.globals),
         Command::Bench(bench) => bench::run(bench, &args.globals),
         Command::Systems(systems) => systems::run(systems, &args.globals),
         Command::Text(text) => text::run(text, &args.globals),

@@ -1,0 +1,67 @@
+//! A dictionary or sparse autoencoder that the user names.
+
+use std::path::Path;
+
+use keyfold_dictionary::sae::layouts::SaeFile;
+use keyfold_dictionary::{Codes, Dictionary, DictionaryError, Saved};
+
+/// What codes rows.
+pub(super) enum Model {
+    /// A folder of `keyfold dictionary fit`.
+    Ours(Box<Saved>),
+    /// A sparse autoencoder, of ours or others.
+    Sae(Box<SaeFile>),
+}
+
+impl Model {
+    pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
+        if path.join("config.json").is_file() {
+            let saved = Saved::load(path)?;
+            if saved.method() != "sae" {
+                return Ok(Self::Ours(Box::new(saved)));
+            }
+        }
+        Ok(Self::Sae(Box::new(SaeFile::load(path)?)))
+    }
+
+    pub(super) fn n_components(&self) -> usize {
+        match self {
+            Self::Ours(saved) => saved.dictionary.n_components(),
+            Self::Sae(file) => file.sae.d_sae,
+        }
+    }
+
+    /// The atoms and their length.
+    pub(super) fn atoms(&self) -> (&[f32], usize) {
+        match self {
+            Self::Ours(saved) => (&saved.dictionary.components, saved.dictionary.width),
+            Self::Sae(file) => (&file.sae.w_dec, file.sae.d_out),
+        }
+    }
+
+    pub(super) fn encode(&self, rows: &[f32]) -> Result<Codes, DictionaryError> {
+        match self {
+            Self::Ours(saved) => saved.dictionary.transform(rows),
+            Self::Sae(file) => file.sae.encode(rows),
+        }
+    }
+
+    /// As a plain dictionary, whose rows follow from codes alone.
+    pub(super) fn plain(&self) -> Option<Dictionary> {
+        match self {
+            Self::Ours(saved) => Some(saved.dictionary.clone()),
+            Self::Sae(file) => file.sae.plain_decoder(),
+        }
+    }
+
+    /// Has a line to say before rows are coded.
+    pub(super) fn warning(&self) -> Option<&'static str> {
+        match self {
+            Self::Sae(file) if file.needs_input_scale => Some(
+                "this autoencoder was trained on rows multiplied by a number that its folder does not \
+                 hold (expected_average_only_in); multiply yours first",
+            ),
+            _ => None,
+        }
+    }
+}
