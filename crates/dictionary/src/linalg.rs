@@ -40,7 +40,7 @@ pub(crate) fn polar_near(m: MatRef<'_, f64>) -> Result<Mat<f64>, DictionaryError
         if norm < 1e-14 * (a.nrows() as f64) {
             return Ok(a);
         }
-        if step == 0 && !(norm < NEAR) {
+        if step == 0 && (norm.is_nan() || norm >= NEAR) {
             return polar(m);
         }
         // A + (I - A Aᵀ) A / 2

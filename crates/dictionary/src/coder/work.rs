@@ -72,7 +72,7 @@ impl Triangle {
             new[i] = (new[i] - sum) / row[i];
             rest -= new[i] * new[i];
         }
-        if !(rest > 1e-6 * own) {
+        if rest.is_nan() || rest <= 1e-6 * own {
             self.numbers.truncate(start);
             return false;
         }
