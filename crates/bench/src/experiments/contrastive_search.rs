@@ -121,7 +121,7 @@ struct Measured {
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let scratch = tempfile::tempdir()?;
     let path = model_path(options, scratch.path())?;
-    let failed = |e: LmError| BenchError::data(&path.display().to_string(), e.to_string());
+    let failed = |e: LmError| BenchError::data(path.display().to_string(), e.to_string());
     let model = Model::open(&path, options.thread_count()).map_err(failed)?;
     let judge = match &options.teacher {
         Some(name) => Some(Model::open(Path::new(name), options.thread_count()).map_err(failed)?),
@@ -149,7 +149,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     }
     progress.finish();
     let isotropy = isotropy(&model, &prompts, &found).map_err(failed)?;
-    Ok(report(&path, &found, isotropy, judge.is_some())?)
+    report(&path, &found, isotropy, judge.is_some())
 }
 
 /// The user's model, or a tiny one with random weights.

@@ -203,8 +203,8 @@ fn report(cases: &[Vec<Vec<Measured>>; 2]) -> Result<Report, BenchError> {
             heavy[5][0]
         ),
         format!(
-            "on clean data there is nothing to gain: {:.3} against {:.3}; nor against Huber's loss with \
-             heavy tails: {:.3} against {:.3}",
+            "on clean data: {:.3} against {:.3} of squared errors; with heavy tails {:.3} against {:.3} of \
+             Huber's loss",
             clean[2][0], clean[0][0], heavy[2][0], heavy[1][0]
         ),
     ];

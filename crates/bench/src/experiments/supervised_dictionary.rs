@@ -377,8 +377,8 @@ fn report(
             reached(sdl.accuracy > nmf.accuracy + 0.1)
         ),
         format!(
-            "its price: the reconstruction error is {:.3} against {:.3}; xi 10 gives it back ({:.3}), and \
-             with it most of the accuracy ({:.3})",
+            "its price: the reconstruction error is {:.3} against {:.3}; with xi 10 it is {:.3}, at an \
+             accuracy of {:.3}",
             sdl.reconstruction,
             nmf.reconstruction,
             means[0][2].reconstruction,

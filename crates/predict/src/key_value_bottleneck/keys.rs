@@ -147,8 +147,8 @@ impl Keys {
                     .zip(&totals)
                     .for_each(|(o, x)| average(o, x));
                 let all: f32 = sizes.iter().sum();
-                for j in 0..pairs {
-                    let part = (sizes[j] + config.eps) / (all + pairs as f32 * config.eps);
+                for (j, &looked_up) in sizes.iter().enumerate().take(pairs) {
+                    let part = (looked_up + config.eps) / (all + pairs as f32 * config.eps);
                     let size = part * all;
                     let place = j * dim..(j + 1) * dim;
                     for (key, sum) in keys[place.clone()].iter_mut().zip(&sums[place]) {
