@@ -2,7 +2,7 @@
 
     python parity/contrastive.py
 
-Writes crates/lm/tests/fixtures/contrastive.json: for each model the tokens after the prompt
+Writes crates/lm/tests/contrastive.json: for each model the tokens after the prompt
 of its expected.safetensors, and the score, probability and penalty of each pick. Transformers
 itself dropped contrastive search from its core, so the rule is written here in ten lines:
 
@@ -59,7 +59,7 @@ def main():
             "probabilities": [round(p[1], 6) for p in picks],
             "penalties": [round(p[2], 6) for p in picks],
         }
-    (FIXTURES / "contrastive.json").write_text(json.dumps(found) + "\n")
+    (FIXTURES.parent / "contrastive.json").write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -210,6 +210,8 @@ fn calibration_writes_the_published_layout_and_is_read_again() {
         "channels.json",
         "--channels",
         "4",
+        "--dense-layers",
+        "0",
     ];
     notes.run(&args).fails(1, &["channels.json"]);
 }
@@ -231,7 +233,7 @@ fn what_does_not_go_together_is_refused_by_name() {
     with(&["--cache", "q8_0"]).fails(1, &["--cache"]);
     notes
         .run(&["lm", "generate", "", "--model", &model("gguf-llama-f16")])
-        .fails(1, &["empty"]);
+        .fails(2, &["empty"]);
     let windowed = model("mistral");
     notes
         .run(&["lm", "bench", "--model", &windowed, "--prefill", "hyper"])

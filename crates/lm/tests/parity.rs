@@ -287,7 +287,7 @@ fn a_saved_prompt_goes_on_as_if_it_had_been_read() {
 fn contrastive_search_picks_what_the_formula_picks() {
     use keyfold_lm::decoding::{ContrastiveConfig, ContrastiveSearch};
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let text = std::fs::read_to_string(root.join("contrastive.json")).unwrap();
+    let text = std::fs::read_to_string(root.join("../contrastive.json")).unwrap();
     let all: serde_json::Value = serde_json::from_str(&text).unwrap();
     for (name, reference) in all.as_object().unwrap() {
         let folder = root.join(name);

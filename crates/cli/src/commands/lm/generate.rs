@@ -45,6 +45,11 @@ pub(super) struct GenerateArgs {
 
 pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let text = prompt(args)?;
+    if text.is_empty() {
+        return Err(wrong_use(
+            "the prompt is empty; say what the text begins with: keyfold lm generate \"Once\" --model MODEL",
+        ));
+    }
     let progress = StderrProgress::new(globals.quiet, 20);
     let loaded = args.model.load(globals, &progress)?;
     let tokenizer = loaded.file.tokenizer()?;
