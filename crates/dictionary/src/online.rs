@@ -78,7 +78,7 @@ impl Default for OnlineConfig {
     }
 }
 
-/// Learns atoms of the least lasso loss; see the [module](self).
+/// Learns atoms of the least lasso loss; see the head of its file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Online {
     config: OnlineConfig,

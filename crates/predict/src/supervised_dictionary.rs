@@ -8,8 +8,8 @@
 //! `Σᵢ -ln softmax([0, βᵢ])[yᵢ] + ξ ‖X - W H‖²`, where `β = B [1; Wᵀx; z]` for the variant
 //! `filter` and `β = B [1; h; z]` for `feature`.
 //!
-//! Two ways to a minimum: [block-coordinate descent](blocks) keeps numbers non-negative if
-//! asked and is the default; the [lifted](lifted) problem is convex but for its rank, and is
+//! Two ways to a minimum: block-coordinate descent (`blocks`) keeps numbers non-negative if
+//! asked and is the default; the lifted (`lifted`) problem is convex but for its rank, and is
 //! solved by projected gradients from anywhere. Large `ξ` asks for reconstruction, small for
 //! classes. `W` as a whole has length 1.
 //!
