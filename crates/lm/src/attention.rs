@@ -1,24 +1,17 @@
-//! Exact attention over the rows that are to be read.
+//! Exact attention of written tokens over the rows that are to be read.
 //!
 //! ```text
 //! out = softmax(q K^T / sqrt(d)) V
 //! ```
 //!
-//! Decoding: every thread takes a run of the rows of all KV heads; the parts are merged by
+//! Every thread takes a run of the rows of all KV heads; the parts are merged by
 //! their log-sum-exp (flash decoding), in the order of the threads, so a result depends on
 //! their number and on nothing else. A key or value row is loaded once for the query heads
 //! that share it.
-//!
-//! Reading a prompt: queries in blocks, keys in tiles, a running maximum and sum, and the
-//! matrix of scores is never whole.
 
-use crate::roles::{Dims, KvStore, Prefill, Reads, RowSet, Rows};
+use crate::roles::{Dims, KvStore, Reads, RowSet, Rows};
 use keyfold_kernels::Team;
-use keyfold_kernels::attention::{Partial, Tile, add_mass, attend_tile};
-
-/// Queries of a block, keys of a tile.
-const BLOCK: usize = 64;
-const TILE: usize = 128;
+use keyfold_kernels::attention::Partial;
 
 /// The rows that a query at `position` may see under a sliding window.
 pub fn visible(positions: &[u32], position: u32, window: Option<usize>) -> (usize, usize) {
@@ -58,8 +51,8 @@ pub struct DecodeAttention {
 }
 
 impl DecodeAttention {
-    /// Attention of `queries` `[kv_heads, q, head_dim]` (`q` is a multiple of the group: the
-    /// query heads of one or more tokens) to `rows` of `layer`, no further back than
+    /// Attention of `queries` `[heads, tokens, head_dim]` (of a KV head: `q` rows, its query
+    /// heads one after the other, with the tokens of each) to `rows` of `layer`, no further back than
     /// `window`; writes `out` in the same shape. With `own`, the token of a query also reads
     /// its own row. Returns how many key rows were read, over all KV heads.
     #[allow(clippy::too_many_arguments)]
@@ -104,7 +97,6 @@ impl DecodeAttention {
                     if set.is_empty() {
                         continue;
                     }
-                    // With a list per head there is one token, whose heads follow each other.
                     let first = kv_head * q + list * together;
                     let at = first * d..(first + together) * d;
                     part.scores.clear();
@@ -148,7 +140,7 @@ impl DecodeAttention {
                 partial.merge(sum, other.partials[i], &other.out[at.clone()]);
             }
             if let Some(own) = own {
-                let (kv_head, token) = (i / q, i % q / dims.group());
+                let (kv_head, token) = (i / q, i % q % (q / dims.group()));
                 let row = (token * dims.kv_heads + kv_head) * d
                     ..(token * dims.kv_heads + kv_head + 1) * d;
                 let max = keyfold_kernels::dot(query, &own.keys[row.clone()]) * scale;
@@ -198,200 +190,6 @@ fn rows_read(
         }
     };
     (0..dims.kv_heads).map(read).sum::<usize>() as u64
-}
-
-/// Every query of a prompt reads every row before it (inside the layer's window).
-#[derive(Debug, Clone)]
-pub struct DensePrefill {
-    dims: Dims,
-    /// Sliding window of each layer.
-    windows: Vec<Option<usize>>,
-    chunk: usize,
-}
-
-impl DensePrefill {
-    /// `windows`: the sliding window of each layer.
-    pub fn new(dims: Dims, windows: Vec<Option<usize>>, chunk: usize) -> Self {
-        Self {
-            dims,
-            windows,
-            chunk: chunk.max(1),
-        }
-    }
-}
-
-/// One block of queries of one KV head.
-struct QueryBlock<'a> {
-    dims: &'a Dims,
-    layer: usize,
-    kv_head: usize,
-    /// `[tokens, group, head_dim]`.
-    queries: Vec<f32>,
-    /// Rows that each query sees.
-    spans: Vec<(usize, usize)>,
-}
-
-impl<'a> QueryBlock<'a> {
-    /// The queries of the tokens `tokens` for `kv_head`.
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        dims: &'a Dims,
-        layer: usize,
-        kv_head: usize,
-        queries: &[f32],
-        positions: &[u32],
-        tokens: std::ops::Range<usize>,
-        rows: &[u32],
-        window: Option<usize>,
-    ) -> Self {
-        let (d, group) = (dims.head_dim, dims.group());
-        let mut own = Vec::with_capacity(tokens.len() * group * d);
-        let mut spans = Vec::with_capacity(tokens.len() * group);
-        for token in tokens {
-            let at = (token * dims.heads + kv_head * group) * d;
-            own.extend(&queries[at..at + group * d]);
-            let span = visible(rows, positions[token], window);
-            spans.extend(std::iter::repeat_n(span, group));
-        }
-        Self {
-            dims,
-            layer,
-            kv_head,
-            queries: own,
-            spans,
-        }
-    }
-
-    /// Calls `f` with every tile that a query sees: its first row and the tile.
-    fn tiles(&self, store: &dyn KvStore, mut f: impl FnMut(usize, &Tile)) {
-        let d = self.dims.head_dim;
-        let from = self.spans.iter().map(|s| s.0).min().unwrap_or(0);
-        let to = self.spans.iter().map(|s| s.1).max().unwrap_or(0);
-        let (mut keys, mut values) = (vec![0.0; TILE * d], vec![0.0; TILE * d]);
-        let mut seen = Vec::with_capacity(self.spans.len());
-        let mut first = from;
-        while first < to {
-            let last = (first + TILE).min(to);
-            let n = (last - first) * d;
-            store.read(
-                self.layer,
-                self.kv_head,
-                first..last,
-                &mut keys[..n],
-                &mut values[..n],
-            );
-            let clip = |row: usize| (row.clamp(first, last) - first) as u32;
-            seen.clear();
-            seen.extend(self.spans.iter().map(|s| (clip(s.0), clip(s.1))));
-            let tile = Tile {
-                queries: &self.queries,
-                query_stride: d,
-                keys: &keys[..n],
-                values: &values[..n],
-                dim: d,
-                scale: 1.0 / (d as f32).sqrt(),
-                visible: &seen,
-            };
-            f(first, &tile);
-            first = last;
-        }
-    }
-
-    /// Writes the block's attention `[tokens, group, head_dim]` and the partial sums.
-    fn attend(&self, store: &dyn KvStore, out: &mut [f32], partials: &mut [Partial]) {
-        let d = self.dims.head_dim;
-        let out = &mut out[..self.queries.len()];
-        let partials = &mut partials[..self.spans.len()];
-        out.fill(0.0);
-        partials.fill(Partial::EMPTY);
-        let mut scratch = Vec::new();
-        self.tiles(store, |_, tile| {
-            attend_tile(tile, partials, out, d, &mut scratch)
-        });
-        for (partial, out) in partials.iter().zip(out.chunks_exact_mut(d)) {
-            partial.finish(out);
-        }
-    }
-}
-
-impl Prefill for DensePrefill {
-    fn attend(
-        &mut self,
-        layer: usize,
-        queries: &[f32],
-        positions: &[u32],
-        store: &dyn KvStore,
-        team: &Team,
-        out: &mut [f32],
-        mass: &mut [f32],
-    ) {
-        let Dims {
-            heads,
-            kv_heads,
-            head_dim: d,
-            ..
-        } = self.dims;
-        let (dims, window, group) = (&self.dims, self.windows[layer], self.dims.group());
-        let blocks = positions.len().div_ceil(BLOCK);
-        let tokens = |b: usize| b * BLOCK..((b + 1) * BLOCK).min(positions.len());
-        let make = |kv_head: usize, b: usize| {
-            let rows = store.positions(layer, kv_head);
-            QueryBlock::new(
-                dims,
-                layer,
-                kv_head,
-                queries,
-                positions,
-                tokens(b),
-                rows,
-                window,
-            )
-        };
-        // One grain for each block of each KV head.
-        let mut found: Vec<(Vec<f32>, Vec<Partial>)> = (0..kv_heads * blocks)
-            .map(|_| {
-                (
-                    vec![0.0; BLOCK * group * d],
-                    vec![Partial::EMPTY; BLOCK * group],
-                )
-            })
-            .collect();
-        team.split(&mut found, 1, |first, run| {
-            for (i, (out, partials)) in run.iter_mut().enumerate() {
-                let (kv_head, b) = ((first + i) / blocks, (first + i) % blocks);
-                make(kv_head, b).attend(store, out, partials);
-            }
-        });
-        for (i, (block, _)) in found.iter().enumerate() {
-            let (kv_head, b) = (i / blocks, i % blocks);
-            for (from, token) in block.chunks_exact(group * d).zip(tokens(b)) {
-                let at = (token * heads + kv_head * group) * d;
-                out[at..at + group * d].copy_from_slice(from);
-            }
-        }
-        if mass.is_empty() {
-            return;
-        }
-        let rows = mass.len() / kv_heads;
-        team.split(mass, rows.max(1), |first, run| {
-            for (i, mass) in run.chunks_exact_mut(rows).enumerate() {
-                let kv_head = first / rows + i;
-                for b in 0..blocks {
-                    let block = make(kv_head, b);
-                    let partials = &found[kv_head * blocks + b].1[..block.spans.len()];
-                    let mut scratch = Vec::new();
-                    block.tiles(store, |row, tile| {
-                        let n = tile.keys.len() / d;
-                        add_mass(tile, partials, &mut mass[row..row + n], &mut scratch);
-                    });
-                }
-            }
-        });
-    }
-
-    fn chunk(&self) -> Option<usize> {
-        Some(self.chunk)
-    }
 }
 
 #[cfg(test)]
@@ -513,83 +311,37 @@ mod tests {
         let own_keys = [&keys[19 * 16..], &numbers(16, 7)].concat();
         let own_values = [&values[19 * 16..], &numbers(16, 8)].concat();
         let query = numbers(32, 3);
-        // [kv_heads, 2 tokens x group, d], both tokens with the same queries.
-        let both: Vec<f32> = query
-            .chunks_exact(16)
-            .flat_map(|group| [group, group].concat())
-            .collect();
+        // [heads, 2 tokens, d], both tokens with the same queries.
+        let heads = query.chunks_exact(8);
+        let both: Vec<f32> = heads.flat_map(|head| [head, head].concat()).collect();
         let team = Team::new(2);
-        let mut out = vec![0.0; 64];
+        let mut attention = DecodeAttention::default();
+        let mut run = |queries: &[f32], store: &DenseStore, rows: &Rows, own: Option<OwnRows>| {
+            let mut out = vec![0.0; queries.len()];
+            let out_slice = &mut out;
+            attention.attend(
+                0, &DIMS, queries, 19, None, store, rows, own, &team, out_slice,
+            );
+            out
+        };
         let own = OwnRows {
             keys: &own_keys,
             values: &own_values,
         };
-        DecodeAttention::default().attend(
-            0,
-            &DIMS,
-            &both,
-            19,
-            None,
-            &short,
-            &Rows::default(),
-            Some(own),
-            &team,
-            &mut out,
-        );
-        let mut expected = vec![0.0; 32];
-        DecodeAttention::default().attend(
-            0,
-            &DIMS,
-            &query,
-            19,
-            None,
-            &full,
-            &Rows::default(),
-            None,
-            &team,
-            &mut expected,
-        );
-        assert_near(&[&out[..16], &out[32..48]].concat(), &expected);
-        assert!(
-            out[16..32]
-                .iter()
-                .zip(&out[..16])
-                .any(|(a, b)| (a - b).abs() > 1e-3)
-        );
-    }
-
-    #[test]
-    fn a_prompt_is_read_as_token_by_token() {
-        let n = 150;
-        let (store, keys, values) = store(n);
-        let queries = numbers(n * 32, 5);
-        for window in [None, Some(20)] {
-            for from in [0, 100] {
-                let positions: Vec<u32> = (from as u32..n as u32).collect();
-                let mut out = vec![0.0; (n - from) * 32];
-                let mut mass = vec![0.0; 2 * n];
-                DensePrefill::new(DIMS, vec![window], 256).attend(
-                    0,
-                    &queries[from * 32..],
-                    &positions,
-                    &store,
-                    &Team::new(2),
-                    &mut out,
-                    &mut mass,
-                );
-                for token in from..n {
-                    let rows: Vec<usize> =
-                        (window.map_or(0, |w| (token + 1).saturating_sub(w))..=token).collect();
-                    for h in 0..4 {
-                        let query = &queries[token * 32 + h * 8..][..8];
-                        let expected = literal(query, h / 2, &rows, &keys, &values);
-                        assert_near(&out[(token - from) * 32 + h * 8..][..8], &expected);
-                    }
-                }
-                // Every query head of every token gives away a mass of one.
-                let total: f32 = mass.iter().sum();
-                assert!((total - ((n - from) * 4) as f32).abs() < 1e-2, "{total}");
-            }
+        let expected = run(&query, &full, &Rows::default(), None);
+        let each = Rows {
+            reads: Reads::PerHead,
+            lists: vec![(0..19).collect(); 4],
+        };
+        for rows in [Rows::default(), each] {
+            let out = run(&both, &short, &rows, Some(own));
+            let of = |token: usize| -> Vec<f32> {
+                let heads = out.chunks_exact(8).skip(token).step_by(2);
+                heads.flatten().copied().collect()
+            };
+            assert_near(&of(0), &expected);
+            let far = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-3;
+            assert!(of(1).iter().zip(&expected).any(far));
         }
     }
 }

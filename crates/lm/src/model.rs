@@ -12,7 +12,7 @@
 //! file knows none of the methods.
 
 use crate::LmError;
-use crate::config::{Activation, Config, Norm, Positions, rope_frequencies};
+use crate::config::{Activation, Config, Norm, Positions, Rope, RopeScaling, rope_frequencies};
 use crate::linear::{DenseLinear, Linear};
 use crate::{ModelFile, Tensor};
 use keyfold_kernels::Team;
@@ -118,9 +118,10 @@ pub struct Decoder {
 /// Rotary angles of a chunk: `[n, rotated / 2]` each.
 #[derive(Debug, Default)]
 pub struct Angles {
+    inv_freq: Vec<f32>,
+    scale: f32,
     cos: Vec<f32>,
     sin: Vec<f32>,
-    half: usize,
 }
 
 impl Decoder {
@@ -209,6 +210,7 @@ impl Decoder {
     /// Writes the embeddings `[n, hidden]` of tokens (which are below `vocab`).
     pub(crate) fn embed(&self, tokens: &[u32], positions: &[u32], out: &mut [f32]) {
         let hidden = self.config.dims.hidden;
+        let mut learned = vec![0.0; if self.positions.is_some() { hidden } else { 0 }];
         for ((&token, &position), out) in tokens
             .iter()
             .zip(positions)
@@ -216,7 +218,6 @@ impl Decoder {
         {
             read_row(&self.embedding, token as usize, out);
             if let Some(table) = &self.positions {
-                let mut learned = vec![0.0; hidden];
                 read_row(table, position as usize, &mut learned);
                 keyfold_kernels::add_assign(out, &learned);
             }
@@ -321,15 +322,17 @@ impl Decoder {
 
     /// The angles of `positions` in a text of `length` tokens.
     pub(crate) fn angles(&self, positions: &[u32], length: usize, angles: &mut Angles) {
-        let (inv_freq, scale) = rope_frequencies(&self.config, length);
-        angles.half = inv_freq.len();
+        let dynamic = |r: &Rope| matches!(r.scaling, RopeScaling::Dynamic { .. });
+        if angles.inv_freq.is_empty() || self.config.rope().is_some_and(dynamic) {
+            (angles.inv_freq, angles.scale) = rope_frequencies(&self.config, length);
+        }
         angles.cos.clear();
         angles.sin.clear();
         for &position in positions {
-            for &f in &inv_freq {
+            for &f in &angles.inv_freq {
                 let (sin, cos) = (position as f32 * f).sin_cos();
-                angles.cos.push(cos * scale);
-                angles.sin.push(sin * scale);
+                angles.cos.push(cos * angles.scale);
+                angles.sin.push(sin * angles.scale);
             }
         }
     }
@@ -344,13 +347,11 @@ impl Decoder {
         } else {
             Rotation::Half
         };
-        let tokens = angles.cos.len() / angles.half.max(1);
+        let half = angles.inv_freq.len();
+        let tokens = angles.cos.len() / half.max(1);
         let width = x.len() / tokens.max(1);
-        let angles = angles
-            .cos
-            .chunks_exact(angles.half)
-            .zip(angles.sin.chunks_exact(angles.half));
-        for (x, (cos, sin)) in x.chunks_exact_mut(width).zip(angles) {
+        let (cos, sin) = (angles.cos.chunks_exact(half), angles.sin.chunks_exact(half));
+        for (x, (cos, sin)) in x.chunks_exact_mut(width).zip(cos.zip(sin)) {
             rotate(x, self.config.dims.head_dim, cos, sin, rotation);
         }
     }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use keyfold_core::NoProgress;
 use keyfold_kernels::Team;
 use keyfold_lm::ModelFile;
-use keyfold_lm::attention::DensePrefill;
 use keyfold_lm::decoding::argmax;
 use keyfold_lm::model::Decoder;
+use keyfold_lm::prefill::dense::DensePrefill;
 use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::CacheType;
 use safetensors::SafeTensors;
@@ -206,6 +206,10 @@ fn candidates_see_what_a_step_sees_and_leave_nothing_behind() {
                 );
             }
             tried.accept(2, 7).unwrap();
+            assert!(
+                tried.accept(0, 2).is_err(),
+                "they were tried for another place"
+            );
             let mut stepped = session(&decoder, CacheType::F32, 256, 2);
             stepped.prefill(tried.tokens(), &NoProgress).unwrap();
             assert!(
@@ -327,4 +331,55 @@ fn contrastive_search_picks_what_the_formula_picks() {
                 .unwrap();
         }
     }
+}
+
+/// A map that gives zeros.
+struct Nothing([usize; 2]);
+
+impl keyfold_lm::linear::Linear for Nothing {
+    fn rows(&self) -> usize {
+        self.0[0]
+    }
+
+    fn cols(&self) -> usize {
+        self.0[1]
+    }
+
+    fn apply(
+        &self,
+        _x: &mut keyfold_kernels::blocks::Activations,
+        out: &mut [f32],
+        _decoding: bool,
+        _team: &Team,
+    ) {
+        out.fill(0.0);
+    }
+
+    fn bytes_read(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_linear_map_can_be_replaced_by_one_of_its_shape() {
+    use keyfold_lm::model::LinearName;
+    let folder = fixtures().into_iter().find(|f| f.ends_with("llama"));
+    let folder = folder.unwrap();
+    let expected = expected(&folder);
+    let (decoder, _) = load(&folder);
+    let mut decoder = Arc::into_inner(decoder).unwrap();
+    let before = decoder.weight_bytes();
+    let [rows, cols] = {
+        let down = decoder.layers()[1].linear(LinearName::Down).unwrap();
+        [down.rows(), down.cols()]
+    };
+    let wrong = Box::new(Nothing([cols, rows]));
+    assert!(decoder.replace(1, LinearName::Down, wrong).is_err());
+    let right = Box::new(Nothing([rows, cols]));
+    decoder.replace(1, LinearName::Down, right).unwrap();
+    assert!(decoder.weight_bytes() < before);
+    let mut session = session(&Arc::new(decoder), CacheType::F32, 256, 1);
+    session.prefill(&expected.prompt, &NoProgress).unwrap();
+    let last = expected.logits.len() - session.logits().len();
+    assert!(difference(session.logits(), &expected.logits[last..]) > 0.01);
 }

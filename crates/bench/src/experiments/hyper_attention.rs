@@ -14,7 +14,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use super::long_context::{Attention, Model, cache_dims, failed, holds, read_perplexity, text};
+use super::long_context::{
+    Attention, Model, NOT_MEASURED, cache_dims, failed, given_text, holds, read_perplexity,
+};
 use crate::plot::{self, Line};
 use crate::random::normal;
 use crate::report::{Report, Table, reached};
@@ -47,9 +49,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let errors = errors(options, progress, &mut tables, &mut findings)?;
     let (time, lines) = time(options, progress, &mut tables, &mut findings)?;
     let mut perplexity = Value::Null;
-    if let Some(model) = Model::given(options)?
-        && let Some(tokens) = text(options, &model)?
-    {
+    if let Some((model, tokens)) = given_text(options)? {
         perplexity = on_text(
             options,
             &model,
@@ -59,8 +59,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             &mut findings,
         )?;
     } else {
-        findings
-            .push("perplexity needs --model FILE and --data TEXT; it was not measured.".to_owned());
+        findings.push(NOT_MEASURED.to_owned());
     }
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
@@ -350,7 +349,7 @@ fn on_text(
 ) -> Result<Value, BenchError> {
     let (wanted, windows) = match options.scale {
         Scale::Smoke => (512, 1),
-        Scale::Small => (4096, 4),
+        Scale::Small => (4096, 2),
         Scale::Full => (8192, 16),
     };
     let (dims, context) = (model.dims(), model.context(wanted));

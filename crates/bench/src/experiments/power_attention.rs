@@ -13,7 +13,9 @@ use keyfold_lm::prefill::power::PowerPrefill;
 use keyfold_lm::select::power::PowerSelect;
 use serde_json::{Value, json};
 
-use super::long_context::{Attention, Model, cache_dims, failed, holds, read_perplexity, text};
+use super::long_context::{
+    Attention, Model, NOT_MEASURED, cache_dims, failed, given_text, holds, read_perplexity,
+};
 use crate::plot::{self, Line};
 use crate::report::{Report, Table};
 use crate::{BenchError, BenchOptions, Experiment, Scale};
@@ -68,9 +70,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (share, lines) = shares(&mut tables);
     let time = time(options, progress, &mut tables, &mut findings)?;
     let mut perplexity = Value::Null;
-    if let Some(model) = Model::given(options)?
-        && let Some(tokens) = text(options, &model)?
-    {
+    if let Some((model, tokens)) = given_text(options)? {
         perplexity = on_text(
             options,
             &model,
@@ -80,8 +80,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             &mut findings,
         )?;
     } else {
-        findings
-            .push("perplexity needs --model FILE and --data TEXT; it was not measured.".to_owned());
+        findings.push(NOT_MEASURED.to_owned());
     }
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
@@ -304,7 +303,7 @@ fn on_text(
 ) -> Result<Value, BenchError> {
     let (wanted, windows) = match options.scale {
         Scale::Smoke => (1024, 1),
-        Scale::Small => (4096, 4),
+        Scale::Small => (4096, 2),
         Scale::Full => (8192, 16),
     };
     let context = model.context(wanted);

@@ -45,7 +45,7 @@ pub(crate) enum Command {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.command {
         Command::Search(search) => search::run(search, &args.globals),
-        Command::Ask(ask) => ask::run(ask, &args.globals),
+        Command::Ask(ask) => lm::stopped(ask::run(ask, &args.globals)),
         Command::Lm(lm) => lm::run(lm, &args.globals),
         Command::Index(index) => index::run(index, &args.globals),
         Command::Check(check) => check::run(check, &args.globals),

@@ -31,7 +31,7 @@ use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::Layers;
-use super::runs::{Chunk, attend};
+use super::runs::{Chunk, attend_all};
 use crate::refusal::Refusal;
 use crate::roles::{Dims, KvStore, Prefill};
 pub use lsh::{AngularLsh, Gray};
@@ -244,8 +244,9 @@ impl Prefill for HyperPrefill {
                 queries,
                 positions,
                 store,
+                window: None,
             };
-            return attend(&chunk, 0, &|_| vec![(0, u32::MAX)], team, out, mass);
+            return attend_all(&chunk, team, out, mass);
         }
         let (dim, wide) = (dims.head_dim, dims.heads * dims.head_dim);
         let mut heads: Vec<Vec<f32>> = vec![Vec::new(); dims.heads];

@@ -2,9 +2,11 @@
 //!
 //! | method | reads |
 //! |---|---|
+//! | [`dense`] | everything |
 //! | [`power`] | blocks that a fixed mask shows |
 //! | [`hyper`] | keys that hash near to the query, and a sample of the others |
 
+pub mod dense;
 pub mod hyper;
 pub mod power;
 mod runs;

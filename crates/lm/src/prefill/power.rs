@@ -7,7 +7,7 @@
 
 use keyfold_kernels::Team;
 
-use super::runs::{Chunk, attend};
+use super::runs::{Chunk, attend, attend_all};
 use crate::block_mask::PowerConfig;
 use crate::refusal::Refusal;
 use crate::roles::{Dims, KvStore, Prefill};
@@ -49,10 +49,11 @@ impl Prefill for PowerPrefill {
             queries,
             positions,
             store,
+            window: None,
         };
         let config = &self.config;
         if config.dense_layers.contains(layer) {
-            return attend(&chunk, 0, &|_| vec![(0, u32::MAX)], team, out, mass);
+            return attend_all(&chunk, team, out, mass);
         }
         let size = config.block as u32;
         let runs = |position: u32| {

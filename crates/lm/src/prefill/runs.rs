@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use keyfold_kernels::{Team, add_assign};
 
+use crate::attention::visible;
 use crate::block_mask::TILE;
 use crate::roles::{Dims, KvStore};
 use keyfold_kernels::attention::{Partial, Tile, add_mass, attend_tile};
@@ -20,6 +21,8 @@ pub(super) struct Chunk<'a> {
     /// Ascending.
     pub(super) positions: &'a [u32],
     pub(super) store: &'a dyn KvStore,
+    /// Newest rows that a query sees, where its layer has a sliding window.
+    pub(super) window: Option<usize>,
 }
 
 /// Work of one thread at a time: runs of queries of the heads of one KV head.
@@ -39,7 +42,13 @@ struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
     scores: Vec<f32>,
-    visible: Vec<(u32, u32)>,
+    /// Of every query: rows of the tile that it sees.
+    spans: Vec<(u32, u32)>,
+}
+
+/// [`attend`] to all rows.
+pub(super) fn attend_all(chunk: &Chunk, team: &Team, out: &mut [f32], mass: &mut [f32]) {
+    attend(chunk, 0, &|_| vec![(0, u32::MAX)], team, out, mass);
 }
 
 /// Writes to `out` `[n, heads, head_dim]` the attention of the chunk to those positions that
@@ -177,14 +186,17 @@ fn tiles(
     let positions = chunk.store.positions(chunk.layer, kv_head);
     let own = &chunk.positions[queries.clone()];
     let last = own.last().map_or(0, |&p| p + 1);
+    let oldest = own
+        .first()
+        .map_or(0, |&p| visible(positions, p, chunk.window).0);
     let Scratch {
         keys,
         values,
         scores,
-        visible,
+        spans,
     } = scratch;
     for &(from, to) in runs {
-        let first = positions.partition_point(|&p| p < from);
+        let first = positions.partition_point(|&p| p < from).max(oldest);
         let end = positions.partition_point(|&p| p < to.min(last));
         for start in (first..end).step_by(TILE) {
             let rows = start..(start + TILE).min(end);
@@ -193,9 +205,11 @@ fn tiles(
             let store = chunk.store;
             store.read(chunk.layer, kv_head, rows.clone(), keys, values);
             let held = &positions[rows.clone()];
-            let seen = |position: &u32| (0, held.partition_point(|p| p <= position) as u32);
-            visible.clear();
-            visible.extend(own.iter().map(seen));
+            spans.clear();
+            spans.extend(own.iter().map(|&position| {
+                let (from, to) = visible(held, position, chunk.window);
+                (from as u32, to as u32)
+            }));
             for g in 0..dims.group() {
                 let head = kv_head * dims.group() + g;
                 let tile = Tile {
@@ -205,7 +219,7 @@ fn tiles(
                     values,
                     dim,
                     scale: (dim as f32).sqrt().recip(),
-                    visible,
+                    visible: spans,
                 };
                 each(&tile, g, rows.clone(), scores);
             }

@@ -7,8 +7,8 @@
 
 use keyfold_core::{NoProgress, Progress};
 use keyfold_lm::Policy;
-use keyfold_lm::attention::DensePrefill;
 use keyfold_lm::config::rope_frequencies;
+use keyfold_lm::prefill::dense::DensePrefill;
 use keyfold_lm::recall::{PromptSpec, RecallConfig};
 use keyfold_lm::select::act_qkv::{ActQkv, ActQkvConfig, Probe, Rotary};
 use keyfold_lm::select::baselines::SlidingWindow;
@@ -212,8 +212,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         }
     }
     if perplexity.is_null() {
-        findings
-            .push("perplexity needs --model FILE and --data TEXT; it was not measured.".to_owned());
+        findings.push(super::NOT_MEASURED.to_owned());
     }
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),

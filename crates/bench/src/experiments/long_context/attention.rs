@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use keyfold_kernels::Team;
-use keyfold_lm::attention::{DecodeAttention, DensePrefill};
+use keyfold_lm::attention::DecodeAttention;
+use keyfold_lm::prefill::dense::DensePrefill;
 use keyfold_lm::roles::{Dims, KvStore, Prefill, Rows, Selector, StepCtx};
 use keyfold_lm::store::{CacheType, DenseStore};
 use rand::rngs::StdRng;

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::labels::{Part, labels};
 use super::{
-    Attention, Compared, Method, Model, cache_dims, failed, holds, recall_all, text, windows,
+    Attention, Compared, Method, Model, NOT_MEASURED, cache_dims, failed, given_text, holds,
+    recall_all, windows,
 };
 use crate::plot::{self, Line};
 use crate::report::{Report, Table, reached};
@@ -67,9 +68,9 @@ fn sizes(scale: Scale) -> Sizes {
             layers: 4,
             runs: 500,
             label_context: 8192,
-            windows: 6,
+            windows: 4,
             window: 2048,
-            decoded: 64,
+            decoded: 32,
             rows: vec![8192, 32_768],
             repeat: 10,
         },
@@ -153,8 +154,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         (lines, title) = (part.lines, ("Perplexity", "perplexity"));
         perplexity = part.values;
     } else {
-        findings
-            .push("perplexity needs --model FILE and --data TEXT; it was not measured.".to_owned());
+        findings.push(NOT_MEASURED.to_owned());
     }
     tables.push(time.table);
     findings.extend(time.findings);
@@ -323,10 +323,7 @@ fn on_text(
     sizes: &Sizes,
     progress: &dyn Progress,
 ) -> Result<Option<Part>, BenchError> {
-    let Some(model) = Model::given(options)? else {
-        return Ok(None);
-    };
-    let Some(tokens) = text(options, &model)? else {
+    let Some((model, tokens)) = given_text(options)? else {
         return Ok(None);
     };
     let context = model.context(sizes.window);
@@ -340,7 +337,7 @@ fn on_text(
         .unwrap_or(&tokens);
     let blocks = rest
         .chunks(512)
-        .take(if options.scale == Scale::Smoke { 1 } else { 16 });
+        .take(if options.scale == Scale::Smoke { 1 } else { 4 });
     let r = dims.head_dim / 8;
     let ways: [(&str, Rankings); 3] = [
         ("calibrated", calibrate(&model, blocks)?),

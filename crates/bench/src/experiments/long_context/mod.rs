@@ -147,6 +147,18 @@ pub(super) fn text(options: &BenchOptions, model: &Model) -> Result<Option<Vec<u
     model.encode(&String::from_utf8_lossy(&bytes)).map(Some)
 }
 
+/// What a finding says where [`given_text`] gives nothing.
+pub(super) const NOT_MEASURED: &str =
+    "perplexity needs --model FILE and --data TEXT; it was not measured.";
+
+/// The user's model and the tokens of her text, if both were given.
+pub(super) fn given_text(options: &BenchOptions) -> Result<Option<(Model, Vec<u32>)>, BenchError> {
+    let Some(model) = Model::given(options)? else {
+        return Ok(None);
+    };
+    Ok(text(options, &model)?.map(|tokens| (model, tokens)))
+}
+
 /// A selector under a name; none reads everything.
 pub(super) struct Method {
     pub(super) name: String,

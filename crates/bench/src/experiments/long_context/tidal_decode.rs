@@ -16,7 +16,8 @@ use keyfold_lm::select::tidal::{Overlap, OverlapProbe, Tidal, TidalConfig};
 use serde_json::{Value, json};
 
 use super::{
-    Attention, Compared, Method, Model, cache_dims, failed, holds, recall_all, text, windows,
+    Attention, Compared, Method, Model, NOT_MEASURED, cache_dims, failed, given_text, holds,
+    recall_all, windows,
 };
 use crate::plot;
 use crate::report::{Report, Table};
@@ -60,9 +61,9 @@ fn sizes(scale: Scale) -> Sizes {
         Scale::Small => Sizes {
             context: 2048,
             prompts: 10,
-            windows: 6,
+            windows: 4,
             window: 2048,
-            decoded: 64,
+            decoded: 32,
             rows: vec![8192],
             layers: 32,
             repeat: 5,
@@ -120,24 +121,11 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let (recall, bars) = recall(options, &sizes, progress, &mut tables, &mut findings)?;
     let mut perplexity = Value::Null;
-    match Model::given(options)? {
-        Some(model) => match text(options, &model)? {
-            Some(tokens) => {
-                perplexity = on_text(
-                    &model,
-                    &tokens,
-                    &sizes,
-                    progress,
-                    &mut tables,
-                    &mut findings,
-                )?
-            }
-            None => findings.push(
-                "perplexity needs --data TEXT beside --model; it was not measured.".to_owned(),
-            ),
-        },
-        None => findings
-            .push("perplexity needs --model FILE and --data TEXT; it was not measured.".to_owned()),
+    if let Some((model, tokens)) = given_text(options)? {
+        let (tables, findings) = (&mut tables, &mut findings);
+        perplexity = on_text(&model, &tokens, &sizes, progress, tables, findings)?;
+    } else {
+        findings.push(NOT_MEASURED.to_owned());
     }
     let time = time(options, &sizes, progress, &mut tables, &mut findings)?;
     Ok(Report {

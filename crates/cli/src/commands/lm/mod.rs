@@ -12,6 +12,7 @@ pub(super) mod setup;
 pub(super) use chat::template;
 
 use clap::Subcommand;
+use keyfold_lm::LmError;
 
 use crate::args::Globals;
 use crate::failure::Outcome;
@@ -33,13 +34,21 @@ enum Action {
     Bench(measure::MeasureArgs),
 }
 
+/// A prompt that Ctrl-C ended is no failure.
+pub(super) fn stopped(result: anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
+    match result {
+        Err(e) if matches!(e.downcast_ref(), Some(LmError::Stopped)) => Ok(Outcome::Interrupted),
+        other => other,
+    }
+}
+
 pub(crate) fn run(args: &LmArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    match &args.action {
+    stopped(match &args.action {
         Action::Generate(args) => generate::run(args, globals),
         Action::Chat(args) => chat::run(args, globals),
         Action::Perplexity(args) => perplexity::run(args, globals),
         Action::Score(args) => score::run(args, globals),
         Action::Calibrate(args) => calibrate::run(args, globals),
         Action::Bench(args) => measure::run(args, globals),
-    }
+    })
 }

@@ -1,64 +1,19 @@
 //! Reading and writing with a model: a text so far, and what it keeps of it.
 
+mod pass;
+mod policy;
+
+pub use policy::Policy;
+
 use crate::LmError;
-use crate::attention::{DecodeAttention, DensePrefill, OwnRows};
-use crate::model::{Angles, Decoder, LinearName, MlpBuffers};
-use crate::roles::{
-    Dims, Evictor, KvStore, Prefill, Selector, StepCtx, TokenKinds, WholeAttention,
-};
-use crate::store::{CacheType, DenseStore};
+use crate::model::Decoder;
+use crate::prefill::dense::DensePrefill;
+use crate::roles::{Dims, KvStore, TokenKinds};
 use keyfold_core::Progress;
 use keyfold_kernels::Team;
-use keyfold_kernels::blocks::Activations;
+use pass::{Buffers, EachLogits, Pass, Want};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How many rows of logits are made at once when those of every token are wanted.
-const LOGIT_ROWS: usize = 32;
-
-/// One value of each role.
-pub enum Policy {
-    /// Roles that were chosen one by one.
-    Roles {
-        /// Layout and codec of the cache.
-        store: Box<dyn KvStore>,
-        /// What a decoded token reads; everything where there is none.
-        selector: Option<Box<dyn Selector>>,
-        /// Which rows survive the prompt.
-        evictor: Option<Box<dyn Evictor>>,
-        /// How a prompt is read.
-        prefill: Box<dyn Prefill>,
-    },
-    /// A method that fills them all.
-    Whole(Box<dyn WholeAttention>),
-}
-
-impl Policy {
-    /// Reads everything, keeps everything.
-    ///
-    /// # Errors
-    /// When the blocks of `cache` do not divide a head's vector.
-    pub fn dense(decoder: &Decoder, cache: CacheType, context: usize) -> Result<Self, LmError> {
-        let config = decoder.config();
-        let store = DenseStore::new(config.dims, cache, context).ok_or_else(|| LmError::Input {
-            what: format!(
-                "heads of {} numbers cannot be kept in blocks of {}; choose another --cache",
-                config.dims.head_dim,
-                cache.blocks().block_len(),
-            ),
-        })?;
-        Ok(Self::Roles {
-            store: Box::new(store),
-            selector: None,
-            evictor: None,
-            prefill: Box::new(DensePrefill::new(
-                config.dims,
-                config.sliding_window.clone(),
-                256,
-            )),
-        })
-    }
-}
 
 /// Sees what attention is computed from (calibration, inspection).
 pub trait Observer {
@@ -103,28 +58,6 @@ pub struct Report {
     pub selector_bytes: u64,
 }
 
-/// Takes the place of a token and the logits after it.
-type EachLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
-
-/// What is wanted of the tokens that are read.
-enum Want<'a> {
-    /// The logits of the last.
-    Last,
-    /// The logits of every one: its place in the chunk, and they.
-    Each(EachLogits<'a>),
-}
-
-/// How the tokens of a pass see each other.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pass {
-    /// They follow each other and are kept.
-    Prompt,
-    /// There is one, and it is kept.
-    Decode,
-    /// Each is tried as the next; none is kept.
-    Candidates,
-}
-
 /// A text so far.
 pub struct Session {
     decoder: Arc<Decoder>,
@@ -139,32 +72,6 @@ pub struct Session {
     planned: usize,
     report: Report,
     b: Buffers,
-}
-
-/// Everything a pass needs room for; grown once.
-#[derive(Default)]
-struct Buffers {
-    positions: Vec<u32>,
-    h: Vec<f32>,
-    x: Activations,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    q_before: Vec<f32>,
-    k_before: Vec<f32>,
-    grouped: Vec<f32>,
-    grouped_out: Vec<f32>,
-    attended: Activations,
-    added: Vec<f32>,
-    mlp: MlpBuffers,
-    angles: Angles,
-    attention: DecodeAttention,
-    ctx: StepCtx,
-    rows: crate::roles::Rows,
-    logits: Vec<f32>,
-    hidden: Vec<f32>,
-    /// Keys and values of candidates by layer.
-    own: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Session {
@@ -379,27 +286,22 @@ impl Session {
                 what: "there are no candidates".into(),
             });
         };
-        if self.b.own.is_empty() || self.b.own.iter().any(|(k, _)| k.len() < rows.end) {
+        if candidate >= self.b.candidates {
             return Err(LmError::Input {
                 what: format!("there is no candidate {candidate}"),
             });
         }
+        self.b.candidates = 0;
         let position = [self.tokens.len() as u32];
-        for (layer, (keys, values)) in self.b.own.iter().enumerate() {
-            let keys = &keys[rows.clone()];
-            store.append(layer, &position, keys, &values[rows.clone()]);
+        for (layer, tried) in self.b.tried.iter().enumerate() {
+            let (kept, values) = (&tried.kept[rows.clone()], &tried.values[rows.clone()]);
+            store.append(layer, &position, kept, values);
             if let Some(selector) = selector {
-                selector.on_append(layer, &position, keys);
+                selector.on_append(layer, &position, &tried.keys[rows.clone()]);
             }
         }
-        self.b
-            .logits
-            .copy_within(candidate * vocab..(candidate + 1) * vocab, 0);
-        self.b.logits.truncate(vocab);
-        self.b
-            .hidden
-            .copy_within(candidate * hidden..(candidate + 1) * hidden, 0);
-        self.b.hidden.truncate(hidden);
+        keep_row(&mut self.b.logits, candidate, vocab);
+        keep_row(&mut self.b.hidden, candidate, hidden);
         self.tokens.push(token);
         self.report.decoded_tokens += 1;
         Ok(())
@@ -562,258 +464,10 @@ impl Session {
         }
         self.mass.clear();
     }
-
-    /// Sends tokens through all layers.
-    fn pass<'o>(
-        &mut self,
-        tokens: &[u32],
-        pass: Pass,
-        want: Option<Want>,
-        mut observer: Option<&mut (dyn Observer + 'o)>,
-    ) {
-        let (n, dims) = (tokens.len(), self.decoder.config().dims);
-        let first = self.tokens.len() as u32;
-        let b = &mut self.b;
-        b.positions.clear();
-        match pass {
-            Pass::Candidates => b.positions.resize(n, first),
-            _ => b.positions.extend(first..first + n as u32),
-        }
-        b.h.resize(n * dims.hidden, 0.0);
-        self.decoder.embed(tokens, &b.positions, &mut b.h);
-        let length = self.planned.max(first as usize + n);
-        self.decoder.angles(&b.positions, length, &mut b.angles);
-        b.ctx.position = first;
-        if pass == Pass::Candidates {
-            b.own.resize_with(dims.layers, Default::default);
-        }
-        for layer in 0..dims.layers {
-            self.attention(layer, pass, observer.as_deref_mut());
-            let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
-            let decoding = pass != Pass::Prompt;
-            decoder.linear(
-                layer,
-                LinearName::O,
-                &mut b.attended,
-                &mut b.added,
-                decoding,
-                team,
-            );
-            keyfold_kernels::add_assign(&mut b.h, &b.added);
-            decoder.normed(layer, true, &b.h, &mut b.x, team);
-            decoder.mlp(layer, &mut b.x, &mut b.mlp, &mut b.added, decoding, team);
-            keyfold_kernels::add_assign(&mut b.h, &b.added);
-        }
-        if pass != Pass::Candidates {
-            self.tokens.extend_from_slice(tokens);
-        }
-        self.finish(n, pass, want);
-    }
-
-    /// Final norm and logits.
-    fn finish(&mut self, n: usize, pass: Pass, want: Option<Want>) {
-        let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
-        let hidden = decoder.config().dims.hidden;
-        let all =
-            self.keep_hidden || pass == Pass::Candidates || matches!(want, Some(Want::Each(_)));
-        let from = if all { 0 } else { n - 1 };
-        if want.is_none() && !all {
-            return;
-        }
-        decoder.final_norm(&b.h[from * hidden..n * hidden], &mut b.x, team);
-        b.hidden.clear();
-        b.hidden.extend_from_slice(b.x.values());
-        match want {
-            None => {}
-            Some(Want::Last) => {
-                let rows = if pass == Pass::Candidates {
-                    0..n
-                } else {
-                    n - 1 - from..n - from
-                };
-                b.x.set(&b.hidden[rows.start * hidden..rows.end * hidden], hidden);
-                decoder.logits(&mut b.x, &mut b.logits, team);
-            }
-            Some(Want::Each(each)) => {
-                let vocab = decoder.config().dims.vocab;
-                for (i, rows) in b.hidden.chunks(LOGIT_ROWS * hidden).enumerate() {
-                    b.x.set(rows, hidden);
-                    decoder.logits(&mut b.x, &mut b.logits, team);
-                    for (j, logits) in b.logits.chunks_exact(vocab).enumerate() {
-                        each(i * LOGIT_ROWS + j, logits);
-                    }
-                }
-                let last = b.logits.len() - vocab;
-                b.logits.copy_within(last.., 0);
-                b.logits.truncate(vocab);
-            }
-        }
-        if !self.keep_hidden && pass != Pass::Candidates {
-            let last = b.hidden.len() - hidden;
-            b.hidden.copy_within(last.., 0);
-            b.hidden.truncate(hidden);
-        }
-    }
-
-    /// Fills `b.attended` with the attention of a layer.
-    fn attention(&mut self, layer: usize, pass: Pass, observer: Option<&mut (dyn Observer + '_)>) {
-        let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
-        let dims = decoder.config().dims;
-        let decoding = pass != Pass::Prompt;
-        decoder.normed(layer, false, &b.h, &mut b.x, team);
-        decoder.linear(layer, LinearName::Q, &mut b.x, &mut b.q, decoding, team);
-        decoder.linear(layer, LinearName::K, &mut b.x, &mut b.k, decoding, team);
-        decoder.linear(layer, LinearName::V, &mut b.x, &mut b.v, decoding, team);
-        decoder.head_norms(layer, &mut b.q, &mut b.k);
-        let start = Instant::now();
-        let out = b
-            .attended
-            .fill(b.positions.len(), dims.heads * dims.head_dim);
-        let (store, selector, evictor, prefill) = match &mut self.policy {
-            Policy::Whole(whole) => {
-                whole.attend(layer, &b.q, &b.k, &b.v, &b.positions, decoding, team, out);
-                return;
-            }
-            Policy::Roles {
-                store,
-                selector,
-                evictor,
-                prefill,
-            } => (store, selector, evictor, prefill),
-        };
-        let before = store.needs().keys_before_rope;
-        if before || observer.is_some() {
-            b.k_before.clone_from(&b.k);
-            b.q_before.clone_from(&b.q);
-        }
-        decoder.rotate(layer, &mut b.q, &b.angles);
-        decoder.rotate(layer, &mut b.k, &b.angles);
-        if let Some(observer) = observer {
-            observer.attention(&AttentionInputs {
-                layer,
-                queries_before: &b.q_before,
-                keys_before: &b.k_before,
-                queries: &b.q,
-                keys: &b.k,
-                values: &b.v,
-            });
-        }
-        let kept = if before { &b.k_before } else { &b.k };
-        if pass == Pass::Candidates {
-            let (keys, values) = &mut b.own[layer];
-            keys.clone_from(kept);
-            values.clone_from(&b.v);
-        } else {
-            store.append(layer, &b.positions, kept, &b.v);
-            if let Some(selector) = selector {
-                selector.on_append(layer, &b.positions, &b.k);
-            }
-        }
-        if pass == Pass::Prompt {
-            let rows = store.len(layer, 0);
-            let wanted = evictor.as_ref().is_some_and(|e| e.needs().attention_mass);
-            if wanted {
-                self.mass.resize_with(dims.layers, Vec::new);
-            }
-            let mut none = Vec::new();
-            let mass = match wanted {
-                true => grow_mass(&mut self.mass[layer], dims.kv_heads, rows),
-                false => &mut none,
-            };
-            prefill.attend(layer, &b.q, &b.positions, store.as_ref(), team, out, mass);
-            return;
-        }
-        let window = decoder.config().sliding_window[layer];
-        let position = b.ctx.position;
-        // Candidates choose by the likeliest of them; all read the same rows.
-        b.rows.all();
-        if let Some(selector) = selector {
-            let queries = &b.q[..dims.heads * dims.head_dim];
-            b.ctx.bytes_read = 0;
-            selector.select(
-                layer,
-                queries,
-                store.as_ref(),
-                &mut b.ctx,
-                team,
-                &mut b.rows,
-            );
-            self.report.selector_bytes += b.ctx.bytes_read;
-        }
-        let n = b.positions.len();
-        let read = if pass == Pass::Decode {
-            b.attention.attend(
-                layer,
-                &dims,
-                &b.q,
-                position,
-                window,
-                store.as_ref(),
-                &b.rows,
-                None,
-                team,
-                out,
-            )
-        } else {
-            group(&b.q, n, &dims, &mut b.grouped);
-            b.grouped_out.resize(b.grouped.len(), 0.0);
-            let own = OwnRows {
-                keys: &b.own[layer].0,
-                values: &b.own[layer].1,
-            };
-            let read = b.attention.attend(
-                layer,
-                &dims,
-                &b.grouped,
-                position,
-                window,
-                store.as_ref(),
-                &b.rows,
-                Some(own),
-                team,
-                &mut b.grouped_out,
-            );
-            ungroup(&b.grouped_out, n, &dims, out);
-            read
-        };
-        let (key, value) = store.row_bytes();
-        self.report.row_bytes += read * (key + value);
-        self.report.attention_time += start.elapsed();
-    }
 }
 
-/// Makes room for rows that came since the last chunk.
-fn grow_mass(mass: &mut Vec<f32>, kv_heads: usize, rows: usize) -> &mut [f32] {
-    let old = mass.len() / kv_heads;
-    if rows > old {
-        let mut grown = vec![0.0; kv_heads * rows];
-        for head in 0..kv_heads {
-            grown[head * rows..head * rows + old]
-                .copy_from_slice(&mass[head * old..(head + 1) * old]);
-        }
-        *mass = grown;
-    }
-    mass
-}
-
-/// `[n, kv_heads, width]` to `[kv_heads, n, width]`, `width` being the heads of a group.
-fn group(q: &[f32], n: usize, dims: &Dims, out: &mut Vec<f32>) {
-    let width = dims.group() * dims.head_dim;
-    out.clear();
-    for kv_head in 0..dims.kv_heads {
-        for token in 0..n {
-            let at = (token * dims.kv_heads + kv_head) * width;
-            out.extend_from_slice(&q[at..at + width]);
-        }
-    }
-}
-
-/// The way back of [`group`].
-fn ungroup(grouped: &[f32], n: usize, dims: &Dims, out: &mut [f32]) {
-    let width = dims.group() * dims.head_dim;
-    for (i, from) in grouped.chunks_exact(width).enumerate() {
-        let (kv_head, token) = (i / n, i % n);
-        let at = (token * dims.kv_heads + kv_head) * width;
-        out[at..at + width].copy_from_slice(from);
-    }
+/// Keeps one row of a matrix.
+fn keep_row(rows: &mut Vec<f32>, row: usize, width: usize) {
+    rows.copy_within(row * width..(row + 1) * width, 0);
+    rows.truncate(width);
 }
