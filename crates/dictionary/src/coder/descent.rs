@@ -20,6 +20,9 @@ const TOLERANCE: f32 = 1e-5;
 /// What a product may be above `alpha` by rounding, as a part of the largest product.
 const SLACK: f32 = 2e-6;
 
+/// How often the products are made anew, at most.
+const ROUNDS: usize = 4;
+
 /// Sweeps over the coordinates in use, at most, as scikit-learn's `max_iter`.
 const SWEEPS: usize = 1000;
 
@@ -34,14 +37,15 @@ pub(super) fn encode(
     positive: bool,
     codes: &mut Codes,
 ) {
-    work.reset();
+    work.begin(c);
     let top = c[largest(c, positive)].abs();
-    settle(work, gram, c, alpha, positive, top, false);
+    settle(work, gram, c, alpha, positive, top);
     push_sorted(&work.active, &work.values, codes);
 }
 
-/// Goes on from the numbers that are there; `settled` says that they are a minimum for their
-/// signs. `top` is the largest product at the start.
+/// Goes on from the numbers that are there to the minimum. `top` is the largest product at the
+/// start. Long moves between atoms that are alike leave rounding in `c`, so `c` is made anew
+/// from what is in use until it says the same.
 pub(super) fn settle(
     work: &mut Work,
     gram: &[f32],
@@ -49,9 +53,38 @@ pub(super) fn settle(
     alpha: f32,
     positive: bool,
     top: f32,
-    mut settled: bool,
 ) {
+    for _ in 0..ROUNDS {
+        if !work.active.is_empty() {
+            work.factors.clear();
+            work.factors.extend(work.values.iter().map(|v| -v));
+            c.copy_from_slice(&work.given);
+            kernels::gather_add(c, gram, &work.active, &work.factors);
+            if is_minimum(c, work, gram, alpha, positive, top) {
+                break;
+            }
+        }
+        descend(work, gram, c, alpha, positive, top);
+        if work.active.is_empty() {
+            break;
+        }
+    }
+}
+
+/// Whether the products are those of a minimum, but for rounding.
+fn is_minimum(c: &[f32], work: &Work, gram: &[f32], alpha: f32, positive: bool, top: f32) -> bool {
+    let slack = SLACK * top;
+    let in_use = work.active.iter().zip(&work.values);
+    let at_minimum = |(j, value): (&u32, &f32)| {
+        *value == 0.0 || (c[*j as usize] - alpha.copysign(*value)).abs() <= 10.0 * slack
+    };
+    in_use.into_iter().all(at_minimum)
+        && worst(c, work, gram, alpha + 10.0 * slack, positive).is_none()
+}
+
+fn descend(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32, positive: bool, top: f32) {
     let bound = alpha + SLACK * top;
+    let mut settled = false;
     for _ in 0..SWEEPS {
         let next = worst(c, work, gram, bound, positive);
         match next {

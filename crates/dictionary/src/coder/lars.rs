@@ -19,7 +19,7 @@ pub(super) fn encode(
     positive: bool,
     codes: &mut Codes,
 ) {
-    work.reset();
+    work.begin(c);
     let n = c.len();
     let first = largest(c, positive);
     let mut lambda = if positive { c[first] } else { c[first].abs() };
@@ -78,7 +78,7 @@ pub(super) fn encode(
         }
     }
     // Where an atom depends on those in use, the path went on without it.
-    descent::settle(work, gram, c, alpha, positive, start.abs(), true);
+    descent::settle(work, gram, c, alpha, positive, start.abs());
     descent::push_sorted(&work.active, &work.values, codes);
 }
 

@@ -3,6 +3,8 @@
 /// Scratch of one thread.
 pub(super) struct Work {
     pub(super) products: Vec<f32>,
+    /// Products of the row with all atoms, before anything is in use.
+    pub(super) given: Vec<f32>,
     pub(super) sizes: Vec<f32>,
     /// Rows of as many numbers as there are atoms.
     pub(super) table: Vec<f32>,
@@ -19,6 +21,7 @@ impl Work {
     pub(super) fn new(n_components: usize) -> Self {
         Self {
             products: Vec::new(),
+            given: Vec::new(),
             sizes: Vec::new(),
             table: Vec::new(),
             active: Vec::new(),
@@ -27,6 +30,13 @@ impl Work {
             factors: Vec::new(),
             triangle: Triangle::default(),
         }
+    }
+
+    /// Forgets the last row; `given` are the products of the next.
+    pub(super) fn begin(&mut self, given: &[f32]) {
+        self.given.clear();
+        self.given.extend_from_slice(given);
+        self.reset();
     }
 
     /// Forgets the last row.

@@ -434,6 +434,8 @@ mod tests {
         let rankings = Rankings(BTreeMap::from([(Channel::Q.key(0), vec![half])]));
         let moved = rankings.interleaved(8);
         assert_eq!(moved.0[&Channel::Q.key(0)], [[0, 2, 4, 6, 1, 3, 5, 7]]);
+        let back = moved.half_rotated(8);
+        assert_eq!(back.0[&Channel::Q.key(0)], [[0, 1, 2, 3, 4, 5, 6, 7]]);
     }
 
     #[test]
