@@ -165,6 +165,63 @@ fn every_recipe_is_one_of_its_method() {
     assert!(seen >= 4);
 }
 
+/// A model of bytes, trained for a moment in `folder/out`.
+fn language_model(folder: &Path, more: &[&str]) -> Command {
+    let text = folder.join("text.txt");
+    std::fs::write(&text, "the cat sat on the mat. ".repeat(200)).unwrap();
+    let mut command = keyfold();
+    command.args(["train", "language-model", "--quiet", "--data"]);
+    command.arg(text).arg("--out").arg(folder.join("out"));
+    for set in [
+        "model.hidden_size=32",
+        "model.intermediate_size=64",
+        "model.num_hidden_layers=2",
+        "model.num_attention_heads=2",
+        "model.num_key_value_heads=1",
+        "model.head_dim=16",
+        "length=64",
+        "long_length=128",
+        "batch_tokens=256",
+        "optim.max_steps=160",
+        "optim.warmup_steps=4",
+        "optim.learning_rate=1e-2",
+    ] {
+        command.args(["--set", set]);
+    }
+    command.args(more);
+    command
+}
+
+#[test]
+fn a_language_model_of_bytes_is_trained_and_read_by_lm() {
+    let folder = tempfile::tempdir().unwrap();
+    language_model(folder.path(), &["--set", "attention=blocks"])
+        .assert()
+        .success();
+    let mut command = keyfold();
+    command.args(["lm", "perplexity", "--quiet", "--json", "--context", "128"]);
+    command.arg(folder.path().join("text.txt"));
+    command.arg("--model").arg(folder.path().join("out"));
+    command.args(["--prefill", "power", "--block", "64", "--window", "3"]);
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let perplexity = found["perplexity"].as_f64().unwrap();
+    // Eleven characters by chance would be 11.
+    assert!((1.0..5.0).contains(&perplexity), "{perplexity}");
+}
+
+#[test]
+fn settings_of_a_language_model_that_cannot_be_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = language_model(folder.path(), &["--set", "model.num_key_value_heads=3"]);
+    assert!(told(&mut command, 1).contains("num_key_value_heads"));
+    let mut command = language_model(folder.path(), &["--set", "mask.window=0"]);
+    command.args(["--set", "attention=blocks"]);
+    assert!(told(&mut command, 1).contains("window = 0"));
+}
+
 /// Whether all that a recipe says is among the settings.
 fn holds(settings: &toml::Table, recipe: &toml::Table) -> bool {
     recipe

@@ -5,9 +5,10 @@
 //! [`Vectors`] that serve as keys, the [`Encoder`] that makes them, what
 //! [scores otherwise](scorers), the [`Progress`] of long work, [files that are
 //! whole or absent](atomic) and the [folders that hold models](model_folder)
-//! with their [weights].
+//! with their [weights], and [which blocks of a context see which](block_mask).
 
 pub mod atomic;
+pub mod block_mask;
 pub mod encoder;
 pub mod model_folder;
 pub mod progress;

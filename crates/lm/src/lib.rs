@@ -28,6 +28,8 @@ pub mod synthetic;
 #[cfg(test)]
 mod test_store;
 mod tokenizer;
+#[cfg(feature = "train")]
+pub mod trainable;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::Config;

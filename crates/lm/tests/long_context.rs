@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use keyfold_core::NoProgress;
+use keyfold_core::block_mask::BlockMask;
 use keyfold_kernels::Team;
 use keyfold_lm::ModelFile;
 use keyfold_lm::block_mask::PowerConfig;
@@ -171,9 +172,13 @@ fn masks_and_hashes_recall_where_some_layers_see_everything() {
     let world = World::new();
     let dims = world.dims();
     let power = world.recall(&|| {
-        let config = PowerConfig {
+        let mask = BlockMask {
             block: 64,
             window: 2,
+            ..BlockMask::default()
+        };
+        let config = PowerConfig {
+            mask,
             dense_layers: "2,5".parse().unwrap(),
             ..PowerConfig::default()
         };

@@ -47,38 +47,76 @@ pub fn numbers<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor.to_data_as::<f32>().iter::<f32>().collect()
 }
 
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    Single,
+    /// In half of the bytes.
+    Half,
+}
+
 /// Writes tensors to `path` as safetensors, all or nothing.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<(), ModelError> {
+    write_as(path, tensors, Precision::Single)
+}
+
+/// [`write`] with numbers as `precision` says.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_as(
+    path: &Path,
+    tensors: &[NamedTensor],
+    precision: Precision,
+) -> Result<(), ModelError> {
     let error = |source| ModelError::Write {
         path: path.to_owned(),
         source,
     };
-    let views = tensors.iter().map(|t| (t.name.as_str(), Stored(t)));
+    let views = tensors
+        .iter()
+        .map(|tensor| (tensor.name.as_str(), Stored { tensor, precision }));
     let bytes = safetensors::serialize(views, None).map_err(|e| error(std::io::Error::other(e)))?;
     keyfold_core::atomic::write(path, &bytes).map_err(error)
 }
 
 /// How a tensor looks to the writer of safetensors.
-struct Stored<'a>(&'a NamedTensor);
+struct Stored<'a> {
+    tensor: &'a NamedTensor,
+    precision: Precision,
+}
 
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.precision {
+            Precision::Single => Dtype::F32,
+            Precision::Half => Dtype::F16,
+        }
     }
 
     fn shape(&self) -> &[usize] {
-        &self.0.shape
+        &self.tensor.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = self.0.numbers.iter().flat_map(|x| x.to_le_bytes());
-        Cow::Owned(bytes.collect())
+        let numbers = self.tensor.numbers.iter();
+        Cow::Owned(match self.precision {
+            Precision::Single => numbers.flat_map(|x| x.to_le_bytes()).collect(),
+            Precision::Half => numbers
+                .flat_map(|&x| half::f16::from_f32(x).to_le_bytes())
+                .collect(),
+        })
     }
 
     fn data_len(&self) -> usize {
-        4 * self.0.numbers.len()
+        let size = match self.precision {
+            Precision::Single => 4,
+            Precision::Half => 2,
+        };
+        size * self.tensor.numbers.len()
     }
 }

@@ -6,6 +6,7 @@
 //! a text ([attention](ops::attention)) goes text by text.
 //!
 //! - [`Bert`]: the BERT family, loaded from and saved to a model folder,
+//! - [`Llama`]: decoders of Llama's kind,
 //! - [`Linear`], [`LayerNorm`], [`Embedding`]: its parts, with PyTorch's layout of weights,
 //! - [`ops`]: the functions under them, with their gradients,
 //! - [`AdamW`]: the optimiser in one pass,
@@ -18,6 +19,7 @@ mod bert;
 pub mod checkpoint;
 mod error;
 mod layers;
+mod llama;
 pub mod ops;
 mod optim;
 pub mod random;
@@ -25,4 +27,5 @@ pub mod random;
 pub use bert::{Bert, BertConfig, Family, Packed};
 pub use error::ModelError;
 pub use layers::{Embedding, LayerNorm, Linear};
+pub use llama::{AttentionHook, Llama, LlamaConfig, LlamaSizes, NoHook, RopeSizes};
 pub use optim::AdamW;

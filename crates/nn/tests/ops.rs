@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use keyfold_core::block_mask::BlockMask;
+use keyfold_kernels::attention::Rotation;
 use keyfold_nn::checkpoint::numbers;
-use keyfold_nn::ops::{self, Groups, Heads, Side};
+use keyfold_nn::ops::{self, Angles, Groups, Heads, SharedHeads, Side};
 use keyfold_nn::random;
 use proptest::prelude::*;
 
@@ -441,5 +443,118 @@ fn adamw_makes_the_steps_of_the_framework() {
     for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
         assert!((a - b).abs() < 1e-5, "{i}: {a} {b}");
         assert!(i >= before.len() || (a - before[i]).abs() > 1e-3);
+    }
+}
+
+/// Causal attention by the framework's functions, text by text and head by head.
+fn plain_causal(
+    [q, k, v]: [Tensor<2>; 3],
+    starts: &[usize],
+    heads: SharedHeads,
+    mask: Option<&BlockMask>,
+) -> Tensor<2> {
+    let hidden = |query: usize, key: usize| {
+        let apart = |mask: &BlockMask| !mask.sees(query / mask.block, key / mask.block);
+        key > query || mask.is_some_and(apart)
+    };
+    let texts = starts.windows(2).filter(|t| t[0] < t[1]).map(|t| {
+        let len = t[1] - t[0];
+        let outs = (0..heads.count).map(|head| {
+            let part = |x: &Tensor<2>, head: usize| {
+                x.clone()
+                    .narrow(0, t[0], len)
+                    .narrow(1, head * heads.size, heads.size)
+            };
+            let kv = head / (heads.count / heads.kv);
+            let scores = part(&q, head).matmul(part(&k, kv).transpose());
+            let mask: Vec<f32> = (0..len * len)
+                .map(|i| if hidden(i / len, i % len) { -1e9 } else { 0.0 })
+                .collect();
+            let mask = Tensor::<2>::from_data(TensorData::new(mask, [len, len]), &q.device());
+            let scores = scores.div_scalar((heads.size as f64).sqrt()) + mask;
+            activation::softmax(scores, 1).matmul(part(&v, kv))
+        });
+        Tensor::cat(outs.collect(), 1)
+    });
+    Tensor::cat(texts.collect(), 0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn causal_attention_with_shared_heads(
+        lengths in prop::collection::vec(0usize..150, 1..4),
+        kv in 1usize..3,
+        group in 1usize..4,
+        size in 1usize..9,
+        block in prop::option::of(1usize..20),
+    ) {
+        let starts = starts(&lengths);
+        let rows = starts[starts.len() - 1];
+        prop_assume!(rows > 0);
+        let mask = block.map(|block| BlockMask { block, window: 2, ..BlockMask::default() });
+        let mask = mask.as_ref();
+        let heads = SharedHeads { count: kv * group, kv, size };
+        let inputs = [
+            tensor(1, [rows, heads.count * size]),
+            tensor(2, [rows, kv * size]),
+            tensor(3, [rows, kv * size]),
+        ];
+        agree(
+            inputs,
+            |[q, k, v]| ops::causal_attention(q, k, v, &starts, heads, mask),
+            |qkv| plain_causal(qkv, &starts, heads, mask),
+        )?;
+    }
+
+    #[test]
+    fn rms_norm_of_heads(rows in 1usize..70, heads in 1usize..4, size in 1usize..20) {
+        agree(
+            [tensor(1, [rows, heads * size]), tensor(2, [1, size])],
+            |[x, weight]| ops::rms_norm(x, row(weight), 1e-5),
+            |[x, weight]| {
+                let parts = x.reshape([rows * heads, size]);
+                let square = parts.clone().powi_scalar(2).mean_dim(1).add_scalar(1e-5);
+                (parts / square.sqrt() * weight).reshape([rows, heads * size])
+            },
+        )?;
+    }
+
+    #[test]
+    fn gated_unit(rows in 1usize..40, width in 1usize..50) {
+        agree(
+            [tensor(1, [rows, width]), tensor(2, [rows, width])],
+            |[gate, up]| ops::silu_mul(gate, up),
+            |[gate, up]| activation::silu(gate) * up,
+        )?;
+    }
+
+    #[test]
+    fn rotary_positions(rows in 1usize..70, heads in 1usize..4, half in 1usize..9) {
+        let frequencies: Vec<f32> = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
+        let positions: Vec<u32> = (0..rows as u32).map(|p| 3 * p + 1).collect();
+        let angles = Angles::new(&positions, &frequencies, 0.9, Rotation::Half);
+        let table = |f: fn(f32) -> f32| {
+            let numbers = positions.iter().flat_map(|&p| {
+                (0..heads).flat_map(|_| frequencies.iter().map(move |&w| 0.9 * f(p as f32 * w))).collect::<Vec<_>>()
+            });
+            let shape = [rows * heads, half];
+            Tensor::<2>::from_data(TensorData::new(numbers.collect::<Vec<_>>(), shape), &device())
+        };
+        agree(
+            [tensor(1, [rows, heads * 2 * half])],
+            |[x]| ops::rotary(x, &angles, 2 * half),
+            |[x]| {
+                let x = x.reshape([rows * heads, 2 * half]);
+                let (a, b) = (x.clone().narrow(1, 0, half), x.narrow(1, half, half));
+                let (cos, sin) = (table(f32::cos), table(f32::sin));
+                let turned = [
+                    a.clone() * cos.clone() - b.clone() * sin.clone(),
+                    b * cos + a * sin,
+                ];
+                Tensor::cat(turned.to_vec(), 1).reshape([rows, heads * 2 * half])
+            },
+        )?;
     }
 }

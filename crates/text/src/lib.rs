@@ -17,6 +17,8 @@ mod dense;
 pub mod distill;
 mod entity_pairs;
 mod error;
+#[cfg(feature = "train")]
+pub mod language_model;
 mod late;
 mod load;
 mod modules;

@@ -18,7 +18,7 @@ use std::time::Instant;
 use keyfold_core::{NoProgress, Progress};
 use keyfold_kernels::Team;
 use keyfold_kernels::blocks::BlockType;
-use keyfold_lm::decoding::{ContrastiveConfig, SamplingConfig, cosine_sum};
+use keyfold_lm::decoding::{ContrastiveConfig, SamplingConfig, isotropy};
 use keyfold_lm::generate::{Decoding, GenerateOptions, generate};
 use keyfold_lm::perplexity::{log_probabilities, log_probability};
 use keyfold_lm::store::CacheType;
@@ -45,9 +45,8 @@ const PAPER: &[(&str, f64, f64)] = &[
     ("contrastive", 92.54, -1.52),
 ];
 
-/// Tokens of a prompt; texts for isotropy are cut at so many.
+/// Tokens of a prompt.
 const PREFIX: usize = 40;
-const ISOTROPY_TOKENS: usize = 256;
 
 /// A model that writes or judges.
 struct Model {
@@ -148,7 +147,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         found.push((name, measured));
     }
     progress.finish();
-    let isotropy = isotropy(&model, &prompts, &found).map_err(failed)?;
+    let isotropy = isotropy_of(&model, &prompts, &found).map_err(failed)?;
     report(&path, &found, isotropy, judge.is_some())
 }
 
@@ -311,32 +310,21 @@ fn diversity(text: &str) -> f64 {
     (2..=4).map(share).product()
 }
 
-/// `1 - mean cosine of hidden states at different places`, over prompts and what was sampled.
-fn isotropy(
+/// The isotropy of the model on prompts and what was sampled after them.
+fn isotropy_of(
     model: &Model,
     prompts: &[Vec<u32>],
     found: &[(&str, Measured)],
 ) -> Result<f64, LmError> {
     let sampled = found.iter().find(|(name, _)| *name == "nucleus 0.95");
-    let (mut sum, mut pairs) = (0.0, 0);
-    for (i, prompt) in prompts.iter().enumerate() {
-        let mut tokens = prompt.clone();
-        if let Some((_, measured)) = sampled {
-            tokens.extend(
-                model
-                    .tokenizer
-                    .encode(&measured.texts[i], SpecialTokens::Plain)?,
-            );
+    let mut texts = prompts.to_vec();
+    if let Some((_, measured)) = sampled {
+        for (text, sampled) in texts.iter_mut().zip(&measured.texts) {
+            text.extend(model.tokenizer.encode(sampled, SpecialTokens::Plain)?);
         }
-        tokens.truncate(ISOTROPY_TOKENS);
-        let mut session = model.session(tokens.len())?;
-        session.keep_hidden(true);
-        session.prefill(&tokens, &NoProgress)?;
-        let (s, p) = cosine_sum(session.hidden(), model.decoder.config().dims.hidden);
-        sum += s;
-        pairs += p;
     }
-    Ok(1.0 - sum / pairs.max(1) as f64)
+    let mut session = || model.session(isotropy::MOST_TOKENS);
+    isotropy::isotropy(&mut session, &texts, &NoProgress)
 }
 
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -416,7 +404,7 @@ fn report(
             ContrastiveConfig::default().k,
         ));
     }
-    if isotropy < 0.3 {
+    if isotropy < isotropy::LEAST {
         findings.push(format!(
             "isotropy is {isotropy:.2}: hidden states nearly point one way, so the penalty says little \
              (the paper finds 0.10 for GPT-2 small, 0.5 to 0.85 for most models)."

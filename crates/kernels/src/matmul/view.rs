@@ -47,6 +47,34 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Some of its rows; nothing is moved.
+    ///
+    /// # Panics
+    /// When it has not so many.
+    pub fn rows(self, rows: std::ops::Range<usize>) -> Self {
+        assert!(
+            rows.start <= rows.end && rows.end <= self.rows,
+            "Matrix: it has {} rows, not {rows:?}",
+            self.rows
+        );
+        let from = (rows.start * self.row_step).min(self.numbers.len());
+        Self {
+            numbers: &self.numbers[from..],
+            rows: rows.len(),
+            ..self
+        }
+    }
+
+    /// The numbers of a row of a row-major matrix.
+    ///
+    /// # Panics
+    /// When there is no such row, or the matrix is transposed.
+    pub fn row(self, row: usize) -> &'a [f32] {
+        assert!(row < self.rows, "Matrix: it has {} rows", self.rows);
+        assert_eq!(self.column_step, 1, "Matrix: rows do not lie together");
+        &self.numbers[row * self.row_step..][..self.columns]
+    }
+
     /// The transposed matrix; nothing is moved.
     pub fn t(self) -> Self {
         Self {

@@ -202,28 +202,6 @@ impl ContrastiveSearch {
     }
 }
 
-/// How evenly hidden states `[n, hidden]` of one text point in all directions: the sum of
-/// cosines of all pairs of different positions, and the number of pairs. The isotropy of a
-/// model on a corpus is `1 - (sum of sums) / (sum of pairs)`.
-pub fn cosine_sum(states: &[f32], hidden: usize) -> (f64, u64) {
-    let n = states.len() / hidden.max(1);
-    let mut sum = vec![0.0f64; hidden];
-    let mut own = 0.0;
-    for row in states.chunks_exact(hidden) {
-        let norm = f64::from(keyfold_kernels::norm(row)).max(f64::MIN_POSITIVE);
-        let mut length = 0.0;
-        for (s, &x) in sum.iter_mut().zip(row) {
-            let unit = f64::from(x) / norm;
-            *s += unit;
-            length += unit * unit;
-        }
-        own += length;
-    }
-    // The square of a sum of vectors is the sum over all pairs, each with itself included.
-    let all: f64 = sum.iter().map(|s| s * s).sum();
-    (all - own, (n * n.saturating_sub(1)) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,13 +247,5 @@ mod tests {
         ] {
             assert!(bad.is_err());
         }
-    }
-
-    #[test]
-    fn isotropy_of_known_directions() {
-        // Two equal directions and one opposite: cosines 1, -1, -1, twice each.
-        let (sum, pairs) = cosine_sum(&[1.0, 0.0, 2.0, 0.0, -3.0, 0.0], 2);
-        assert!((sum + 2.0).abs() < 1e-9);
-        assert_eq!(pairs, 6);
     }
 }

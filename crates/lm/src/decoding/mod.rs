@@ -1,10 +1,11 @@
 //! How the next token is picked: above the model, below the command.
 
 mod contrastive;
+pub mod isotropy;
 mod sampling;
 mod stop;
 
-pub use contrastive::{ContrastiveConfig, ContrastiveSearch, Pick, cosine_sum};
+pub use contrastive::{ContrastiveConfig, ContrastiveSearch, Pick};
 pub use sampling::{Sampler, SamplingConfig, argmax};
 pub use stop::StopStrings;
 

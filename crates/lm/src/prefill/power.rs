@@ -1,7 +1,7 @@
 //! PowerAttention's mask while a prompt is read: tiles that no query of a block sees are
 //! never touched, so that `n` tokens cost `n log n`.
 //!
-//! The mask, its source and what it costs are in [`block_mask`](crate::block_mask). The
+//! The mask, its source and what it costs are in [`block_mask`](keyfold_core::block_mask). The
 //! same mask serves decoding ([`select::power`](crate::select::power)); a model that was
 //! trained on it needs both.
 
@@ -55,13 +55,13 @@ impl Prefill for PowerPrefill {
         if config.dense_layers.contains(layer) {
             return attend_all(&chunk, team, out, mass);
         }
-        let size = config.block as u32;
+        let size = config.mask.block as u32;
         let runs = |position: u32| {
-            let runs = config.runs((position / size) as usize).into_iter();
+            let runs = config.mask.runs((position / size) as usize).into_iter();
             runs.map(|(from, to)| (from as u32 * size, to as u32 * size))
                 .collect()
         };
-        attend(&chunk, config.block, &runs, team, out, mass);
+        attend(&chunk, config.mask.block, &runs, team, out, mass);
     }
 }
 
@@ -71,15 +71,15 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
-    use crate::block_mask::Pattern;
     use crate::roles::{Selector, StepCtx};
     use crate::select::power::PowerSelect;
     use crate::test_store::{TestStore, assert_near, choose, dims, normal, softmax};
+    use keyfold_core::block_mask::{BlockMask, Pattern};
 
     const N: usize = 500;
 
     /// Attention under the mask as written, and the mass that every row of the KV head gets.
-    fn literal(config: &PowerConfig, store: &TestStore, queries: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn literal(config: &BlockMask, store: &TestStore, queries: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let dims = store.dims;
         let mut out = vec![0.0; queries.len()];
         let mut mass = vec![0.0; dims.kv_heads * N];
@@ -116,9 +116,13 @@ mod tests {
     }
 
     fn config() -> PowerConfig {
-        PowerConfig {
+        let mask = BlockMask {
             block: 64,
             window: 2,
+            ..BlockMask::default()
+        };
+        PowerConfig {
+            mask,
             dense_layers: "1".parse().unwrap(),
             ..PowerConfig::default()
         }
@@ -129,7 +133,7 @@ mod tests {
         let dims = dims(2, 4, 2, 32);
         let store = TestStore::random(dims, N, 1);
         let queries = normal(&mut StdRng::seed_from_u64(2), N * 128);
-        let (expected, expected_mass) = literal(&config(), &store, &queries);
+        let (expected, expected_mass) = literal(&config().mask, &store, &queries);
         let team = Team::new(2);
         for chunk in [N, 256, 100] {
             let mut power = PowerPrefill::new(config(), dims).unwrap();
@@ -172,10 +176,11 @@ mod tests {
         let store = TestStore::random(dims, N, 1);
         let queries = normal(&mut StdRng::seed_from_u64(2), N * 128);
         for pattern in [Pattern::Power, Pattern::LongNet, Pattern::Dilated] {
-            let config = PowerConfig {
+            let mask = BlockMask {
                 block: 64,
-                ..PowerConfig::baseline(pattern)
+                ..BlockMask::baseline(pattern)
             };
+            let config = PowerConfig::from(mask);
             let mut out = vec![0.0; N * 128];
             let positions: Vec<u32> = (0..N as u32).collect();
             let team = Team::new(2);

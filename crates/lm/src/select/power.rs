@@ -1,7 +1,7 @@
 //! The blocks that PowerAttention's mask shows, while decoding: few runs of rows in order,
 //! whatever the query.
 //!
-//! The mask, its source and what it costs are in [`block_mask`](crate::block_mask). The
+//! The mask, its source and what it costs are in [`block_mask`](keyfold_core::block_mask). The
 //! newest token sees `window + sink` blocks and one more for each power of two up to the
 //! number of blocks, in `log n` runs of consecutive rows; the lists change only when a new
 //! block begins, so they are extended, not made, at the other tokens.
@@ -55,10 +55,10 @@ impl Selector for PowerSelect {
         if self.config.dense_layers.contains(layer) {
             return rows.all();
         }
-        let block = ctx.position as usize / self.config.block;
+        let block = ctx.position as usize / self.config.mask.block;
         if self.of != Some(block) {
-            let size = self.config.block as u32;
-            let runs = self.config.runs(block).into_iter();
+            let size = self.config.mask.block as u32;
+            let runs = self.config.mask.runs(block).into_iter();
             self.runs = runs
                 .map(|(from, to)| (from as u32 * size, to as u32 * size))
                 .collect();

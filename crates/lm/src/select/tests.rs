@@ -9,6 +9,8 @@ use super::power::PowerSelect;
 use super::rankings::Rankings;
 use super::tidal::{GroupRule, Tidal, TidalConfig};
 use super::*;
+use keyfold_core::block_mask::BlockMask;
+
 use crate::block_mask::PowerConfig;
 use crate::roles::{Selector, StepCtx};
 use crate::test_store::{TestStore, choose, dims, normal};
@@ -313,9 +315,13 @@ fn quest_never_misses_a_page_whose_bound_is_greatest() {
 fn the_power_mask_reads_the_blocks_that_it_shows() {
     let dims = dims(3, 2, 1, 4);
     let mut store = TestStore::random(dims, 20 * 64 + 7, 1);
-    let config = PowerConfig {
+    let mask = BlockMask {
         block: 64,
         window: 2,
+        ..BlockMask::default()
+    };
+    let config = PowerConfig {
+        mask,
         dense_layers: "1".parse().unwrap(),
         ..PowerConfig::default()
     };

@@ -12,20 +12,28 @@
 //! the framework's own functions in `tests/ops.rs`.
 
 mod attention;
+mod causal;
 mod chamfer;
 mod cross_entropy;
 mod dropout;
+mod gated;
 mod groups;
 mod linear;
 mod norm;
 pub(crate) mod operator;
+mod rms;
+mod rotary;
 mod rows;
 
 pub use attention::{Heads, attention};
+pub use causal::{SharedHeads, causal_attention};
 pub use chamfer::{Side, chamfer, chamfer_equal};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
+pub use gated::silu_mul;
 pub use groups::{Groups, group_mean, segment_mean, segment_mean_by};
 pub use linear::{linear, linear_gelu};
 pub use norm::{add_norm, layer_norm};
+pub use rms::rms_norm;
+pub use rotary::{Angles, rotary};
 pub use rows::rows;

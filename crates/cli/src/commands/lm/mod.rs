@@ -3,6 +3,7 @@
 mod calibrate;
 mod chat;
 mod generate;
+mod isotropy;
 mod measure;
 mod perplexity;
 pub(super) mod policy;
@@ -30,6 +31,7 @@ enum Action {
     Chat(chat::ChatArgs),
     Perplexity(perplexity::PerplexityArgs),
     Score(score::ScoreArgs),
+    Isotropy(isotropy::IsotropyArgs),
     Calibrate(calibrate::CalibrateArgs),
     Bench(measure::MeasureArgs),
 }
@@ -48,6 +50,7 @@ pub(crate) fn run(args: &LmArgs, globals: &Globals) -> anyhow::Result<Outcome> {
         Action::Chat(args) => chat::run(args, globals),
         Action::Perplexity(args) => perplexity::run(args, globals),
         Action::Score(args) => score::run(args, globals),
+        Action::Isotropy(args) => isotropy::run(args, globals),
         Action::Calibrate(args) => calibrate::run(args, globals),
         Action::Bench(args) => measure::run(args, globals),
     })

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use keyfold_lm::block_mask::{DenseLayers, Pattern, PowerConfig};
+use keyfold_core::block_mask::{BlockMask, Pattern};
+use keyfold_lm::block_mask::{DenseLayers, PowerConfig};
 use keyfold_lm::config::rope_frequencies;
 use keyfold_lm::prefill::Layers;
 use keyfold_lm::prefill::hyper::{HyperConfig, HyperPrefill};
@@ -300,16 +301,17 @@ impl PolicyArgs {
     }
 
     fn power(&self) -> anyhow::Result<PowerConfig> {
-        let mut config = match self.pattern {
-            PatternArg::Power => PowerConfig::default(),
-            PatternArg::Window => PowerConfig::baseline(Pattern::Window),
-            PatternArg::StrideSlash => PowerConfig::baseline(Pattern::StrideSlash(STRIDE)),
-            PatternArg::Dilated => PowerConfig::baseline(Pattern::Dilated),
-            PatternArg::LongNet => PowerConfig::baseline(Pattern::LongNet),
+        let mut mask = match self.pattern {
+            PatternArg::Power => BlockMask::default(),
+            PatternArg::Window => BlockMask::baseline(Pattern::Window),
+            PatternArg::StrideSlash => BlockMask::baseline(Pattern::StrideSlash(STRIDE)),
+            PatternArg::Dilated => BlockMask::baseline(Pattern::Dilated),
+            PatternArg::LongNet => BlockMask::baseline(Pattern::LongNet),
         };
-        config.block = self.block.unwrap_or(config.block);
-        config.window = self.window.unwrap_or(config.window);
-        config.sink = self.sink.unwrap_or(config.sink);
+        mask.block = self.block.unwrap_or(mask.block);
+        mask.window = self.window.unwrap_or(mask.window);
+        mask.sink = self.sink.unwrap_or(mask.sink);
+        let mut config = PowerConfig::from(mask);
         if let Some(layers) = &self.dense_layers {
             config.dense_layers = layers.parse::<DenseLayers>()?;
         }

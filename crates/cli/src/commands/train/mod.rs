@@ -5,6 +5,7 @@ mod colberter;
 mod crisp;
 mod data;
 mod defsent;
+mod language_model;
 mod training;
 mod word_models;
 
@@ -32,6 +33,7 @@ enum What {
     Crisp(crisp::CrispArgs),
     DisambiguatedSkipGram(word_models::SkipGramArgs),
     DefsentPlus(defsent::DefSentArgs),
+    LanguageModel(language_model::LanguageModelArgs),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -42,5 +44,6 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::Crisp(args) => crisp::run(args, globals),
         What::DisambiguatedSkipGram(args) => word_models::skip_gram(args, globals),
         What::DefsentPlus(args) => defsent::run(args, globals),
+        What::LanguageModel(args) => language_model::run(args, globals),
     }
 }

@@ -3,12 +3,16 @@
 //!
 //! L. Chen et al., 2025. Measured: layers until every block is reached (exact), beside the
 //! masks that the paper compares with; the share of blocks that is read; the time of attention
-//! for prompts and decoded tokens; and perplexity of `--model` on `--data`. The model was not
+//! for prompts and decoded tokens; how far models that are trained on each mask carry a passkey
+//! ([`relay`]); and perplexity of `--model` on `--data`. The model was not
 //! trained on the mask, as the paper's was, so perplexity is that of a hybrid with 2 of every
 //! 7 layers dense.
 
+mod relay;
+
 use keyfold_core::Progress;
-use keyfold_lm::block_mask::{DenseLayers, Pattern, PowerConfig, Reach};
+use keyfold_core::block_mask::{BlockMask, Pattern, Reach};
+use keyfold_lm::block_mask::{DenseLayers, PowerConfig};
 use keyfold_lm::prefill::power::PowerPrefill;
 use keyfold_lm::select::power::PowerSelect;
 use serde_json::{Value, json};
@@ -46,21 +50,21 @@ const PAPER: [(&str, f64); 6] = [
     ("power", 10.00),
 ];
 
-fn patterns(blocks: usize) -> [(&'static str, PowerConfig); 5] {
+fn patterns(blocks: usize) -> [(&'static str, BlockMask); 5] {
     [
-        ("power", PowerConfig::default()),
-        ("window", PowerConfig::baseline(Pattern::Window)),
+        ("power", BlockMask::default()),
+        ("window", BlockMask::baseline(Pattern::Window)),
         (
             "stride slash",
-            PowerConfig::baseline(Pattern::StrideSlash((blocks / 4).max(1))),
+            BlockMask::baseline(Pattern::StrideSlash((blocks / 4).max(1))),
         ),
-        ("dilated", PowerConfig::baseline(Pattern::Dilated)),
-        ("LongNet", PowerConfig::baseline(Pattern::LongNet)),
+        ("dilated", BlockMask::baseline(Pattern::Dilated)),
+        ("LongNet", BlockMask::baseline(Pattern::LongNet)),
     ]
 }
 
 /// Blocks that block `query` sees.
-fn seen(config: &PowerConfig, query: usize) -> usize {
+fn seen(config: &BlockMask, query: usize) -> usize {
     config.runs(query).iter().map(|(from, to)| to - from).sum()
 }
 
@@ -69,6 +73,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let reach = reach(&mut tables, &mut findings);
     let (share, lines) = shares(&mut tables);
     let time = time(options, progress, &mut tables, &mut findings)?;
+    let relay = relay::relay(options, progress, &mut tables, &mut findings)?;
     let mut perplexity = Value::Null;
     if let Some((model, tokens)) = given_text(options)? {
         perplexity = on_text(
@@ -86,7 +91,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
-        values: json!({"reach": reach, "share": share, "attention": time, "perplexity": perplexity}),
+        values: json!({"reach": reach, "share": share, "attention": time, "relay": relay, "perplexity": perplexity}),
         svg: plot::lines(
             "Blocks that the newest block reads",
             "blocks of the text",
@@ -201,11 +206,11 @@ fn time(
         ),
     };
     let config = match options.scale {
-        Scale::Smoke => PowerConfig {
+        Scale::Smoke => BlockMask {
             block: 64,
-            ..PowerConfig::default()
+            ..BlockMask::default()
         },
-        _ => PowerConfig::default(),
+        _ => BlockMask::default(),
     };
     let title = format!(
         "attention of {} heads of {}, blocks of {}; more than is allowed where the rows that are left fit the processor's cache",
@@ -229,11 +234,12 @@ fn time(
         }
         let mut attention = Attention::new(dims, rows, options.thread_count(), options.seed)?;
         let dense = attention.decode(None, repeat);
-        let mut select = PowerSelect::new(config.clone(), dims).map_err(failed("power"))?;
+        let mut select = PowerSelect::new(config.clone().into(), dims).map_err(failed("power"))?;
         let ours = attention.decode(Some(&mut select), repeat);
         let (decode, decode_ideal) = ours.against(dense);
         let exact = attention.prefill(&mut attention.dense_prefill(), options.seed);
-        let mut prefill = PowerPrefill::new(config.clone(), dims).map_err(failed("power"))?;
+        let mut prefill =
+            PowerPrefill::new(config.clone().into(), dims).map_err(failed("power"))?;
         let masked = attention.prefill(&mut prefill, options.seed);
         let (read, read_ideal) = (exact / masked, pairs_allow(&config, rows));
         for (what, dense, ours, faster, ideal) in [
@@ -271,7 +277,7 @@ fn time(
 }
 
 /// Pairs of query and key that a dense prompt has, over those that the mask leaves.
-fn pairs_allow(config: &PowerConfig, rows: usize) -> f64 {
+fn pairs_allow(config: &BlockMask, rows: usize) -> f64 {
     let blocks = rows.div_ceil(config.block);
     // Of the own block half is after the query.
     let pairs: f64 = (0..blocks)
@@ -281,8 +287,8 @@ fn pairs_allow(config: &PowerConfig, rows: usize) -> f64 {
 }
 
 /// The mask with a window such that the last of `blocks` blocks sees at most `most` of them.
-fn fitted(config: PowerConfig, blocks: usize, most: usize) -> PowerConfig {
-    let with = |window: usize| PowerConfig {
+fn fitted(config: BlockMask, blocks: usize, most: usize) -> BlockMask {
+    let with = |window: usize| BlockMask {
         window,
         ..config.clone()
     };
@@ -309,19 +315,19 @@ fn on_text(
     let context = model.context(wanted);
     let (dims, block) = (model.dims(), 64);
     let blocks = (context / block).max(2);
-    let power = PowerConfig {
+    let power = BlockMask {
         block,
         window: 3,
-        ..PowerConfig::default()
+        ..BlockMask::default()
     };
     let most = seen(&power, blocks - 1);
-    let stride = PowerConfig {
+    let stride = BlockMask {
         block,
-        ..PowerConfig::baseline(Pattern::StrideSlash((blocks / 3).max(1)))
+        ..BlockMask::baseline(Pattern::StrideSlash((blocks / 3).max(1)))
     };
-    let window = PowerConfig {
+    let window = BlockMask {
         block,
-        ..PowerConfig::baseline(Pattern::Window)
+        ..BlockMask::baseline(Pattern::Window)
     };
     let masks = [
         ("power", power),
@@ -364,11 +370,12 @@ fn on_text(
     let mut values = vec![json!({"mask": "dense", "perplexity": dense})];
     let mut mixed = Vec::new();
     for (name, config) in &masks {
+        let mask = PowerConfig::from(config.clone());
         let half = measure(Some(PowerConfig {
             dense_layers: hybrid.clone(),
-            ..config.clone()
+            ..mask.clone()
         }))?;
-        let whole = measure(Some(config.clone()))?;
+        let whole = measure(Some(mask))?;
         let paper = PAPER
             .iter()
             .find(|p| p.0 == *name)
@@ -402,16 +409,16 @@ mod tests {
 
     #[test]
     fn masks_are_compared_at_no_more_blocks() {
-        let power = PowerConfig {
+        let power = BlockMask {
             window: 3,
-            ..PowerConfig::default()
+            ..BlockMask::default()
         };
         let most = seen(&power, 63);
-        let window = fitted(PowerConfig::baseline(Pattern::Window), 64, most);
+        let window = fitted(BlockMask::baseline(Pattern::Window), 64, most);
         assert_eq!(seen(&window, 63), most);
         assert!(
             seen(
-                &fitted(PowerConfig::baseline(Pattern::StrideSlash(21)), 64, most),
+                &fitted(BlockMask::baseline(Pattern::StrideSlash(21)), 64, most),
                 63
             ) <= most
         );

@@ -1,0 +1,63 @@
+//! `keyfold train language-model`.
+
+use std::path::PathBuf;
+
+use keyfold_core::Progress;
+use keyfold_text::language_model::{LanguageModelConfig, train};
+
+use super::data;
+use super::training::{NOTES, TrainingArgs};
+use crate::args::Globals;
+use crate::failure::Outcome;
+use crate::progress::StderrProgress;
+use crate::update;
+
+/// Train a small language model of bytes on your own text
+///
+/// A Llama of about 2.4 million parameters that reads bytes: one that follows texts like yours,
+/// and that recalls `key=value;` from far back, so that methods for long contexts can be tried on
+/// it. OUT is then a model folder that `keyfold lm` reads.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  keyfold train language-model --data books/ --out bytes
+  keyfold train language-model --data notes.txt --out bytes \\
+      --recipe recipes/language-model-small.toml --set recall_share=0
+  keyfold lm generate --model bytes \"The cat \" --max-tokens 200
+  keyfold lm perplexity other.txt --model bytes")]
+pub(super) struct LanguageModelArgs {
+    /// Texts: files (.txt is read byte for byte) and folders of any kind, or JSON Lines with a
+    /// field `text` (repeatable)
+    #[arg(long, value_name = "PATH", required = true)]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    training: TrainingArgs,
+}
+
+pub(super) fn run(args: &LanguageModelArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    let defaults = LanguageModelConfig {
+        seed: globals.seed,
+        ..LanguageModelConfig::default()
+    };
+    let Some(config) = args.training.settings(&defaults, &args.data)? else {
+        return Ok(Outcome::Done);
+    };
+    let reading = StderrProgress::new(globals.quiet, NOTES);
+    let mut texts = Vec::new();
+    for path in &args.data {
+        if path.is_file() && path.extension().is_some_and(|e| e == "txt") {
+            let bytes = std::fs::read(path)
+                .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", path.display()))?;
+            texts.push(String::from_utf8_lossy(&bytes).into_owned());
+        } else {
+            data::texts(path, &update::options(globals).read, &mut texts, &reading)?;
+        }
+    }
+    if reading.cancelled() {
+        return Ok(Outcome::Interrupted);
+    }
+    let text = texts.join("\n");
+    args.training.watch(globals, "language-model", |place| {
+        train(&text, &config, place)
+    })
+}

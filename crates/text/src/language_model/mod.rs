@@ -1,0 +1,320 @@
+//! A small language model of bytes, trained from scratch on a user's text and on a task of
+//! recall, so that methods for long contexts have a model whose every step is known.
+//!
+//! The model is a Llama (Touvron et al. 2023) over 260 tokens: the bytes, and begin, end,
+//! separator and padding. A batch is a mix of windows of text and of made-up records
+//! ([`recall`]), whose values can only be known by looking back:
+//!
+//! ```text
+//! loss = mean over tokens of -log p(byte | bytes before it in the window)
+//! ```
+//!
+//! The last steps have longer windows (`long_length` from `long_from` of the steps on), so
+//! that the model works at those lengths. Without a share of recall it is a plain
+//! language model. With `attention = "blocks"` it learns on PowerAttention's mask (Chen et al.
+//! 2025), so that `keyfold lm --prefill power --select power` reads it as it was trained.
+
+mod recall;
+mod tokenizer;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use keyfold_core::block_mask::BlockMask;
+use keyfold_nn::checkpoint::numbers;
+use keyfold_nn::{Llama, LlamaConfig, NoHook, random};
+use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
+use keyfold_train::{Decay, LearnError, Report, RunConfig, TrainError, Validation};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::training::{Place, model_error};
+pub use recall::{Recall, record_text};
+
+/// Begins every window.
+pub const BOS: u32 = 256;
+
+/// How a model is shaped and trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LanguageModelConfig {
+    /// Its sizes, as config.json has them.
+    pub model: LlamaConfig,
+    /// What attention sees.
+    pub attention: Attention,
+    /// The blocks that it sees, where it is `blocks`; for `keyfold lm` blocks of a multiple of 64.
+    pub mask: BlockMask,
+    /// Share of windows that are records to recall.
+    pub recall_share: f64,
+    /// Tokens of a window.
+    pub length: usize,
+    /// Tokens of a window at the end of the training.
+    pub long_length: usize,
+    /// The share of steps after which windows are long.
+    pub long_from: f64,
+    /// Tokens of a step's micro-batch; the number of windows follows from it.
+    pub batch_tokens: usize,
+    /// Share of the text that the model never learns from, at its end.
+    pub held_out: f64,
+    /// Learning rates, steps, clipping.
+    pub optim: OptimConfig,
+    /// Seed of weights and windows.
+    pub seed: u64,
+    /// How the run is kept and watched.
+    pub run: RunConfig,
+}
+
+/// What attention sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attention {
+    /// All that came before.
+    Dense,
+    /// Blocks of it, as a mask says (PowerAttention).
+    Blocks,
+}
+
+impl Default for LanguageModelConfig {
+    fn default() -> Self {
+        Self {
+            model: LlamaConfig::default(),
+            attention: Attention::Dense,
+            mask: BlockMask {
+                block: 64,
+                window: 3,
+                ..BlockMask::default()
+            },
+            recall_share: 0.4,
+            length: 512,
+            long_length: 2048,
+            long_from: 0.8,
+            batch_tokens: 4096,
+            held_out: 0.02,
+            optim: OptimConfig {
+                learning_rate: 1e-3,
+                weight_decay: 0.1,
+                beta2: 0.95,
+                max_steps: 2000,
+                warmup_steps: 100,
+                decay: Decay::Cosine,
+                ..OptimConfig::default()
+            },
+            seed: 0,
+            run: RunConfig {
+                checkpoint_every: 200,
+                validate_every: 200,
+                ..RunConfig::default()
+            },
+        }
+    }
+}
+
+impl LanguageModelConfig {
+    fn check(&self) -> Result<(), TrainError> {
+        let wrong = |what: String| Err(TrainError::Config(what));
+        if self.model.vocab_size != tokenizer::TOKENS {
+            return wrong(format!(
+                "model.vocab_size is {}; a model of bytes has {}",
+                self.model.vocab_size,
+                tokenizer::TOKENS
+            ));
+        }
+        let longest = self.length.max(self.long_length);
+        if self.length < 64 || self.long_length < 64 || longest > self.batch_tokens {
+            return wrong(format!(
+                "length and long_length must be at least 64 and at most batch_tokens ({})",
+                self.batch_tokens
+            ));
+        }
+        if longest > self.model.max_position_embeddings {
+            return wrong(format!(
+                "windows of {longest} are longer than model.max_position_embeddings ({})",
+                self.model.max_position_embeddings
+            ));
+        }
+        for (name, share) in [
+            ("recall_share", self.recall_share),
+            ("long_from", self.long_from),
+            ("held_out", self.held_out),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return wrong(format!("{name} is {share}; it must be from 0 to 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens of a window of micro-batch `number` of `all`.
+    fn length_at(&self, number: u64, all: u64) -> usize {
+        if (number as f64) < self.long_from * all as f64 {
+            self.length
+        } else {
+            self.long_length
+        }
+    }
+}
+
+/// Windows one after the other.
+pub struct Windows {
+    tokens: Vec<u32>,
+    starts: Vec<usize>,
+}
+
+struct LanguageTask<'a> {
+    config: &'a LanguageModelConfig,
+    /// What is learned from.
+    text: &'a [u8],
+    /// What is not.
+    held_out: &'a [u8],
+    /// Micro-batches of the whole training.
+    all: u64,
+}
+
+impl LanguageTask<'_> {
+    /// One window of `length` tokens, the begin token first.
+    fn window(&self, length: usize, seed: u64, recall: bool) -> Vec<u32> {
+        let bytes = length - 1;
+        let mut tokens = vec![BOS];
+        if recall {
+            tokens.extend(Recall::new(seed).tokens(bytes));
+        } else {
+            let room = (self.text.len() - bytes) as f64;
+            let from = (random::unit(seed, 0) * room) as usize;
+            tokens.extend(self.text[from..from + bytes].iter().map(|&b| u32::from(b)));
+        }
+        tokens
+    }
+}
+
+impl Task for LanguageTask<'_> {
+    type Model = Llama;
+    type Batch = Windows;
+
+    fn batches_per_epoch(&self) -> u64 {
+        (self.text.len() / self.config.batch_tokens).max(1) as u64
+    }
+
+    fn batch(&mut self, number: u64) -> Result<Windows, LearnError> {
+        let length = self.config.length_at(number, self.all);
+        let mut windows = Windows {
+            tokens: Vec::new(),
+            starts: vec![0],
+        };
+        let seed = random::derive(self.config.seed, 1 + number);
+        for window in 0..(self.config.batch_tokens / length) as u64 {
+            let seed = random::derive(seed, window);
+            let recall = random::unit(seed, 1) < self.config.recall_share;
+            windows.tokens.extend(self.window(length, seed, recall));
+            windows.starts.push(windows.tokens.len());
+        }
+        Ok(windows)
+    }
+
+    fn items(batch: &Windows) -> u64 {
+        batch.tokens.len() as u64
+    }
+
+    fn loss(model: &Llama, batch: Windows) -> Loss {
+        model.loss(&batch.tokens, &batch.starts, &mut NoHook).into()
+    }
+
+    /// Bits a byte of held-out text decide; the share of values that are recalled stands by.
+    fn validate(&mut self, model: &Llama) -> Result<Option<Validation>, LearnError> {
+        let length = self.config.length;
+        let windows = self.held_out.chunks_exact(length - 1).take(16);
+        let mut bits = Vec::new();
+        for window in windows {
+            let mut tokens = vec![BOS];
+            tokens.extend(window.iter().map(|&b| u32::from(b)));
+            let loss = model.loss(&tokens, &[0, tokens.len()], &mut NoHook);
+            bits.push(f64::from(loss.into_scalar::<f32>()) / std::f64::consts::LN_2);
+        }
+        if bits.is_empty() {
+            return Ok(None);
+        }
+        let bits = bits.iter().sum::<f64>() / bits.len() as f64;
+        let mut measures = Vec::new();
+        if self.config.recall_share > 0.0 {
+            measures.push(("recalled", recalled(model, length, self.config.seed)));
+        }
+        Ok(Some(Validation {
+            loss: bits,
+            measures,
+        }))
+    }
+}
+
+/// The share of asked values of which every byte is the likeliest, in 8 windows.
+fn recalled(model: &Llama, length: usize, seed: u64) -> f64 {
+    let (mut right, mut asked) = (0, 0);
+    for window in 0..8 {
+        let mut recall = Recall::new(random::derive(seed ^ 0x5eed, window));
+        let mut tokens = vec![BOS];
+        tokens.extend(recall.tokens(length - 1));
+        let states = model.states(&tokens, &[0, tokens.len()], &mut NoHook);
+        let logits = numbers(&model.logits(states));
+        let vocab = model.sizes().vocab;
+        for answer in recall.answers() {
+            // The begin token shifts bytes by one; a row predicts what follows it.
+            let good = answer.clone().all(|byte| {
+                let row = &logits[byte * vocab..(byte + 1) * vocab];
+                let best = (0..vocab).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+                best == Some(tokens[byte + 1] as usize)
+            });
+            right += usize::from(good);
+            asked += 1;
+        }
+    }
+    right as f64 / f64::from(asked.max(1))
+}
+
+/// Trains a model on `text` in the run's folder and leaves it there as a model folder, which
+/// `keyfold lm` reads.
+///
+/// # Errors
+/// When the settings make no sense, the text is too short, or the run fails.
+pub fn train(
+    text: &str,
+    config: &LanguageModelConfig,
+    place: Place<'_>,
+) -> Result<Report, TrainError> {
+    config.check()?;
+    let bytes = text.as_bytes();
+    let longest = config.length.max(config.long_length);
+    let cut = (bytes.len() as f64 * (1.0 - config.held_out)) as usize;
+    if cut < longest {
+        return Err(LearnError::Data(format!(
+            "the text has {} bytes, a window {longest}; more text or smaller windows help",
+            bytes.len()
+        ))
+        .into());
+    }
+    let device = Device::flex().autodiff();
+    let model = Llama::init(&config.model, config.seed, &device).map_err(model_error)?;
+    let model = match config.attention {
+        Attention::Dense => model,
+        Attention::Blocks => model.with_mask(config.mask.clone()).map_err(model_error)?,
+    };
+    let mut task = LanguageTask {
+        config,
+        text: &bytes[..cut],
+        held_out: &bytes[cut..],
+        all: 0,
+    };
+    let steps = config.optim.schedule(task.batches_per_epoch())?.steps;
+    task.all = steps * config.optim.micro_batches();
+    let mut learner = GradientLearner::new(task, model, &config.optim, &device, "bytes")?;
+    let data = json!({ "bytes": bytes.len(), "blake3": blake3::hash(bytes).to_hex().as_str() });
+    let settings = place.settings("language-model", config, &config.run, data, None)?;
+    place.train(&mut learner, &settings, |learner, out| {
+        save(learner.model(), &config.model, out)
+    })
+}
+
+fn save(model: &Llama, config: &LlamaConfig, out: &Path) -> Result<(), LearnError> {
+    model.save(config, out).map_err(model_error)?;
+    tokenizer::write(out)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Records `key=value;` and, later, questions `key?value;`: what a model can answer only by
+//! looking back. Between records may stand words that do not matter.
+
+use std::ops::Range;
+
+use keyfold_nn::random;
+
+/// Bytes of a key and of a value.
+const KEY: usize = 4;
+const VALUE: usize = 4;
+
+/// The text of a record, `key=value;`, or of a question with its answer, `key?value;`.
+pub fn record_text(key: &[u8], value: &[u8], question: bool) -> Vec<u8> {
+    let mark = if question { b'?' } else { b'=' };
+    [key, &[mark], value, b";"].concat()
+}
+
+/// Makes one window of records and questions.
+pub struct Recall {
+    seed: u64,
+    drawn: u64,
+    answers: Vec<Range<usize>>,
+}
+
+impl Recall {
+    /// A window that follows from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            drawn: 0,
+            answers: Vec::new(),
+        }
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        self.drawn += 1;
+        (random::unit(self.seed, self.drawn) * count as f64) as usize
+    }
+
+    fn word(&mut self, len: usize, from: &[u8]) -> Vec<u8> {
+        (0..len).map(|_| from[self.below(from.len())]).collect()
+    }
+
+    /// `bytes` bytes as tokens. A third of what follows the first records are questions.
+    pub fn tokens(&mut self, bytes: usize) -> Vec<u32> {
+        let mut text: Vec<u8> = Vec::with_capacity(bytes + 32);
+        let mut records: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        while text.len() < bytes {
+            let ask = records.len() > 3 && self.below(3) == 0;
+            if ask {
+                let which = self.below(records.len());
+                let (key, value) = records[which].clone();
+                let from = text.len() + KEY + 1;
+                text.extend(record_text(&key, &value, true));
+                self.answers.push(from..from + VALUE);
+            } else {
+                let key = self.word(KEY, b"abcdefghijklmnopqrstuvwxyz");
+                let value = self.word(VALUE, b"0123456789");
+                text.extend(record_text(&key, &value, false));
+                records.push((key, value));
+            }
+            if self.below(4) == 0 {
+                let len = 2 + self.below(8);
+                text.extend(self.word(len, b"etaoinshr "));
+                text.push(b'\n');
+            }
+        }
+        text.truncate(bytes);
+        self.answers.retain(|answer| answer.end <= bytes);
+        text.into_iter().map(u32::from).collect()
+    }
+
+    /// Where the bytes of the answers lie in what [`tokens`](Self::tokens) gave.
+    pub fn answers(&self) -> impl Iterator<Item = Range<usize>> {
+        self.answers.iter().cloned()
+    }
+}
