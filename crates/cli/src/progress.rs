@@ -1,6 +1,7 @@
 //! Progress of long work on stderr: a bar on a terminal, a plain line now and
 //! then elsewhere, nothing with `--quiet`.
 
+use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ enum Mode {
 struct State {
     stage: Option<Stage>,
     notes: usize,
+    said: HashSet<String>,
 }
 
 struct Stage {
@@ -65,9 +67,10 @@ impl StderrProgress {
         }
     }
 
-    /// Says something about the whole run, unless the user wants quiet.
+    /// Says something about the whole run, once, unless the user wants quiet.
     pub(crate) fn say(&self, line: &str) {
-        if self.mode != Mode::Quiet {
+        let first = self.state().said.insert(line.to_owned());
+        if first && self.mode != Mode::Quiet {
             write_line(&format!("keyfold: {}", printable(line)));
         }
     }

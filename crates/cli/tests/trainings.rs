@@ -202,7 +202,7 @@ fn a_language_model_of_bytes_is_trained_and_read_by_lm() {
     command.args(["lm", "perplexity", "--quiet", "--json", "--context", "128"]);
     command.arg(folder.path().join("text.txt"));
     command.arg("--model").arg(folder.path().join("out"));
-    command.args(["--prefill", "power", "--block", "64", "--window", "3"]);
+    command.args(["--prefill", "power"]);
     let output = command.output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{told}");

@@ -88,6 +88,22 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// What an object, if it is there, holds as a type of its own.
+    pub(crate) fn parsed<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, LmError> {
+        let Source::Json(map) = self.source else {
+            return Ok(None);
+        };
+        match map.get(name) {
+            None | Some(Json::Null) => Ok(None),
+            Some(value) => serde_json::from_value(value.clone())
+                .map(Some)
+                .map_err(|e| self.wrong(name, format!("cannot be read: {e}"))),
+        }
+    }
+
     pub(crate) fn get(&self, name: &str) -> Result<Option<Field>, LmError> {
         match self.source {
             Source::Json(map) => Ok(map.get(name).and_then(Field::from_json)),

@@ -105,6 +105,7 @@ pub(super) fn read(file: &Gguf) -> Result<Config, LmError> {
         tie_word_embeddings: !file.has("output.weight"),
         positions,
         sliding_window: vec![window; layers],
+        block_mask: None,
         bos_token_id: fields.token("tokenizer.ggml.bos_token_id")?,
         eos_token_ids: fields.tokens("tokenizer.ggml.eos_token_id")?,
     })

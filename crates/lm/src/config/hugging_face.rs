@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use keyfold_core::block_mask::BlockMask;
 use serde_json::{Map, Value as Json};
 
 use super::rope::{self, Rope};
@@ -104,6 +105,7 @@ fn llama(fields: &Fields, architecture: Architecture) -> Result<Config, LmError>
             .flag("tie_word_embeddings")?
             .unwrap_or(architecture == Architecture::SmolLm3),
         sliding_window: windows(fields, architecture, &rotated)?,
+        block_mask: block_mask(fields)?,
         positions: Positions::Rope(Rope::from_json(fields, architecture, sizes, rotated)?),
         bos_token_id: fields.token("bos_token_id")?,
         eos_token_ids: fields.tokens("eos_token_id")?,
@@ -236,7 +238,17 @@ fn gpt2(fields: &Fields) -> Result<Config, LmError> {
         tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(true),
         positions: Positions::Learned,
         sliding_window: vec![None; layers],
+        block_mask: None,
         bos_token_id: fields.token("bos_token_id")?,
         eos_token_ids: fields.tokens("eos_token_id")?,
     })
+}
+
+/// The mask that `keyfold train language-model` trained on.
+fn block_mask(fields: &Fields) -> Result<Option<BlockMask>, LmError> {
+    let mask: Option<BlockMask> = fields.parsed("block_mask")?;
+    match mask.as_ref().and_then(BlockMask::problem) {
+        Some(problem) => Err(fields.wrong("block_mask", format!("makes no sense: {problem}"))),
+        None => Ok(mask),
+    }
 }

@@ -10,6 +10,8 @@ mod rope;
 
 use std::path::Path;
 
+use keyfold_core::block_mask::BlockMask;
+
 use crate::error::LmError;
 use crate::file::Gguf;
 use crate::roles::Dims;
@@ -158,6 +160,8 @@ pub struct Config {
     pub positions: Positions,
     /// Per layer, how many of the newest tokens a token sees, itself among them.
     pub sliding_window: Vec<Option<usize>>,
+    /// The mask of blocks that the model was trained on (PowerAttention).
+    pub block_mask: Option<BlockMask>,
     /// What begins a text.
     pub bos_token_id: Option<u32>,
     /// What ends a text.

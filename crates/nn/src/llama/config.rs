@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use keyfold_core::block_mask::BlockMask;
 use keyfold_kernels::attention::Rotation;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,9 @@ pub struct LlamaConfig {
     pub hidden_act: String,
     /// How the weights are stored.
     pub torch_dtype: String,
+    /// The blocks that attention sees, where that is not all; no field of transformers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_mask: Option<BlockMask>,
 }
 
 impl Default for LlamaConfig {
@@ -72,6 +76,7 @@ impl Default for LlamaConfig {
             eos_token_id: 257,
             hidden_act: "silu".into(),
             torch_dtype: "float16".into(),
+            block_mask: None,
         }
     }
 }

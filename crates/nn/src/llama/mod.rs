@@ -94,17 +94,22 @@ pub struct NoHook;
 impl AttentionHook for NoHook {}
 
 impl Llama {
-    /// A model with random weights: normal with `initializer_range`, and the projections that
+    /// A model with random weights, with attention to all or to the blocks of
+    /// `config.block_mask`: normal with `initializer_range`, and the projections that
     /// are added to the hidden state less by `√(2 · layers)` (Radford et al. 2019).
     ///
     /// # Errors
     /// When the configuration makes no sense.
     pub fn init(config: &LlamaConfig, seed: u64, device: &Device) -> Result<Self, ModelError> {
-        let sizes = config.sizes(Path::new("the configuration"))?;
+        let path = Path::new("the configuration");
+        let sizes = config.sizes(path)?;
+        if let Some(problem) = config.block_mask.as_ref().and_then(BlockMask::problem) {
+            return Err(invalid(path, format!("block_mask: {problem}")));
+        }
         let deviation = config.initializer_range;
         let added = deviation / (2.0 * sizes.layers as f32).sqrt();
         let mut drawn = 0;
-        Self::with(sizes, device, &mut |name, shape| {
+        let model = Self::with(sizes, device, &mut |name, shape| {
             drawn += 1;
             let count = shape.iter().product();
             Ok::<_, ModelError>(if shape.len() == 1 {
@@ -114,6 +119,10 @@ impl Llama {
                 let deviation = if less { added } else { deviation };
                 random::normal(random::derive(seed, drawn), count, deviation)
             })
+        })?;
+        Ok(Self {
+            mask: config.block_mask.clone(),
+            ..model
         })
     }
 
@@ -152,19 +161,6 @@ impl Llama {
             sizes,
             mask: None,
         })
-    }
-
-    /// The model with attention that sees only what `mask` shows (PowerAttention), in every
-    /// layer.
-    ///
-    /// # Errors
-    /// When the mask makes no sense.
-    pub fn with_mask(mut self, mask: BlockMask) -> Result<Self, ModelError> {
-        if let Some(problem) = mask.problem() {
-            return Err(invalid(Path::new("the mask"), problem));
-        }
-        self.mask = Some(mask);
-        Ok(self)
     }
 
     /// Its sizes.

@@ -144,6 +144,17 @@ impl LanguageModelConfig {
         Ok(())
     }
 
+    /// The model's sizes with the mask that it is trained on.
+    fn sizes(&self) -> LlamaConfig {
+        LlamaConfig {
+            block_mask: match self.attention {
+                Attention::Dense => None,
+                Attention::Blocks => Some(self.mask.clone()),
+            },
+            ..self.model.clone()
+        }
+    }
+
     /// Tokens of a window of micro-batch `number` of `all`.
     fn length_at(&self, number: u64, all: u64) -> usize {
         if (number as f64) < self.long_from * all as f64 {
@@ -290,11 +301,8 @@ pub fn train(
         .into());
     }
     let device = Device::flex().autodiff();
-    let model = Llama::init(&config.model, config.seed, &device).map_err(model_error)?;
-    let model = match config.attention {
-        Attention::Dense => model,
-        Attention::Blocks => model.with_mask(config.mask.clone()).map_err(model_error)?,
-    };
+    let sizes = config.sizes();
+    let model = Llama::init(&sizes, config.seed, &device).map_err(model_error)?;
     let mut task = LanguageTask {
         config,
         text: &bytes[..cut],
@@ -307,7 +315,7 @@ pub fn train(
     let data = json!({ "bytes": bytes.len(), "blake3": blake3::hash(bytes).to_hex().as_str() });
     let settings = place.settings("language-model", config, &config.run, data, None)?;
     place.train(&mut learner, &settings, |learner, out| {
-        save(learner.model(), &config.model, out)
+        save(learner.model(), &sizes, out)
     })
 }
 

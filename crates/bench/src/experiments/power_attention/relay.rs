@@ -188,13 +188,11 @@ fn train(
         num_key_value_heads: heads,
         head_dim: sizes.width / heads,
         max_position_embeddings: sizes.length,
+        block_mask: mask.cloned(),
         ..LlamaConfig::default()
     };
     let device = Device::flex().autodiff();
-    let mut model = Llama::init(&config, seed, &device).map_err(failed("the model"))?;
-    if let Some(mask) = mask {
-        model = model.with_mask(mask.clone()).map_err(failed("the mask"))?;
-    }
+    let model = Llama::init(&config, seed, &device).map_err(failed("the model"))?;
     let optim = OptimConfig {
         learning_rate: 2e-3,
         warmup_steps: sizes.steps / 10,

@@ -266,7 +266,7 @@ impl PolicyArgs {
                 Some(Box::new(tidal))
             }
             SelectArg::Power => {
-                let select = PowerSelect::new(self.power()?, dims)?;
+                let select = PowerSelect::new(self.power(loaded)?, dims)?;
                 select.notices().iter().for_each(|n| progress.say(n));
                 Some(Box::new(select))
             }
@@ -282,7 +282,7 @@ impl PolicyArgs {
         Ok(match self.prefill {
             PrefillArg::Dense | PrefillArg::ActQkv => None,
             PrefillArg::Power => {
-                let prefill = PowerPrefill::new(self.power()?, dims)?;
+                let prefill = PowerPrefill::new(self.power(loaded)?, dims)?;
                 if self.select != SelectArg::Power {
                     prefill.notices().iter().for_each(|n| progress.say(n));
                 }
@@ -300,9 +300,11 @@ impl PolicyArgs {
         })
     }
 
-    fn power(&self) -> anyhow::Result<PowerConfig> {
+    /// The mask that the model was trained on, or the paper's, with what the user sets.
+    fn power(&self, loaded: &Loaded) -> anyhow::Result<PowerConfig> {
+        let trained = loaded.decoder.config().block_mask.as_ref();
         let mut mask = match self.pattern {
-            PatternArg::Power => BlockMask::default(),
+            PatternArg::Power => trained.cloned().unwrap_or_default(),
             PatternArg::Window => BlockMask::baseline(Pattern::Window),
             PatternArg::StrideSlash => BlockMask::baseline(Pattern::StrideSlash(STRIDE)),
             PatternArg::Dilated => BlockMask::baseline(Pattern::Dilated),
@@ -311,7 +313,11 @@ impl PolicyArgs {
         mask.block = self.block.unwrap_or(mask.block);
         mask.window = self.window.unwrap_or(mask.window);
         mask.sink = self.sink.unwrap_or(mask.sink);
-        let mut config = PowerConfig::from(mask);
+        let adapted = trained == Some(&mask);
+        let mut config = PowerConfig {
+            adapted,
+            ..PowerConfig::from(mask)
+        };
         if let Some(layers) = &self.dense_layers {
             config.dense_layers = layers.parse::<DenseLayers>()?;
         }
