@@ -86,6 +86,25 @@ impl Map for Silu {
     }
 }
 
+simd! {
+    /// `ln(1 + exp(x))`, relative error below 1e-6 where it is no smaller than 1e-37.
+    pub fn softplus(x: &mut [f32]) = softplus_body;
+}
+
+#[inline(always)]
+fn softplus_body<V: Vector>(x: &mut [f32]) {
+    math::map::<Softplus, Pair<V>>(x);
+}
+
+struct Softplus;
+
+impl Map for Softplus {
+    #[inline(always)]
+    fn apply<V: Vector>(x: V) -> V {
+        math::softplus(x)
+    }
+}
+
 /// `gate = silu(gate) * up`, element by element: the gated unit of Llama's kind.
 ///
 /// # Panics
@@ -236,6 +255,17 @@ mod tests {
             check(&x, [silu, silu_body::<Portable>], |x| x / (1.0 + (-x).exp()));
             let low: Vec<f32> = x.iter().map(|x| x.min(80.0)).collect();
             check(&low, [exp, exp_body::<Portable>], f64::exp);
+            check(&x, [softplus, softplus_body::<Portable>], |x| x.max(0.0) + (-x.abs()).exp().ln_1p());
+            let low: Vec<f32> = x.iter().map(|x| x.max(-80.0)).collect();
+            for f in [softplus, softplus_body::<Portable>] {
+                let mut y = low.clone();
+                f(&mut y);
+                for (&x, &y) in low.iter().zip(&y) {
+                    let x = f64::from(x);
+                    let want = x.max(0.0) + (-x.abs()).exp().ln_1p();
+                    prop_assert!((f64::from(y) - want).abs() <= 1e-6 * want, "softplus({x}) = {y}");
+                }
+            }
             check(&x, [sigmoid, sigmoid_body::<Portable>], |x| 1.0 / (1.0 + (-x).exp()));
             check(&x, [tanh, tanh_body::<Portable>], f64::tanh);
             check_relative(&x, [tanh, tanh_body::<Portable>], f64::tanh);
@@ -264,7 +294,7 @@ mod tests {
 
     #[test]
     fn infinities_have_limits_and_nan_stays() {
-        for f in [gelu as Slices, gelu_tanh, silu, tanh, relu] {
+        for f in [gelu as Slices, gelu_tanh, silu, tanh, relu, softplus] {
             let mut x = [f32::INFINITY, f32::NAN, f32::MAX, 1e30, -1e30];
             f(&mut x);
             assert!(x[0] >= 1.0, "{x:?}");

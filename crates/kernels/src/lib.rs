@@ -1,6 +1,6 @@
 //! Arithmetic on slices: dot products, matrix products, the element-wise
 //! functions of encoders, MaxSim, top-k, k-means, folding, residual codes, product
-//! quantisation, SimHash, posting lists, packed weights of language models, rows by number, distances of binary codes, and
+//! quantisation, SimHash, selective scans, posting lists, packed weights of language models, rows by number, distances of binary codes, and
 //! what [training](learn) needs.
 //!
 //! Matrices are `&[f32]` in row-major order. The processor's vector units are
@@ -38,12 +38,13 @@ pub mod peak;
 mod postings;
 mod pq;
 pub mod residual;
+pub mod scan;
 mod simhash;
 mod team;
 mod topk;
 mod vector;
 
-pub use activations::{exp, gelu, gelu_tanh, relu, sigmoid, silu, silu_mul, tanh};
+pub use activations::{exp, gelu, gelu_tanh, relu, sigmoid, silu, silu_mul, softplus, tanh};
 pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
 pub use gather::{axpy, gather_add, gather_dots};

@@ -100,6 +100,30 @@ pub(crate) fn sigmoid<V: Vector>(x: V) -> V {
     one.div(exp(V::splat(0.0).sub(x)).add(one))
 }
 
+/// `ln(1 + exp(x)) = max(x, 0) + ln(1 + u)` with `u = exp(-|x|)`.
+///
+/// `ln(1 + u) = 2 artanh(s)` with `s = u / (2 + u)`, at most 1/3.
+#[inline(always)]
+pub(crate) fn softplus<V: Vector>(x: V) -> V {
+    let (zero, two) = (V::splat(0.0), V::splat(2.0));
+    let u = exp(zero.sub(x.abs()));
+    let s = u.div(u.add(two));
+    let p = polynomial(
+        s.mul(s),
+        [
+            1.0 / 13.0,
+            1.0 / 11.0,
+            1.0 / 9.0,
+            1.0 / 7.0,
+            1.0 / 5.0,
+            1.0 / 3.0,
+            1.0,
+        ],
+    );
+    // NaN goes through: the greater of two is the second where one is NaN.
+    zero.max(x).add(s.add(s).mul(p))
+}
+
 /// `x Φ(x)` with the normal distribution function `Φ`.
 ///
 /// `x Φ(x) = max(x, 0) - |x| (1 - Φ(|x|))`.
