@@ -11,7 +11,7 @@ use rayon::prelude::*;
 /// Parts of all codes from which on dense products are faster.
 const DENSE: f64 = 0.1;
 
-fn is_dense(parts: usize, rows: usize, codes: usize) -> bool {
+pub(super) fn is_dense(parts: usize, rows: usize, codes: usize) -> bool {
     parts as f64 > DENSE * rows as f64 * codes as f64
 }
 

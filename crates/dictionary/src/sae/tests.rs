@@ -109,6 +109,36 @@ fn losses_and_gradients_are_those_of_pytorch() {
 }
 
 #[test]
+fn a_step_of_a_relu_is_the_same_by_lists_and_by_dense_products() {
+    let (d, m) = (6, 64);
+    let config = SaeConfig {
+        architecture: SaeMethod::Standard,
+        d_sae: m,
+        decoder_init_norm: 1.0,
+        l1_coefficient: 0.3,
+        ..SaeConfig::default()
+    };
+    let rows = rows(150, d, 5);
+    let mut by_lists = Training::new(config, d).unwrap();
+    let largest = rows.iter().fold(0f32, |m, x| m.max(x.abs()));
+    by_lists.sae.b_enc.fill(-largest);
+    let mut x = rows.clone();
+    let products = by_lists.sae.products(&mut x, 1);
+    let norms = by_lists.sae.norms();
+    let mut dense = by_lists.clone();
+    let (want, losses) = by_lists.gradients(&rows, &rows);
+    assert!(losses.l0 > 0.0 && losses.l0 < 0.1 * m as f64, "{losses:?}");
+    let (got, same) = dense.dense_relu(&rows, &rows, &x, products, &norms);
+    assert!((losses.mse - same.mse).abs() < 1e-6 * losses.mse);
+    assert!((losses.other - same.other).abs() < 1e-6 * losses.other);
+    assert_eq!((losses.l0, losses.dead), (same.l0, same.dead));
+    for ((name, want), (_, got)) in want.parts().into_iter().zip(got.parts()) {
+        close(got, want, 2e-5, name);
+    }
+    assert!(by_lists == dense, "codes in use");
+}
+
+#[test]
 fn files_of_others_are_read_and_written_unchanged() {
     let t = tensors("layouts.safetensors");
     let folder = tempfile::tempdir().unwrap();

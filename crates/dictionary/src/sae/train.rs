@@ -13,6 +13,7 @@
 //! around it: `-(t/ε) g` of the codes, `-(1/ε) g` of the step. Adam makes the steps.
 
 mod config;
+mod dense;
 mod gradients;
 mod state;
 

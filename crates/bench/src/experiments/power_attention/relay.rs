@@ -58,7 +58,7 @@ impl Sizes {
                 width: 64,
                 block: 8,
                 length: 256,
-                steps: 300,
+                steps: 600,
                 batch: 8,
                 asked: 256,
             },

@@ -4,7 +4,7 @@ use keyfold_kernels as kernels;
 use rayon::prelude::*;
 
 use super::{Losses, SaeMethod, SparsityLoss, Training};
-use crate::sae::backward::{Active, ByCode};
+use crate::sae::backward::{Active, ByCode, is_dense};
 use crate::sae::{Activation, Sae, largest};
 
 /// The gradient of every weight, or a moment of it.
@@ -102,6 +102,14 @@ impl Training {
         let mut x = rows.to_vec();
         let h = sae.products(&mut x, rayon::current_num_threads());
         let norms = sae.norms();
+        if sae.activation == Activation::Relu {
+            let used = h
+                .par_chunks(64 * d_sae)
+                .map(|h| h.iter().filter(|x| **x > 0.0).count());
+            if is_dense(used.sum(), n, d_sae) {
+                return self.dense_relu(rows, targets, &x, h, &norms);
+            }
+        }
         let active = self.active(&h, &norms);
 
         let mut error = vec![0.0; targets.len()];
@@ -362,7 +370,7 @@ impl Training {
         });
     }
 
-    fn dead_codes(&self) -> Vec<usize> {
+    pub(super) fn dead_codes(&self) -> Vec<usize> {
         let window = self.config.dead_feature_window as f32;
         let codes = 0..self.unused.len();
         codes.filter(|j| self.unused[*j] > window).collect()
@@ -485,12 +493,12 @@ fn rise(x: f32) -> f32 {
     1.0 - (4.0 * x).tanh().powi(2)
 }
 
-fn squares(numbers: &[f32]) -> f64 {
+pub(super) fn squares(numbers: &[f32]) -> f64 {
     numbers.iter().map(|x| f64::from(*x).powi(2)).sum()
 }
 
 /// Variance of rows, summed over columns.
-fn variance(rows: &[f32], width: usize) -> f64 {
+pub(super) fn variance(rows: &[f32], width: usize) -> f64 {
     let n = (rows.len() / width) as f64;
     let (mut sum, mut square) = (vec![0f64; width], vec![0f64; width]);
     let first = &rows[..width];
