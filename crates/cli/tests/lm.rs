@@ -275,3 +275,195 @@ fn a_question_is_answered_with_places_or_not_at_all() {
         .run(&["ask", " ", "--model", &llama])
         .fails(2, &["question is empty"]);
 }
+
+#[test]
+fn a_cache_in_few_bits_is_calibrated_used_and_bound_to_its_model() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(60)).unwrap();
+    let calibrate = [
+        "lm",
+        "calibrate",
+        "--cache",
+        "kvquant",
+        "--text",
+        "book.txt",
+        "--model",
+        &llama,
+        "--out",
+        "cache.safetensors",
+    ];
+    notes.run(&calibrate).ok();
+    let write = |cache: &str, more: &[&str]| {
+        let mut args = vec![
+            "lm",
+            "generate",
+            PROMPT,
+            "--model",
+            &llama,
+            "-n",
+            "16",
+            "--json",
+            "--decode",
+            "greedy",
+            "--ignore-end",
+            "--cache",
+            cache,
+        ];
+        args.extend(more);
+        notes.run(&args).json()
+    };
+    let file = ["--cache-calib", "cache.safetensors"];
+    let bytes = |cache: &str, more: &[&str]| {
+        write(cache, more)["report"]["cache_bytes"]
+            .as_u64()
+            .unwrap()
+    };
+    let (plain, three, two) = (
+        bytes("f16", &[]),
+        bytes("kvquant:3", &file),
+        bytes("kvquant:2", &file),
+    );
+    assert!(two < three && three < plain, "{two} {three} {plain}");
+    // All of them first tokens: all are kept in 16 bits.
+    assert_eq!(
+        bytes(
+            "kvquant:2",
+            &[&file[..], &["--cache-sink", "1000"]].concat()
+        ),
+        plain
+    );
+    // Selectors read from it, and a prompt is kept.
+    let tidal = ["--select", "tidal", "--tokens", "8"];
+    write("kvquant:4", &[&file[..], &tidal].concat());
+    let kept = [&file[..], &["--prompt-cache", "state"]].concat();
+    assert_eq!(
+        write("kvquant:3", &kept)["tokens"],
+        write("kvquant:3", &kept)["tokens"]
+    );
+    let args = |more: &[&'static str]| {
+        let mut args = vec![
+            "lm".to_owned(),
+            "generate".into(),
+            "x".into(),
+            "--model".into(),
+        ];
+        args.push(llama.clone());
+        args.extend(more.iter().map(|s| (*s).to_owned()));
+        args
+    };
+    let fails = |more: &[&'static str], code: i32, says: &[&str]| {
+        let args = args(more);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        notes.run(&args).fails(code, says);
+    };
+    fails(&["--cache", "kvquant:5"], 2, &["2, 3 or 4"]);
+    fails(&["--cache", "f8"], 2, &["kvquant:3"]);
+    fails(
+        &[
+            "--cache",
+            "kvquant",
+            "--cache-calib",
+            "cache.safetensors",
+            "--outliers",
+            "0.05",
+        ],
+        1,
+        &["outliers", "calibrate"],
+    );
+    fails(
+        &["--cache", "kvquant", "--cache-calib", "book.txt"],
+        1,
+        &["book.txt", "calibrate"],
+    );
+    let other = model("llama-rope-linear");
+    notes
+        .run(&[
+            "lm",
+            "bench",
+            "--context",
+            "16",
+            "--model",
+            &other,
+            "--cache",
+            "kvquant",
+            "--cache-calib",
+            "cache.safetensors",
+        ])
+        .fails(1, &["another model"]);
+}
+
+#[test]
+fn prompts_are_thinned_and_spans_are_checked() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    let long = PROMPT.repeat(8);
+    let write = |more: &[&str]| {
+        let mut args = vec![
+            "lm",
+            "generate",
+            &long,
+            "--model",
+            &llama,
+            "-n",
+            "4",
+            "--json",
+            "--ignore-end",
+        ];
+        args.extend(more);
+        notes.run(&args)
+    };
+    let bytes = |more: &[&str]| {
+        write(more).json()["report"]["cache_bytes"]
+            .as_u64()
+            .unwrap()
+    };
+    let all = bytes(&[]);
+    for method in ["h2o", "look-m"] {
+        assert!(bytes(&["--evict", method]) < all / 2, "{method}");
+        assert!(
+            bytes(&[
+                "--evict",
+                method,
+                "--keep-important",
+                "0.5",
+                "--keep-recent",
+                "0.5"
+            ]) == all
+        );
+    }
+    std::fs::write(notes.file("spans"), "4,40\n").unwrap();
+    let spans = ["--evict", "look-m", "--spans", "spans"];
+    // Text stays: little goes but the image.
+    assert!(bytes(&spans) < all && bytes(&spans) > bytes(&["--evict", "look-m"]));
+    bytes(
+        &[
+            &spans[..],
+            &["--merge", "average", "--merge-mass", "--select", "tidal"],
+        ]
+        .concat(),
+    );
+    std::fs::write(notes.file("spans"), "4,40\n20,30\n").unwrap();
+    write(&spans).fails(1, &["overlaps"]);
+    std::fs::write(notes.file("spans"), "4,4000\n").unwrap();
+    write(&spans).fails(1, &["not within"]);
+    std::fs::write(notes.file("spans"), "4 40\n").unwrap();
+    write(&spans).fails(2, &["start,length"]);
+    write(&["--evict", "h2o", "--keep-important", "0.9"]).fails(1, &["at most 1"]);
+    write(&["--evict", "look-m", "--merge", "glue"]).fails(2, &["pivotal"]);
+    write(&["--evict", "h2o", "--select", "act-qkv"]).fails(2, &["--evict"]);
+    std::fs::write(notes.file("book.txt"), &long).unwrap();
+    notes
+        .run(&[
+            "lm",
+            "perplexity",
+            "book.txt",
+            "--model",
+            &llama,
+            "--context",
+            "64",
+            "--evict",
+            "h2o",
+        ])
+        .fails(2, &["--decoded"]);
+}

@@ -1,6 +1,6 @@
 //! Arithmetic on slices: dot products, matrix products, the element-wise
 //! functions of encoders, MaxSim, top-k, k-means, folding, residual codes, product
-//! quantisation, SimHash, selective scans, posting lists, packed weights of language models, rows by number, distances of binary codes, and
+//! quantisation, codes into small tables, SimHash, selective scans, posting lists, packed weights of language models, rows by number, distances of binary codes, and
 //! what [training](learn) needs.
 //!
 //! Matrices are `&[f32]` in row-major order. The processor's vector units are
@@ -34,6 +34,7 @@ mod math;
 mod matmul;
 mod maxsim;
 mod norms;
+pub mod nuq;
 pub mod peak;
 mod postings;
 mod pq;

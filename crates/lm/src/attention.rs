@@ -102,6 +102,12 @@ impl DecodeAttention {
                     part.scores.clear();
                     part.scores.resize(together * set.len(), 0.0);
                     store.dot(layer, kv_head, &queries[at.clone()], set, &mut part.scores);
+                    add_bias(
+                        store.bias(layer, kv_head),
+                        set,
+                        1.0 / scale,
+                        &mut part.scores,
+                    );
                     let scores = part.scores.chunks_exact_mut(set.len());
                     for (partial, scores) in part.partials[first..].iter_mut().zip(scores) {
                         *partial = Partial::of(scores, scale);
@@ -148,6 +154,23 @@ impl DecodeAttention {
             }
             partial.finish(sum);
             to.copy_from_slice(sum);
+        }
+    }
+}
+
+/// Adds `factor` times the bias of rows to the scores `[any, rows]` of them.
+pub(crate) fn add_bias(bias: &[f32], rows: RowSet, factor: f32, scores: &mut [f32]) {
+    if bias.is_empty() {
+        return;
+    }
+    for scores in scores.chunks_exact_mut(rows.len().max(1)) {
+        let add = |(score, row): (&mut f32, usize)| {
+            *score += factor * bias.get(row).copied().unwrap_or(0.0);
+        };
+        let scores = scores.iter_mut();
+        match rows {
+            RowSet::Range(from, to) => scores.zip(from..to).for_each(add),
+            RowSet::List(list) => scores.zip(list.iter().map(|&r| r as usize)).for_each(add),
         }
     }
 }

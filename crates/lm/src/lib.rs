@@ -11,6 +11,7 @@ mod chat;
 pub mod config;
 pub mod decoding;
 mod error;
+pub mod evict;
 mod file;
 pub mod generate;
 pub mod linear;

@@ -8,11 +8,10 @@
 //! ```
 //!
 //! All little-endian. A file is bound to the weights it was made with and to the type of
-//! the cache. Logits are not kept: the last token is read again.
+//! the cache ([`KvStore::tag`](crate::roles::KvStore::tag)). Logits are not kept: the last token is read again.
 
 use crate::LmError;
 use crate::session::Session;
-use crate::store::CacheType;
 use keyfold_core::Progress;
 use std::path::Path;
 
@@ -24,7 +23,7 @@ const HEADER: usize = 8 + 4 + 8 + 4 * 4;
 ///
 /// # Errors
 /// When a method keeps more than rows (selectors, evictors, act-qkv), or the file cannot be written.
-pub fn save(session: &mut Session, cache: CacheType, path: &Path) -> Result<(), LmError> {
+pub fn save(session: &mut Session, path: &Path) -> Result<(), LmError> {
     let model = session.decoder().fingerprint();
     let dims = session.decoder().config().dims;
     let (store, tokens) = session.saved_parts().ok_or_else(more_than_rows)?;
@@ -32,8 +31,9 @@ pub fn save(session: &mut Session, cache: CacheType, path: &Path) -> Result<(), 
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
     bytes.extend_from_slice(&model.to_le_bytes());
-    for n in [cache as usize, tokens.len(), dims.layers, dims.kv_heads] {
-        bytes.extend_from_slice(&(n as u32).to_le_bytes());
+    let sizes = [tokens.len(), dims.layers, dims.kv_heads].map(|n| n as u32);
+    for n in [store.tag()].iter().chain(&sizes) {
+        bytes.extend_from_slice(&n.to_le_bytes());
     }
     tokens
         .iter()
@@ -65,12 +65,11 @@ pub fn save(session: &mut Session, cache: CacheType, path: &Path) -> Result<(), 
 /// [`Session::prefill`].
 pub fn prefill(
     session: &mut Session,
-    cache: CacheType,
     path: &Path,
     prompt: &[u32],
     progress: &dyn Progress,
 ) -> Result<usize, LmError> {
-    restore(session, cache, path)?;
+    restore(session, path)?;
     let held = session.tokens();
     let same = held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     // At least one token is read: it gives the logits.
@@ -81,7 +80,7 @@ pub fn prefill(
 }
 
 /// Puts the text of a file into an empty session.
-fn restore(session: &mut Session, cache: CacheType, path: &Path) -> Result<(), LmError> {
+fn restore(session: &mut Session, path: &Path) -> Result<(), LmError> {
     let bytes = std::fs::read(path).map_err(|source| LmError::Io {
         path: path.to_owned(),
         source,
@@ -110,11 +109,7 @@ fn restore(session: &mut Session, cache: CacheType, path: &Path) -> Result<(), L
             "the saved prompt was made with another model; read the prompt again",
         ));
     }
-    if reader.u32() != Some(cache as u32) {
-        return Err(bad(
-            "the saved prompt was made with another --cache; name that one",
-        ));
-    }
+    let tag = reader.u32();
     let count = reader.u32().ok_or_else(damaged)? as usize;
     if (reader.u32(), reader.u32()) != (Some(dims.layers as u32), Some(dims.kv_heads as u32)) {
         return Err(damaged());
@@ -124,12 +119,20 @@ fn restore(session: &mut Session, cache: CacheType, path: &Path) -> Result<(), L
         return Err(damaged());
     }
     let (store, tokens) = session.saved_parts().ok_or_else(more_than_rows)?;
+    if tag != Some(store.tag()) {
+        return Err(bad(
+            "the saved prompt was made with another --cache; name that one",
+        ));
+    }
     for layer in 0..dims.layers {
         for kv_head in 0..dims.kv_heads {
             let rows = reader.u32().ok_or_else(damaged)? as usize;
             let len = reader.u64().ok_or_else(damaged)? as usize;
             let positions = reader.u32s(rows).ok_or_else(damaged)?;
             let bytes = reader.take(len).ok_or_else(damaged)?;
+            if positions.iter().any(|p| *p as usize >= count) {
+                return Err(damaged());
+            }
             if !store.restore(layer, kv_head, &positions, bytes) {
                 return Err(damaged());
             }

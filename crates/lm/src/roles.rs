@@ -126,8 +126,18 @@ pub trait KvStore: Send + Sync {
     /// Keeps the rows `keep` (ascending) of a layer and KV head and drops the others.
     fn keep(&mut self, layer: usize, kv_head: usize, keep: &[u32]);
 
-    /// Replaces the keys and values of `rows`, `[rows, head_dim]` each (merging, correction).
+    /// Replaces the keys and values of `rows`, `[rows, head_dim]` each, after rotary embedding as
+    /// [`read`](Self::read) gives them (merging).
     fn write(&mut self, layer: usize, kv_head: usize, rows: &[u32], keys: &[f32], values: &[f32]);
+
+    /// What is added to the scaled logits of the first rows; 0 for those behind. Rows that stand
+    /// for several have the logarithm of how many.
+    fn bias(&self, _layer: usize, _kv_head: usize) -> &[f32] {
+        &[]
+    }
+
+    /// Replaces [`bias`](Self::bias); a store that gives none keeps none.
+    fn set_bias(&mut self, _layer: usize, _kv_head: usize, _bias: Vec<f32>) {}
 
     /// Drops the rows of all positions from `position` on, in every layer and head.
     fn truncate(&mut self, position: u32);
@@ -140,6 +150,9 @@ pub trait KvStore: Send + Sync {
 
     /// A copy that goes its own way (the beams of a beam search).
     fn fork(&self) -> Box<dyn KvStore>;
+
+    /// Tells how rows are kept from other ways, so that a saved prompt is not read by another.
+    fn tag(&self) -> u32;
 
     /// Positions and rows of a layer and KV head as bytes, for a saved prompt.
     fn save(&self, layer: usize, kv_head: usize) -> (Vec<u32>, Vec<u8>);
@@ -195,10 +208,43 @@ pub trait Selector: Send {
 }
 
 /// Kinds of tokens in a prompt.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenKinds {
-    /// Spans `[from, to)` of positions that stand for images.
+    /// Spans `[from, to)` of positions that stand for images, ascending.
     pub images: Vec<(u32, u32)>,
+}
+
+impl TokenKinds {
+    /// Whether a position stands for an image.
+    pub fn is_image(&self, position: u32) -> bool {
+        let before = self.images.partition_point(|span| span.0 <= position);
+        before > 0 && position < self.images[before - 1].1
+    }
+
+    /// Refuses spans that overlap, are empty, or do not lie in `tokens` tokens.
+    ///
+    /// # Errors
+    /// What is wrong with which span.
+    pub fn validate(&self, tokens: usize) -> Result<(), String> {
+        let mut end = 0;
+        for &(from, to) in &self.images {
+            if to <= from {
+                return Err(format!("the image span from {from} to {to} is empty"));
+            }
+            if from < end {
+                return Err(format!(
+                    "the image span from {from} to {to} overlaps the one before it, which ends at {end}"
+                ));
+            }
+            if to as usize > tokens {
+                return Err(format!(
+                    "the image span from {from} to {to} is not within the {tokens} tokens of the prompt"
+                ));
+            }
+            end = to;
+        }
+        Ok(())
+    }
 }
 
 /// Which rows survive.

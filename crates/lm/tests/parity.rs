@@ -248,21 +248,17 @@ fn a_saved_prompt_goes_on_as_if_it_had_been_read() {
     let (decoder, _) = load(&folder);
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("prompt");
-    let fresh = || session(&decoder, CacheType::F16, 256, 1);
+    let with = |cache| session(&decoder, cache, 256, 1);
+    let fresh = || with(CacheType::F16);
     let mut first = fresh();
     first.prefill(&expected.prompt[..40], &NoProgress).unwrap();
-    keyfold_lm::prompt_cache::save(&mut first, CacheType::F16, &path).unwrap();
+    keyfold_lm::prompt_cache::save(&mut first, &path).unwrap();
     let mut whole = fresh();
     whole.prefill(&expected.prompt, &NoProgress).unwrap();
     let read = |path: &Path, cache| {
-        let mut again = fresh();
-        let held = keyfold_lm::prompt_cache::prefill(
-            &mut again,
-            cache,
-            path,
-            &expected.prompt,
-            &NoProgress,
-        )?;
+        let mut again = with(cache);
+        let held =
+            keyfold_lm::prompt_cache::prefill(&mut again, path, &expected.prompt, &NoProgress)?;
         Ok::<_, keyfold_lm::LmError>((held, again.logits().to_vec()))
     };
     let (held, logits) = read(&path, CacheType::F16).unwrap();

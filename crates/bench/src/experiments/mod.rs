@@ -15,7 +15,9 @@ mod generative_heads;
 mod growth;
 mod hyper_attention;
 mod key_value_bottleneck;
+mod kvquant;
 mod long_context;
+mod look_m;
 mod machine;
 mod muvera;
 pub(crate) mod peers;
@@ -45,6 +47,8 @@ pub(crate) const ALL: &[Experiment] = &[
     long_context::double_sparsity::EXPERIMENT,
     long_context::tidal_decode::EXPERIMENT,
     long_context::act_qkv::EXPERIMENT,
+    kvquant::EXPERIMENT,
+    look_m::EXPERIMENT,
     power_attention::EXPERIMENT,
     hyper_attention::EXPERIMENT,
     defsent_plus::EXPERIMENT,

@@ -5,6 +5,7 @@
 //! (`model.safetensors.index.json`); else the one checkpoint of a training program
 //! (`*.ckpt`) in the folder. Numbers in half precision become `f32`.
 
+mod arrays;
 mod numbers;
 mod pickle;
 mod safetensors_file;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{ModelFolder, ModelFolderError};
 
+pub use arrays::{Array, PickledArrays};
 pub use pickle::Scalar;
 use safetensors_file::SafetensorsFile;
 pub use torch_file::TorchFile;

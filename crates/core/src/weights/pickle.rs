@@ -14,16 +14,20 @@ use std::io::Read;
 /// A value by its place in the list.
 type Id = usize;
 
-/// Longest pickle, in bytes, and so the most values it can make.
+/// Longest pickle of a checkpoint, in bytes, and the most values that any can make.
 /// Real ones have about 200 bytes per tensor.
 const LONGEST: u64 = 1 << 22;
 
+/// Longest pickle that holds its numbers itself, in bytes.
+const LONGEST_WITH_NUMBERS: u64 = 1 << 31;
+
 #[derive(Debug, Clone, PartialEq)]
 enum Value {
-    /// `None`, a float, bytes, or what a call would have given.
+    /// `None`, a float, or what a call would have given.
     Opaque,
     Int(i64),
     Text(String),
+    Bytes(Vec<u8>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
@@ -34,6 +38,8 @@ enum Value {
     Call {
         function: Id,
         arguments: Id,
+        /// What the result is filled with afterwards.
+        state: Option<Id>,
     },
 }
 
@@ -68,11 +74,38 @@ pub(super) struct TensorPlan {
     pub(super) strides: Vec<usize>,
 }
 
+/// An array as a pickle that holds its numbers itself describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum ArrayPlan<'a> {
+    Torch {
+        /// The storage, as `torch.save` wrote it before version 1.6.
+        storage: &'a [u8],
+        offset: usize,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+    },
+    Numpy {
+        bytes: &'a [u8],
+        /// `f4`, `f8`.
+        dtype: &'a str,
+        shape: Vec<usize>,
+    },
+}
+
 impl Pickle {
     /// Reads one pickle and leaves `input` behind its end.
     pub(super) fn read(input: &mut impl Read) -> Result<Self, String> {
+        Self::read_up_to(input, LONGEST)
+    }
+
+    /// The same for a pickle that holds arrays of numbers itself.
+    pub(super) fn read_with_numbers(input: &mut impl Read) -> Result<Self, String> {
+        Self::read_up_to(input, LONGEST_WITH_NUMBERS)
+    }
+
+    fn read_up_to(input: &mut impl Read, longest: u64) -> Result<Self, String> {
         Machine {
-            input: input.take(LONGEST),
+            input: input.take(longest),
             values: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
@@ -179,6 +212,7 @@ impl Pickle {
         let Value::Call {
             function,
             arguments,
+            ..
         } = self.values[id]
         else {
             return None;
@@ -214,6 +248,95 @@ impl Pickle {
             shape: self.as_sizes(shape)?,
             strides: self.as_sizes(strides)?,
         })
+    }
+
+    /// Every array that the values of the dictionary hold, in order, by key.
+    pub(super) fn arrays(&self) -> Result<Vec<(String, Vec<ArrayPlan<'_>>)>, String> {
+        let entries = self
+            .entries(self.root)
+            .ok_or("it does not hold a dictionary")?;
+        let arrays = |(name, id): (&str, Id)| {
+            let mut found = Vec::new();
+            self.find_arrays(id, 2, &mut found)
+                .ok_or_else(|| format!("'{name}': its description of an array is damaged"))?;
+            Ok((name.to_owned(), found))
+        };
+        entries.into_iter().map(arrays).collect()
+    }
+
+    /// The arrays of a tuple or list, and of those in it down to `depth`.
+    fn find_arrays<'a>(&'a self, id: Id, depth: usize, to: &mut Vec<ArrayPlan<'a>>) -> Option<()> {
+        match &self.values[id] {
+            Value::Tuple(items) | Value::List(items) if depth > 0 => {
+                let mut items = items.iter();
+                items.try_for_each(|&item| self.find_arrays(item, depth - 1, to))
+            }
+            Value::Call { state, .. } => {
+                let Some((function, arguments)) = self.call(id) else {
+                    return Some(());
+                };
+                match (function.rsplit([' ', '.']).next()?, arguments) {
+                    ("_rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
+                        let (_, arguments) = self.call(storage)?;
+                        to.push(ArrayPlan::Torch {
+                            storage: self.as_bytes(*arguments.first()?)?,
+                            offset: self.as_size(offset)?,
+                            shape: self.as_sizes(shape)?,
+                            strides: self.as_sizes(strides)?,
+                        });
+                    }
+                    ("_frombuffer", &[bytes, dtype, shape, ..]) => {
+                        to.push(self.numpy(bytes, dtype, shape)?);
+                    }
+                    ("_reconstruct", _) => {
+                        let Value::Tuple(state) = &self.values[(*state)?] else {
+                            return None;
+                        };
+                        let &[_, shape, dtype, _, bytes, ..] = state.as_slice() else {
+                            return None;
+                        };
+                        to.push(self.numpy(bytes, dtype, shape)?);
+                    }
+                    _ => {}
+                }
+                Some(())
+            }
+            _ => Some(()),
+        }
+    }
+
+    fn numpy(&self, bytes: Id, dtype: Id, shape: Id) -> Option<ArrayPlan<'_>> {
+        let (_, arguments) = self.call(dtype)?;
+        Some(ArrayPlan::Numpy {
+            bytes: self.as_bytes(bytes)?,
+            dtype: self.as_text(*arguments.first()?)?,
+            shape: self.as_sizes(shape)?,
+        })
+    }
+
+    /// The storage that the pickle refers to as a whole: its class and how many numbers.
+    pub(super) fn storage(&self) -> Option<(String, usize)> {
+        let Value::Persistent(reference) = self.values[self.root] else {
+            return None;
+        };
+        let Value::Tuple(reference) = &self.values[reference] else {
+            return None;
+        };
+        let &[_, class, _, _, len, ..] = reference.as_slice() else {
+            return None;
+        };
+        let Value::Global(class) = &self.values[class] else {
+            return None;
+        };
+        let class = class.rsplit([' ', '.']).next()?.to_owned();
+        Some((class, self.as_size(len)?))
+    }
+
+    fn as_bytes(&self, id: Id) -> Option<&[u8]> {
+        match &self.values[id] {
+            Value::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
     }
 
     fn as_text(&self, id: Id) -> Option<&str> {
@@ -274,6 +397,9 @@ impl<R: Read> Machine<R> {
                 }
                 _ => self.step(code)?,
             }
+            if self.values.len() as u64 > LONGEST {
+                return Err("it makes more values than any checkpoint".to_owned());
+            }
         }
     }
 
@@ -328,18 +454,18 @@ impl<R: Read> Machine<R> {
                 let len = u64::from_le_bytes(self.bytes()?);
                 self.text(len)?;
             }
-            // BINBYTES, SHORT_BINBYTES, BINBYTES8
+            // BINBYTES, SHORT_BINBYTES, BINBYTES8, BYTEARRAY8
             b'B' => {
                 let len = u32::from_le_bytes(self.bytes()?).into();
-                self.skip(len)?;
+                self.raw(len)?;
             }
             b'C' => {
                 let [len] = self.bytes()?;
-                self.skip(len.into())?;
+                self.raw(len.into())?;
             }
-            0x8e => {
+            0x8e | 0x96 => {
                 let len = u64::from_le_bytes(self.bytes()?);
-                self.skip(len)?;
+                self.raw(len)?;
             }
             b')' | b't' | 0x85..=0x87 => self.tuple(code)?,
             b']' | b'l' | b'a' | b'e' => self.list(code)?,
@@ -502,11 +628,17 @@ impl<R: Read> Machine<R> {
                     Value::Call {
                         function,
                         arguments,
+                        state: None,
                     }
                 });
             }
-            // BUILD: attributes of an object, none of which matters.
-            b'b' => drop(self.pop()?),
+            // BUILD: what an object is filled with.
+            b'b' => {
+                let (filling, object) = (self.pop()?, self.top()?);
+                if let Value::Call { state, .. } = &mut self.values[object] {
+                    *state = Some(filling);
+                }
+            }
             // BINPERSID
             _ => {
                 let reference = self.pop()?;
@@ -543,9 +675,9 @@ impl<R: Read> Machine<R> {
         Ok(())
     }
 
-    fn skip(&mut self, len: u64) -> Result<(), String> {
-        self.many(len)?;
-        self.push(Value::Opaque);
+    fn raw(&mut self, len: u64) -> Result<(), String> {
+        let bytes = self.many(len)?;
+        self.push(Value::Bytes(bytes));
         Ok(())
     }
 

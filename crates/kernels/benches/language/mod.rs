@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyfold_kernels::Team;
-use keyfold_kernels::attention::{CacheRows, Partial, RowSet, Tile, attend_tile};
+use keyfold_kernels::attention::{CacheRows, Partial, Rotation, RowSet, Tile, attend_tile};
 use keyfold_kernels::attention::{dot_rows, mix_rows};
 use keyfold_kernels::blocks::{
     Activations, BlockMatrix, BlockType, Product, matmul, matvec, matvec_several, quantize,
@@ -12,6 +12,7 @@ use keyfold_kernels::blocks::{
 
 use keyfold_kernels as kernels;
 use keyfold_kernels::labels::{LabelBits, LabelBlocks};
+use keyfold_kernels::nuq::{Angles, BEHIND, KeyCodes, ValueCodes, dot_keys, mix_values, table_len};
 
 use crate::{Bench, Bound, random};
 
@@ -41,6 +42,7 @@ pub(crate) fn language(bench: &mut Bench) {
     weights(bench);
     prompt(bench);
     cache(bench);
+    codes(bench);
     choice(bench);
 }
 
@@ -203,6 +205,7 @@ fn prompt(bench: &mut Bench) {
         dim,
         scale: 0.125,
         visible: &visible,
+        bias: &[],
     };
     let mut partials = vec![Partial::EMPTY; nq];
     let mut out = vec![0.0; nq * 9 * dim];
@@ -286,6 +289,56 @@ fn cache(bench: &mut Bench) {
                     RowSet::Range(0, 512),
                     &mut out,
                 );
+            },
+        );
+    }
+}
+
+/// The same for 512 rows that are kept as codes.
+fn codes(bench: &mut Bench) {
+    let (rows, dim, g) = (512, 64, 3);
+    let queries = random(g * dim, 18);
+    let mut scores = vec![0.0; g * 64];
+    let weights = random(g * rows, 19);
+    let mut out = vec![0.0; g * dim];
+    let (cos, sin) = (random(dim / 2 * 72, 20), random(dim / 2 * 72, 21));
+    let angles = Angles {
+        cos: &cos,
+        sin: &sin,
+        stride: 72,
+    };
+    for bits in 2..5 {
+        let bytes = vec![0x5a; rows * dim * bits as usize / 8 + BEHIND];
+        let tables = random(dim * table_len(bits), 22);
+        let keys = KeyCodes {
+            bits,
+            dim,
+            bytes: &bytes,
+            tables: &tables,
+            rotation: Rotation::Half,
+        };
+        let values = ValueCodes {
+            bits,
+            dim,
+            bytes: &bytes,
+            table: &tables[..table_len(bits)],
+        };
+        let bound = Bound::Bytes(bytes.len());
+        bench.run(
+            &format!("keys as codes of {bits} bits in cache"),
+            bound,
+            || {
+                for first in (0..rows / 8).step_by(8) {
+                    dot_keys(keys, angles, first..first + 8, 3, &queries, &mut scores);
+                }
+            },
+        );
+        let bound = Bound::Bytes(bytes.len());
+        bench.run(
+            &format!("values as codes of {bits} bits in cache"),
+            bound,
+            || {
+                mix_values(values, &weights, RowSet::Range(0, rows), &mut out);
             },
         );
     }

@@ -182,6 +182,7 @@ proptest! {
         tiles in 1usize..4,
         nk in 1usize..40,
         dim in 1usize..40,
+        biased in 0usize..60,
         seed: u64,
     ) {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -195,6 +196,7 @@ proptest! {
                 (from, rng.random_range(from..=keys))
             })
             .collect();
+        let bias = numbers(biased.min(keys), seed / 3);
         let mut partials = vec![Partial::EMPTY; nq];
         let mut out = vec![0.0; nq * out_stride];
         let mut scratch = Vec::new();
@@ -212,6 +214,7 @@ proptest! {
             dim,
             scale: 0.7,
             visible: &visible[t],
+            bias: bias.get(t * nk..).unwrap_or_default(),
         };
         for t in 0..tiles {
             attend_tile(&tile(t), &mut partials, &mut out, out_stride, &mut scratch);
@@ -225,7 +228,8 @@ proptest! {
             let (from, to) = sees[q];
             let score = |r: usize| {
                 let pairs = queries[q * stride..][..dim].iter().zip(&k[r * dim..][..dim]);
-                (0.7 * pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()).exp()
+                let dot: f64 = pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                (0.7 * dot + f64::from(bias.get(r).copied().unwrap_or(0.0))).exp()
             };
             let sum: f64 = (from..to).map(score).sum();
             let row = &mut out[q * out_stride..][..out_stride];
@@ -252,7 +256,7 @@ proptest! {
         let (max_twin, sum) = tile::join_body::<Portable>(&mut twin, 0.5, max);
         let visible = [(0, here.len() as u32)];
         let keys = here.clone();
-        let tile = Tile { queries: &[1.0], query_stride: 1, keys: &keys, values: &keys, dim: 1, scale: 0.5, visible: &visible };
+        let tile = Tile { queries: &[1.0], query_stride: 1, keys: &keys, values: &keys, dim: 1, scale: 0.5, visible: &visible, bias: &[] };
         let mut partial = [Partial { max, sum: 0.0 }];
         attend_tile(&tile, &mut partial, &mut [0.0], 1, &mut here);
         prop_assert!(keys.is_empty() || partial[0].max == max_twin);

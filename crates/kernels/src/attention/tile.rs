@@ -23,6 +23,8 @@ pub struct Tile<'a> {
     pub scale: f32,
     /// For each query the keys of the tile that it sees: first, and the one behind the last.
     pub visible: &'a [(u32, u32)],
+    /// What is added to the scaled scores of the first keys; 0 for those behind.
+    pub bias: &'a [f32],
 }
 
 /// The part of a tile that anyone sees.
@@ -80,6 +82,12 @@ impl Tile<'_> {
             nk,
             self.dim,
         );
+        if let Some(bias) = self.bias.get(keys.start..) {
+            for scores in scratch.chunks_exact_mut(nk) {
+                let biased = scores.iter_mut().zip(bias);
+                biased.for_each(|(score, bias)| *score += bias / self.scale);
+            }
+        }
         Some(Seen { queries, keys })
     }
 }

@@ -32,6 +32,8 @@ pub(crate) trait Vector: Copy {
     fn div(self, other: Self) -> Self;
     /// `self * factor + term`, rounded once where the machine can.
     fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `self * factor - term`, rounded once where the machine can.
+    fn mul_sub(self, factor: Self, term: Self) -> Self;
     /// The greater one; `other` where either is NaN.
     fn max(self, other: Self) -> Self;
     /// The lesser one; `other` where either is NaN.
@@ -59,7 +61,7 @@ pub(crate) trait Eight: Vector {
     fn sum_groups<const L: usize>(self) -> Self;
     /// Eight entries of a table: lane `l` takes the one that bits
     /// `first + l * BITS ..` of `codes` number. With `BITS` 1 or 2 `low` holds
-    /// the table over and over, with 4 its first half and `high` the second.
+    /// the table over and over, with 3 the table, with 4 its first half and `high` the second.
     fn look_up<const BITS: u32>(codes: u32, first: u32, low: Self, high: Self) -> Self;
     /// Bit `l` says whether lane `l` is less than that of `bound`.
     fn less_mask(self, bound: Self) -> u32;
@@ -162,6 +164,13 @@ impl<V: Vector> Vector for Pair<V> {
         Self(
             self.0.mul_add(factor.0, term.0),
             self.1.mul_add(factor.1, term.1),
+        )
+    }
+    #[inline(always)]
+    fn mul_sub(self, factor: Self, term: Self) -> Self {
+        Self(
+            self.0.mul_sub(factor.0, term.0),
+            self.1.mul_sub(factor.1, term.1),
         )
     }
     #[inline(always)]
@@ -269,6 +278,7 @@ mod tests {
                 V::load(&[1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]),
                 x,
             ),
+            V::look_up::<3>(a[3].to_bits(), 5, x, y),
             V::look_up::<4>(a[2].to_bits(), 0, x, y),
             // SAFETY: the tests hand over eight numbers.
             unsafe { V::repeat_at::<1>(a.as_ptr()) },
@@ -304,12 +314,17 @@ mod tests {
     simd! { fn all_here(a: &[f32], b: &[f32], out: &mut Vec<f32>) = all; }
 
     #[inline(always)]
-    fn rounded<V: Eight>(a: &[f32], b: &[f32]) -> (f32, [f32; 8]) {
+    fn rounded<V: Eight>(a: &[f32], b: &[f32]) -> (f32, [f32; 8], [f32; 8]) {
         let (x, y) = (V::load(a), V::load(b));
-        (x.sum(), x.mul_add(y, V::splat(0.5)).to_array())
+        let half = V::splat(0.5);
+        (
+            x.sum(),
+            x.mul_add(y, half).to_array(),
+            x.mul_sub(y, half).to_array(),
+        )
     }
 
-    simd! { fn rounded_here(a: &[f32], b: &[f32]) -> (f32, [f32; 8]) = rounded; }
+    simd! { fn rounded_here(a: &[f32], b: &[f32]) -> (f32, [f32; 8], [f32; 8]) = rounded; }
 
     #[inline(always)]
     fn sums<V: Eight>(a: &[f32], b: &[f32]) -> [f32; 4] {
@@ -338,8 +353,8 @@ mod tests {
             a in prop::collection::vec(-1f32..1.0, 8),
             b in prop::collection::vec(-1f32..1.0, 8),
         ) {
-            let (sum, fused) = rounded_here(&a, &b);
-            let (portable_sum, unfused) = rounded::<Portable>(&a, &b);
+            let (sum, fused, less) = rounded_here(&a, &b);
+            let (portable_sum, unfused, unfused_less) = rounded::<Portable>(&a, &b);
             prop_assert_eq!(sum, portable_sum);
             prop_assert_eq!(Portable::load(&a).sum_groups::<2>().to_array()[6], a[6] + a[7]);
             prop_assert!((f64::from(sum) - a.iter().map(|&x| f64::from(x)).sum::<f64>()).abs() < 2e-6);
@@ -349,6 +364,8 @@ mod tests {
             for l in 0..8 {
                 prop_assert!((fused[l] - unfused[l]).abs() < 2e-7);
                 prop_assert!((unfused[l] - (a[l] * b[l] + 0.5)).abs() < 2e-7);
+                prop_assert!((less[l] - unfused_less[l]).abs() < 2e-7);
+                prop_assert!((less[l] - (a[l] * b[l] - 0.5)).abs() < 2e-7);
             }
         }
     }

@@ -68,6 +68,12 @@ impl Vector for Portable {
         }))
     }
     #[inline(always)]
+    fn mul_sub(self, factor: Self, term: Self) -> Self {
+        Self(std::array::from_fn(|l| {
+            portable_mul_add(self.0[l], factor.0[l], -term.0[l])
+        }))
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })
     }

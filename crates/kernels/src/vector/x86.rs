@@ -64,6 +64,11 @@ impl Vector for Avx2 {
         Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
     }
     #[inline(always)]
+    fn mul_sub(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_fmsub_ps(self.0, factor.0, term.0) })
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm256_max_ps(self.0, other.0) })
@@ -166,6 +171,8 @@ impl Eight for Avx2 {
             let code = _mm256_srlv_epi32(all, shifts);
             if BITS <= 2 {
                 _mm256_permutevar_ps(low.0, code)
+            } else if BITS == 3 {
+                _mm256_permutevar8x32_ps(low.0, code)
             } else {
                 let first = _mm256_permutevar8x32_ps(low.0, code);
                 let second = _mm256_permutevar8x32_ps(high.0, code);

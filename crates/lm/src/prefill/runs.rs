@@ -184,6 +184,7 @@ fn tiles(
     let dims = chunk.dims;
     let (dim, wide) = (dims.head_dim, dims.heads * dims.head_dim);
     let positions = chunk.store.positions(chunk.layer, kv_head);
+    let bias = chunk.store.bias(chunk.layer, kv_head);
     let own = &chunk.positions[queries.clone()];
     let last = own.last().map_or(0, |&p| p + 1);
     let oldest = own
@@ -220,6 +221,7 @@ fn tiles(
                     dim,
                     scale: (dim as f32).sqrt().recip(),
                     visible: spans,
+                    bias: bias.get(rows.start..).unwrap_or_default(),
                 };
                 each(&tile, g, rows.clone(), scores);
             }

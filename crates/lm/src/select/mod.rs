@@ -25,6 +25,7 @@ use std::str::FromStr;
 use keyfold_kernels::{Team, top_k_rows};
 use serde::{Deserialize, Serialize};
 
+use crate::attention::add_bias;
 use crate::refusal::Refusal;
 use crate::roles::{Dims, KvStore, Reads, RowSet, Rows};
 
@@ -183,6 +184,8 @@ fn score_all(
     work.scores.resize(heads * len, 0.0);
     let all = RowSet::Range(0, len);
     store.dot(layer, head, queries, all, &mut work.scores);
+    let factor = (dims.head_dim as f32).sqrt();
+    add_bias(store.bias(layer, head), all, factor, &mut work.scores);
 }
 
 /// Bytes of all keys of a layer.

@@ -7,7 +7,6 @@ pub use policy::Policy;
 
 use crate::LmError;
 use crate::model::Decoder;
-use crate::prefill::dense::DensePrefill;
 use crate::roles::{Dims, KvStore, TokenKinds};
 use keyfold_core::Progress;
 use keyfold_kernels::Team;
@@ -152,6 +151,14 @@ impl Session {
     /// When the prompt is empty, has a token that the model does not know, or does not fit
     /// in the context; or when the user asked to stop (what was read stays).
     pub fn prefill(&mut self, tokens: &[u32], progress: &dyn Progress) -> Result<(), LmError> {
+        if let Policy::Roles {
+            evictor: Some(_), ..
+        } = &self.policy
+        {
+            let length = self.tokens.len() + tokens.len();
+            let wrong = |what| LmError::Input { what };
+            self.kinds.validate(length).map_err(wrong)?;
+        }
         self.read(tokens, progress, None, None)?;
         self.evict();
         Ok(())
@@ -380,17 +387,7 @@ impl Session {
         else {
             return None;
         };
-        let config = self.decoder.config();
-        let policy = Policy::Roles {
-            store: store.fork(),
-            selector: None,
-            evictor: None,
-            prefill: Box::new(DensePrefill::new(
-                config.dims,
-                config.sliding_window.clone(),
-                256,
-            )),
-        };
+        let policy = Policy::of(&self.decoder, store.fork());
         let mut fork = Self::new(Arc::clone(&self.decoder), policy, Arc::clone(&self.team));
         fork.tokens = self.tokens.clone();
         fork.keep_hidden = self.keep_hidden;

@@ -37,8 +37,14 @@ impl Policy {
                 cache.blocks().block_len(),
             ),
         })?;
-        Ok(Self::Roles {
-            store: Box::new(store),
+        Ok(Self::of(decoder, Box::new(store)))
+    }
+
+    /// Reads and keeps everything, in `store`.
+    pub fn of(decoder: &Decoder, store: Box<dyn KvStore>) -> Self {
+        let config = decoder.config();
+        Self::Roles {
+            store,
             selector: None,
             evictor: None,
             prefill: Box::new(DensePrefill::new(
@@ -46,6 +52,6 @@ impl Policy {
                 config.sliding_window.clone(),
                 256,
             )),
-        })
+        }
     }
 }

@@ -37,12 +37,15 @@ struct Head {
     keys: Vec<u8>,
     values: Vec<u8>,
     positions: Vec<u32>,
+    /// Of the first rows.
+    bias: Vec<f32>,
 }
 
 /// Keeps every row until it is told to drop it.
 #[derive(Debug, Clone)]
 pub struct DenseStore {
     dims: Dims,
+    cache: CacheType,
     kind: BlockType,
     row_bytes: usize,
     /// `[layers, kv_heads]`.
@@ -53,16 +56,18 @@ impl DenseStore {
     /// An empty store with room for `rows` rows. `None` where the blocks of `kind` do not
     /// divide a head's vector.
     pub fn new(dims: Dims, kind: CacheType, rows: usize) -> Option<Self> {
-        let kind = kind.blocks();
+        let (cache, kind) = (kind, kind.blocks());
         let row_bytes = kind.row_bytes(dims.head_dim)?;
         let head = || Head {
             keys: Vec::with_capacity(rows * row_bytes),
             values: Vec::with_capacity(rows * row_bytes),
             positions: Vec::with_capacity(rows),
+            bias: Vec::new(),
         };
         let heads = (0..dims.layers * dims.kv_heads).map(|_| head()).collect();
         Some(Self {
             dims,
+            cache,
             kind,
             row_bytes,
             heads,
@@ -174,6 +179,10 @@ impl KvStore for DenseStore {
             head.positions[to] = head.positions[from as usize];
         }
         head.positions.truncate(keep.len());
+        if !head.bias.is_empty() {
+            let of = |&row: &u32| head.bias.get(row as usize).copied().unwrap_or(0.0);
+            head.bias = keep.iter().map(of).collect();
+        }
     }
 
     fn write(&mut self, layer: usize, kv_head: usize, rows: &[u32], keys: &[f32], values: &[f32]) {
@@ -187,11 +196,20 @@ impl KvStore for DenseStore {
         }
     }
 
+    fn bias(&self, layer: usize, kv_head: usize) -> &[f32] {
+        &self.head(layer, kv_head).bias
+    }
+
+    fn set_bias(&mut self, layer: usize, kv_head: usize, bias: Vec<f32>) {
+        self.head_mut(layer, kv_head).bias = bias;
+    }
+
     fn truncate(&mut self, position: u32) {
         let row_bytes = self.row_bytes;
         for head in &mut self.heads {
             let rows = head.positions.partition_point(|&p| p < position);
             head.positions.truncate(rows);
+            head.bias.truncate(rows);
             head.keys.truncate(rows * row_bytes);
             head.values.truncate(rows * row_bytes);
         }
@@ -199,7 +217,8 @@ impl KvStore for DenseStore {
 
     fn bytes(&self) -> u64 {
         let rows: usize = self.heads.iter().map(|h| h.positions.len()).sum();
-        (rows * (2 * self.row_bytes + 4)) as u64
+        let biases: usize = self.heads.iter().map(|h| h.bias.len()).sum();
+        (rows * (2 * self.row_bytes + 4) + 4 * biases) as u64
     }
 
     fn row_bytes(&self) -> (u64, u64) {
@@ -208,6 +227,10 @@ impl KvStore for DenseStore {
 
     fn fork(&self) -> Box<dyn KvStore> {
         Box::new(self.clone())
+    }
+
+    fn tag(&self) -> u32 {
+        self.cache as u32
     }
 
     fn save(&self, layer: usize, kv_head: usize) -> (Vec<u32>, Vec<u8>) {
@@ -226,6 +249,7 @@ impl KvStore for DenseStore {
         let head = self.head_mut(layer, kv_head);
         head.positions.clear();
         head.positions.extend(positions);
+        head.bias.clear();
         head.keys.clear();
         head.keys.extend(&bytes[..half]);
         head.values.clear();

@@ -45,7 +45,7 @@ pub(super) struct Model {
     pub(super) name: String,
     pub(super) decoder: Arc<Decoder>,
     pub(super) team: Arc<Team>,
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
     /// Where a constructed model lies.
     _folder: Option<tempfile::TempDir>,
 }
@@ -60,7 +60,7 @@ impl Model {
         Ok(Some(Self {
             decoder: Arc::new(Decoder::load(&file).map_err(failed(name))?),
             team: Arc::new(Team::new(options.thread_count())),
-            tokenizer: Some(file.tokenizer().map_err(failed(name))?),
+            tokenizer: Some(Arc::new(file.tokenizer().map_err(failed(name))?)),
             name: name.clone(),
             _folder: None,
         }))
@@ -79,6 +79,17 @@ impl Model {
             tokenizer: None,
             _folder: Some(folder),
         })
+    }
+
+    /// The same with other weights.
+    pub(super) fn replaced(&self, decoder: Arc<Decoder>) -> Self {
+        Self {
+            name: self.name.clone(),
+            decoder,
+            team: Arc::clone(&self.team),
+            tokenizer: self.tokenizer.clone(),
+            _folder: None,
+        }
     }
 
     pub(super) fn dims(&self) -> Dims {

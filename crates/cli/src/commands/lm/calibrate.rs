@@ -1,16 +1,22 @@
-//! `keyfold lm calibrate`.
+//! `keyfold lm calibrate`: channels for `--select double-sparse`, thresholds and tables for
+//! `--cache kvquant`.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use keyfold_core::{NoProgress, Progress};
-use keyfold_lm::SpecialTokens;
 use keyfold_lm::decoding::{Sampler, SamplingConfig};
-use keyfold_lm::select::rankings::{Calibration, Rankings};
+use keyfold_lm::refusal::Refusal;
+use keyfold_lm::select::rankings::{Calibration as Importance, Rankings};
 use keyfold_lm::session::{AttentionInputs, Observer, Policy, Session};
 use keyfold_lm::store::CacheType;
+use keyfold_lm::store::kvquant::{
+    Calibration, CalibrationConfig, KvQuantConfig, Statistics, model_hash,
+};
+use keyfold_lm::{LmError, SpecialTokens};
 use serde_json::json;
 
+use super::cache::CacheArg;
 use super::setup::{Loaded, ModelArgs};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
@@ -19,22 +25,32 @@ use crate::progress::StderrProgress;
 /// Tokens of a block of text, as the authors of Double Sparsity have it.
 const BLOCK: usize = 512;
 
-/// Find out, on a text of yours, which channels of a model tell its keys apart
+/// Blocks for channels, and for tables: those need all their numbers at once.
+const BLOCKS: [usize; 2] = [64, 16];
+
+/// Find out, on a text of yours, which channels of a model tell its keys apart, or how its
+/// cache is best kept in few bits
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   keyfold lm calibrate --text notes.txt --model MODEL.gguf --out channels.json
   keyfold lm generate --prompt-file long.txt --model MODEL.gguf --select double-sparse --calib channels.json
+  keyfold lm calibrate --cache kvquant --text notes.txt --model MODEL.gguf --out cache.safetensors
+  keyfold lm chat --model MODEL.gguf --cache kvquant:3 --cache-calib cache.safetensors
 
-The file has the layout that the authors of Double Sparsity publish.")]
+The file of channels has the layout that the authors of Double Sparsity publish. With --cache
+kvquant the file has tables of 2, 3 and 4 bits; --outliers and --cache-sink count here already.")]
 pub(super) struct CalibrateArgs {
     /// A text file; some tens of thousands of words are plenty
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
-    /// Blocks of 512 tokens at most
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    blocks: usize,
-    /// Where the ranking of channels is written
+    #[arg(long, value_name = "FILE", required_unless_present = "convert")]
+    text: Option<PathBuf>,
+    /// kvquant: take the quantizers.pickle that the authors' program wrote; nothing in it is run
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    convert: Option<PathBuf>,
+    /// Blocks of 512 tokens at most [default: 64, for kvquant 16]
+    #[arg(long, value_name = "N")]
+    blocks: Option<usize>,
+    /// Where the result is written
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
@@ -42,7 +58,7 @@ pub(super) struct CalibrateArgs {
 }
 
 /// Hands what attention sees to the calibration.
-struct Feed<'a>(&'a mut Calibration);
+struct Feed<'a>(&'a mut Importance);
 
 impl Observer for Feed<'_> {
     fn attention(&mut self, seen: &AttentionInputs) {
@@ -56,11 +72,42 @@ impl Observer for Feed<'_> {
     }
 }
 
+/// Hands what attention sees to the statistics of a cache.
+struct CacheFeed<'a> {
+    statistics: &'a mut Statistics,
+    failed: Option<Refusal>,
+}
+
+impl Observer for CacheFeed<'_> {
+    fn attention(&mut self, seen: &AttentionInputs) {
+        // Gradients would come here: of each key and value the square of the loss's
+        // gradient in it, from a decoder that can be trained.
+        let (key_sq_grads, value_sq_grads) = (None, None);
+        let noted = self.statistics.observe(
+            seen.layer,
+            seen.keys_before,
+            seen.values,
+            key_sq_grads,
+            value_sq_grads,
+        );
+        if let Err(error) = noted {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
 pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    let text = std::fs::read(&args.text)
-        .map_err(|e| wrong_use(format!("cannot read {}: {e}", args.text.display())))?;
-    let text = String::from_utf8_lossy(&text);
     let progress = StderrProgress::new(globals.quiet, 20);
+    let bits = match args.model.policy.cache.cache {
+        CacheArg::KvQuant { bits } => Some(bits),
+        CacheArg::Dense(_) => None,
+    };
+    let Some(path) = &args.text else {
+        return convert(args, bits, globals);
+    };
+    let text = std::fs::read(path)
+        .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
+    let text = String::from_utf8_lossy(&text);
     let loaded = args.model.load(globals, &progress)?;
     let tokens = loaded
         .file
@@ -69,45 +116,136 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
     if tokens.is_empty() {
         return Err(wrong_use(format!(
             "{} is empty; give a text",
-            args.text.display()
+            path.display()
         )));
     }
-    let mut calibration = Calibration::new(loaded.decoder.config().dims);
-    let blocks: Vec<&[u32]> = tokens.chunks(BLOCK).take(args.blocks).collect();
-    progress.start("reading the text", "blocks", Some(blocks.len() as u64));
-    for block in &blocks {
-        if progress.cancelled() {
-            progress.finish();
-            return Ok(Outcome::Interrupted);
+    let most = args.blocks.unwrap_or(BLOCKS[usize::from(bits.is_some())]);
+    let blocks: Vec<&[u32]> = tokens.chunks(BLOCK).take(most).collect();
+    let counted = match bits {
+        Some(bits) => {
+            let config = args.model.policy.cache.kvquant(bits);
+            let Some(calibration) = cache(&loaded, &config, &blocks, &progress)? else {
+                return Ok(Outcome::Interrupted);
+            };
+            calibration.save(&args.out)?;
+            calibration.tokens
         }
-        observe(&loaded, block, &mut calibration)?;
-        progress.advance(1);
-    }
-    progress.finish();
-    as_published(&loaded, calibration.rankings()).save(&args.out)?;
+        None => {
+            let Some(calibration) = channels(&loaded, &blocks, &progress)? else {
+                return Ok(Outcome::Interrupted);
+            };
+            as_published(&loaded, calibration.rankings()).save(&args.out)?;
+            calibration.tokens()
+        }
+    };
+    let what = match bits {
+        Some(_) => "thresholds and tables from",
+        None => "channels ranked on",
+    };
+    tell(args, globals, what, counted)
+}
+
+fn tell(
+    args: &CalibrateArgs,
+    globals: &Globals,
+    what: &str,
+    tokens: u64,
+) -> anyhow::Result<Outcome> {
     let mut out = anstream::stdout().lock();
     if globals.json {
-        writeln!(
-            out,
-            "{}",
-            json!({ "tokens": calibration.tokens(), "file": args.out })
-        )?;
+        writeln!(out, "{}", json!({ "tokens": tokens, "file": args.out }))?;
     } else {
-        writeln!(
-            out,
-            "{}: channels ranked on {} tokens",
-            args.out.display(),
-            calibration.tokens()
-        )?;
+        writeln!(out, "{}: {what} {tokens} tokens", args.out.display())?;
     }
     Ok(Outcome::Done)
 }
 
-fn observe(loaded: &Loaded, tokens: &[u32], calibration: &mut Calibration) -> anyhow::Result<()> {
-    let policy = Policy::dense(&loaded.decoder, CacheType::F16, tokens.len())?;
-    let mut session = Session::new(loaded.decoder.clone(), policy, loaded.team.clone());
-    session.observe(tokens, &NoProgress, &mut Feed(calibration))?;
-    Ok(())
+/// Takes what the authors' program wrote.
+fn convert(args: &CalibrateArgs, bits: Option<u8>, globals: &Globals) -> anyhow::Result<Outcome> {
+    let (Some(path), Some(bits)) = (&args.convert, bits) else {
+        return Err(wrong_use(
+            "--convert belongs to --cache kvquant; give both, or --text",
+        ));
+    };
+    let threshold = args.model.policy.cache.kvquant(bits).sparsity_threshold;
+    Calibration::from_pickle(path, threshold)?.save(&args.out)?;
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        writeln!(out, "{}", json!({ "converted": path, "file": args.out }))?;
+    } else {
+        writeln!(out, "{}: taken from {}", args.out.display(), path.display())?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Channels, by the importance that they have in a text. None where the user stopped it.
+fn channels(
+    loaded: &Loaded,
+    blocks: &[&[u32]],
+    progress: &StderrProgress,
+) -> anyhow::Result<Option<Importance>> {
+    let mut calibration = Importance::new(loaded.decoder.config().dims);
+    let done = read_blocks(loaded, blocks, progress, |session, block| {
+        session.observe(block, &NoProgress, &mut Feed(&mut calibration))?;
+        Ok(())
+    })?;
+    Ok(done.then_some(calibration))
+}
+
+/// Thresholds and tables of a cache, from a text. None where the user stopped it.
+fn cache(
+    loaded: &Loaded,
+    config: &KvQuantConfig,
+    blocks: &[&[u32]],
+    progress: &StderrProgress,
+) -> anyhow::Result<Option<Calibration>> {
+    let model = loaded.decoder.config();
+    let interleaved = model.rope().is_some_and(|rope| rope.interleaved);
+    let mut statistics = Statistics::new(model.dims, config.first_few_fp16, interleaved);
+    let done = read_blocks(loaded, blocks, progress, |session, block| {
+        statistics.begin_sequence();
+        let mut feed = CacheFeed {
+            statistics: &mut statistics,
+            failed: None,
+        };
+        session.observe(block, &NoProgress, &mut feed)?;
+        feed.failed.map_or(Ok(()), |error| Err(error.into()))
+    })?;
+    if !done {
+        return Ok(None);
+    }
+    let made = CalibrationConfig {
+        sparsity_threshold: config.sparsity_threshold,
+        ..CalibrationConfig::default()
+    };
+    let hash = model_hash(&loaded.file)?;
+    Ok(Some(statistics.calibrate(
+        &made,
+        Some(hash),
+        &loaded.team,
+    )?))
+}
+
+/// Reads blocks of a text, each by itself. False where the user stopped it.
+fn read_blocks(
+    loaded: &Loaded,
+    blocks: &[&[u32]],
+    progress: &StderrProgress,
+    mut read: impl FnMut(&mut Session, &[u32]) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    progress.start("reading the text", "blocks", Some(blocks.len() as u64));
+    for block in blocks {
+        if progress.cancelled() {
+            progress.finish();
+            return Ok(false);
+        }
+        let policy = Policy::dense(&loaded.decoder, CacheType::F16, block.len())?;
+        let mut session = Session::new(loaded.decoder.clone(), policy, loaded.team.clone());
+        read(&mut session, block)?;
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(true)
 }
 
 /// The numbers of channels as Hugging Face's weights have them.
@@ -122,6 +260,23 @@ fn as_published(loaded: &Loaded, rankings: Rankings) -> Rankings {
 /// A ranking on a text that the model writes itself: it has the statistics of what the model
 /// expects, and needs no file.
 pub(super) fn by_own_text(loaded: &Loaded, progress: &StderrProgress) -> anyhow::Result<Rankings> {
+    let text = own_text(loaded, progress)?;
+    let ranked = channels(loaded, &[&text], progress)?;
+    Ok(ranked.ok_or(LmError::Stopped)?.rankings())
+}
+
+/// Thresholds and tables on a text that the model writes itself.
+pub(super) fn cache_by_own_text(
+    loaded: &Loaded,
+    config: &KvQuantConfig,
+    progress: &StderrProgress,
+) -> anyhow::Result<Calibration> {
+    let text = own_text(loaded, progress)?;
+    Ok(cache(loaded, config, &[&text], progress)?.ok_or(LmError::Stopped)?)
+}
+
+/// A text that the model writes from nothing.
+fn own_text(loaded: &Loaded, progress: &StderrProgress) -> anyhow::Result<Vec<u32>> {
     let config = loaded.decoder.config();
     let length = BLOCK.min(config.context_limit().unwrap_or(BLOCK));
     let policy = Policy::dense(&loaded.decoder, CacheType::F16, length)?;
@@ -140,8 +295,5 @@ pub(super) fn by_own_text(loaded: &Loaded, progress: &StderrProgress) -> anyhow:
         progress.advance(1);
     }
     progress.finish();
-    let text = session.tokens().to_vec();
-    let mut calibration = Calibration::new(config.dims);
-    observe(loaded, &text, &mut calibration)?;
-    Ok(calibration.rankings())
+    Ok(session.tokens().to_vec())
 }

@@ -64,11 +64,12 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
     let mut session = args
         .model
         .session(&loaded, tokens.len() + options.max_tokens, &progress)?;
+    let images = args.model.policy.evict.in_prompt(&tokenizer, &tokens)?;
+    session.set_kinds(images);
     let mut rest = tokens.clone();
     if let Some(path) = &args.prompt_cache {
-        let cache = args.model.policy.cache();
         if path.exists() {
-            let held = prompt_cache::prefill(&mut session, cache, path, &tokens, &progress)?;
+            let held = prompt_cache::prefill(&mut session, path, &tokens, &progress)?;
             progress.say(&format!(
                 "{held} of {} tokens came from {}",
                 tokens.len(),
@@ -77,7 +78,7 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
         } else {
             session.prefill(&tokens, &progress)?;
         }
-        prompt_cache::save(&mut session, cache, path)?;
+        prompt_cache::save(&mut session, path)?;
         rest.clear();
     }
     let mut out = anstream::stdout().lock();

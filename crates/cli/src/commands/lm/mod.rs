@@ -1,7 +1,9 @@
 //! `keyfold lm`: one file per command.
 
+mod cache;
 mod calibrate;
 mod chat;
+mod evict;
 mod generate;
 mod isotropy;
 mod measure;

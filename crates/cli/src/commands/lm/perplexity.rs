@@ -46,6 +46,12 @@ pub(super) fn run(args: &PerplexityArgs, globals: &Globals) -> anyhow::Result<Ou
     let loaded = args.model.load(globals, &progress)?;
     let tokenizer = loaded.file.tokenizer()?;
     let tokens = tokenizer.encode(&text, SpecialTokens::Plain)?;
+    if args.model.policy.evict.any() && args.decoded == 0 {
+        return Err(wrong_use(
+            "--evict drops rows when a prompt was read, and here all is one prompt; count written \
+             tokens: --decoded N",
+        ));
+    }
     let options = PerplexityOptions {
         context: args.context,
         windows: args.windows.unwrap_or(usize::MAX),

@@ -1,4 +1,5 @@
-//! Which rows are kept and read: `--cache`, `--select`, `--prefill` and their settings.
+//! Which rows are kept and read: `--select`, `--prefill` and their settings; with those of
+//! `--cache` and `--evict`.
 
 use std::path::PathBuf;
 
@@ -20,7 +21,9 @@ use keyfold_lm::select::tidal::{Tidal, TidalConfig};
 use keyfold_lm::session::Policy;
 use keyfold_lm::store::CacheType;
 
+use super::cache::CacheArgs;
 use super::calibrate;
+use super::evict::EvictArgs;
 use super::setup::Loaded;
 use crate::failure::wrong_use;
 use crate::progress::StderrProgress;
@@ -32,9 +35,10 @@ const STRIDE: usize = 32;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "How the context is kept and read")]
 pub(crate) struct PolicyArgs {
-    /// How cached keys and values are kept
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    cache: CacheArg,
+    #[command(flatten)]
+    pub(super) cache: CacheArgs,
+    #[command(flatten)]
+    pub(super) evict: EvictArgs,
     /// Which cached tokens a written token reads
     #[arg(long, value_name = "METHOD", default_value = "none")]
     select: SelectArg,
@@ -102,21 +106,6 @@ pub(crate) struct PolicyArgs {
     min_len: Option<usize>,
 }
 
-/// How cached keys and values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CacheArg {
-    /// 32 bits
-    F32,
-    /// 16 bits
-    F16,
-    /// 8 bits and a scale for 32 numbers
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// 4 bits and a scale for 32 numbers
-    #[value(name = "q4_0")]
-    Q4_0,
-}
-
 /// Which cached tokens a written token reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum SelectArg {
@@ -161,16 +150,6 @@ enum PatternArg {
 }
 
 impl PolicyArgs {
-    /// How rows are kept.
-    pub(crate) fn cache(&self) -> CacheType {
-        match self.cache {
-            CacheArg::F32 => CacheType::F32,
-            CacheArg::F16 => CacheType::F16,
-            CacheArg::Q8_0 => CacheType::Q8_0,
-            CacheArg::Q4_0 => CacheType::Q4_0,
-        }
-    }
-
     /// The roles that the options name, for texts of up to `context` tokens.
     pub(crate) fn build(
         &self,
@@ -187,13 +166,23 @@ impl PolicyArgs {
             .config()
             .context_limit()
             .unwrap_or(usize::MAX);
-        let mut policy = Policy::dense(&loaded.decoder, self.cache(), context.min(limit))?;
+        let mut policy = match self.cache.store(loaded, progress)? {
+            Some(store) => Policy::of(&loaded.decoder, store),
+            None => {
+                let kind = self.cache.dense().unwrap_or_default();
+                Policy::dense(&loaded.decoder, kind, context.min(limit))?
+            }
+        };
         let Policy::Roles {
-            selector, prefill, ..
+            selector,
+            evictor,
+            prefill,
+            ..
         } = &mut policy
         else {
             return Ok(policy);
         };
+        *evictor = self.evict.evictor(loaded, progress)?;
         *selector = self.selector(loaded, progress)?;
         if let Some(other) = self.prefill(loaded, progress)? {
             *prefill = other;
@@ -221,9 +210,9 @@ impl PolicyArgs {
                 "--prefill act-qkv keeps blocks that only --select act-qkv can read; give both, or neither",
             ));
         }
-        if act_qkv && self.cache != CacheArg::F16 {
+        if act_qkv && (self.cache.dense() != Some(CacheType::F16) || self.evict.any()) {
             return Err(wrong_use(
-                "--select act-qkv keeps its rows itself; leave out --cache",
+                "--select act-qkv keeps its rows itself; leave out --cache and --evict",
             ));
         }
         Ok(())

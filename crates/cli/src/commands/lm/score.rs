@@ -33,6 +33,11 @@ pub(super) struct ScoreArgs {
 }
 
 pub(super) fn run(args: &ScoreArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    if args.model.policy.evict.any() {
+        return Err(wrong_use(
+            "--evict drops rows when a prompt was read, and a text is scored as one prompt; leave it out",
+        ));
+    }
     let progress = StderrProgress::new(globals.quiet, 20);
     let loaded = args.model.load(globals, &progress)?;
     let tokenizer = loaded.file.tokenizer()?;

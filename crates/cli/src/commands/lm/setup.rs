@@ -61,11 +61,13 @@ impl ModelArgs {
         progress: &StderrProgress,
     ) -> anyhow::Result<Session> {
         let policy: Policy = self.policy.build(loaded, context, progress)?;
-        Ok(Session::new(
+        let mut session = Session::new(
             Arc::clone(&loaded.decoder),
             policy,
             Arc::clone(&loaded.team),
-        ))
+        );
+        session.set_kinds(self.policy.evict.from_file()?);
+        Ok(session)
     }
 }
 

@@ -256,6 +256,7 @@ fn attend_rows(
         dim,
         scale: (dim as f32).sqrt().recip(),
         visible: &visible,
+        bias: &[],
     };
     attend_tile(&tile, &mut state.partials, &mut state.out, dim, scratch);
 }
@@ -288,6 +289,7 @@ fn exact(head: Head, causal: bool, state: &mut StateMut) {
                 dim,
                 scale: (dim as f32).sqrt().recip(),
                 visible: &visible,
+                bias: &[],
             };
             let out = &mut state.out[first * dim..];
             attend_tile(

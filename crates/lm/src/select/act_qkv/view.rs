@@ -120,6 +120,7 @@ impl View<'_> {
                 dim,
                 scale: (dim as f32).sqrt().recip(),
                 visible,
+                bias: &[],
             };
             let near = tile(
                 &self.near_queries[at..],

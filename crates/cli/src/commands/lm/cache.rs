@@ -1,0 +1,158 @@
+//! How cached rows are kept: `--cache` and its settings.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use keyfold_lm::roles::KvStore;
+use keyfold_lm::store::CacheType;
+use keyfold_lm::store::kvquant::{Calibration, Datatype, KvQuantConfig, KvQuantStore, model_hash};
+
+use super::calibrate;
+use super::setup::Loaded;
+use crate::progress::StderrProgress;
+
+/// `--cache` and what belongs to it.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// How cached keys and values are kept: f32, f16, q8_0 (8 bits and a scale for 32 numbers),
+    /// q4_0, or kvquant:2, kvquant:3, kvquant:4 (so many bits, by tables that fit the model)
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(super) cache: CacheArg,
+    /// kvquant: share of numbers that are kept beside the codes [default: 0.01]
+    #[arg(long, value_name = "SHARE")]
+    outliers: Option<f64>,
+    /// kvquant: at most that share of every token, half of it at each end
+    #[arg(long)]
+    cap_outliers: bool,
+    /// kvquant: first tokens that are kept in 16 bits [default: 1]
+    #[arg(long, value_name = "N")]
+    cache_sink: Option<usize>,
+    /// kvquant: where tables come from
+    #[arg(long, value_name = "KIND", default_value = "nuq")]
+    tables: TablesArg,
+    /// kvquant: give rounded numbers the mean and the deviation that they had; auto does at 2 bits
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    qnorm: WhenArg,
+    /// kvquant: the file that 'keyfold lm calibrate --cache kvquant' wrote; auto lets the model
+    /// write a text and takes that
+    #[arg(long, value_name = "FILE|auto", default_value = "auto")]
+    cache_calib: PathBuf,
+}
+
+/// How cached keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CacheArg {
+    Dense(CacheType),
+    KvQuant { bits: u8 },
+}
+
+impl FromStr for CacheArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, rest) = match text.split_once(':') {
+            Some((name, rest)) => (name, Some(rest)),
+            None => (text, None),
+        };
+        let dense = match name {
+            "f32" => CacheType::F32,
+            "f16" => CacheType::F16,
+            "q8_0" => CacheType::Q8_0,
+            "q4_0" => CacheType::Q4_0,
+            "kvquant" => {
+                let bits = rest.map_or(Some(3), |bits| bits.parse().ok());
+                let bits = bits.filter(|bits| (2..=4).contains(bits));
+                let bits = bits.ok_or("kvquant has 2, 3 or 4 bits: kvquant:3")?;
+                return Ok(Self::KvQuant { bits });
+            }
+            _ => {
+                return Err("choose f32, f16, q8_0, q4_0, kvquant:2, kvquant:3 or kvquant:4".into());
+            }
+        };
+        match rest {
+            None => Ok(Self::Dense(dense)),
+            Some(_) => Err(format!("{name} takes nothing after a colon")),
+        }
+    }
+}
+
+/// Where tables come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TablesArg {
+    /// Fitted to a text
+    Nuq,
+    /// Quantiles of the normal distribution
+    Nf,
+    /// Even steps
+    Int,
+}
+
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WhenArg {
+    /// Where it helps
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+impl CacheArgs {
+    /// Settings of kvquant at so many bits.
+    pub(super) fn kvquant(&self, bits: u8) -> KvQuantConfig {
+        let default = KvQuantConfig::default();
+        KvQuantConfig {
+            abits: bits,
+            datatype: match self.tables {
+                TablesArg::Nuq => Datatype::Nuq,
+                TablesArg::Nf => Datatype::Nf,
+                TablesArg::Int => Datatype::Int,
+            },
+            sparsity_threshold: self
+                .outliers
+                .map_or(default.sparsity_threshold, |share| 1.0 - share),
+            cap_outliers: self.cap_outliers,
+            first_few_fp16: self.cache_sink.unwrap_or(default.first_few_fp16),
+            norm: match self.qnorm {
+                WhenArg::Auto => None,
+                WhenArg::On => Some(true),
+                WhenArg::Off => Some(false),
+            },
+        }
+    }
+
+    /// How plain rows are kept, where they are.
+    pub(super) fn dense(&self) -> Option<CacheType> {
+        match self.cache {
+            CacheArg::Dense(kind) => Some(kind),
+            CacheArg::KvQuant { .. } => None,
+        }
+    }
+
+    /// A store that is no plain one.
+    pub(super) fn store(
+        &self,
+        loaded: &Loaded,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Option<Box<dyn KvStore>>> {
+        let CacheArg::KvQuant { bits } = self.cache else {
+            return Ok(None);
+        };
+        let config = self.kvquant(bits);
+        let model = loaded.decoder.config();
+        config.validate(&model.dims)?;
+        let calibration = if self.cache_calib.as_os_str() == "auto" {
+            calibrate::cache_by_own_text(loaded, &config, progress)?
+        } else {
+            let calibration = Calibration::load(&self.cache_calib)?;
+            calibration.check_model(model_hash(&loaded.file)?)?;
+            calibration
+        };
+        let store = KvQuantStore::new(model, config, &calibration);
+        let from = || format!("cannot use --cache-calib {}", self.cache_calib.display());
+        Ok(Some(Box::new(store.with_context(from)?)))
+    }
+}

@@ -1,0 +1,212 @@
+use proptest::prelude::*;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::attention::{Rotation, RowSet};
+use crate::vector::Portable;
+
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn codes(n: usize, bits: u32, seed: u64) -> Vec<u8> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(0..1 << bits)).collect()
+}
+
+fn near(got: f32, want: f64) -> bool {
+    (f64::from(got) - want).abs() < 2e-5 * (1.0 + want.abs())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn products_with_keys_are_those_of_the_turned_numbers(
+        bits in 2u32..5,
+        granules in 0usize..6,
+        dim in 1usize..70,
+        part in 0usize..4,
+        g in 1usize..7,
+        column in 0usize..20,
+        interleaved: bool,
+        seed: u64,
+    ) {
+        // None, some, or all channels are turned.
+        let pairs = dim / 2 * part / 3;
+        let rotation = if interleaved { Rotation::Interleaved } else { Rotation::Half };
+        let rows = granules * GRANULE;
+        let codes = codes(rows * dim, bits, seed);
+        let tables = numbers(dim << bits, !seed);
+        let mut packed = vec![0xff; granules * dim * bits as usize + BEHIND];
+        for (at, &code) in codes.iter().enumerate() {
+            let (row, channel) = (at / dim, at % dim);
+            let group = (row / GRANULE * dim + channel) * bits as usize;
+            Group::new(&mut packed[group..][..bits as usize]).set(row % GRANULE, code);
+        }
+        for (at, &code) in codes.iter().enumerate() {
+            let (row, channel) = (at / dim, at % dim);
+            let group = (row / GRANULE * dim + channel) * bits as usize;
+            prop_assert_eq!(Group::new(&mut packed[group..][..bits as usize]).get(row % GRANULE), code);
+        }
+        let mut padded = vec![0.0; dim * table_len(bits)];
+        for (channel, to) in padded.chunks_mut(table_len(bits)).enumerate() {
+            fill_table(to, bits, |i| tables[(channel << bits) + i]);
+        }
+        let stride = column + rows + 3;
+        let angles = numbers(pairs * stride, seed / 2);
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let angles = Angles { cos: &cos, sin: &sin, stride };
+        let keys = KeyCodes { bits, dim, bytes: &packed, tables: &padded, rotation };
+
+        // Dense, row by row.
+        let mut dense: Vec<f64> = codes
+            .iter()
+            .enumerate()
+            .map(|(at, &code)| f64::from(tables[(at % dim << bits) + usize::from(code)]))
+            .collect();
+        for (row, key) in dense.chunks_mut(dim).enumerate() {
+            for pair in 0..pairs {
+                let (a, b) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
+                let at = pair * stride + column + row;
+                let (c, s) = (f64::from(cos[at]), f64::from(sin[at]));
+                (key[a], key[b]) = (key[a] * c - key[b] * s, key[b] * c + key[a] * s);
+            }
+        }
+        let queries = numbers(g * dim, seed / 3);
+        let (mut here, mut twin) = (vec![9.0; g * rows], vec![9.0; g * rows]);
+        dot_keys(keys, angles, 0..granules, column, &queries, &mut here);
+        keys::dot_with::<Portable>(keys, angles, 0..granules, column, &queries, &mut twin);
+        for q in 0..g {
+            for row in 0..rows {
+                let pairs = queries[q * dim..][..dim].iter().zip(&dense[row * dim..][..dim]);
+                let want: f64 = pairs.map(|(&q, k)| f64::from(q) * k).sum();
+                prop_assert!(near(here[q * rows + row], want), "{} {want}", here[q * rows + row]);
+                prop_assert!(near(twin[q * rows + row], want));
+            }
+        }
+        for granule in 0..granules {
+            let (mut here, mut twin) = (vec![0.0; GRANULE * dim], vec![0.0; GRANULE * dim]);
+            read_keys(keys, angles, granule, column + granule * GRANULE, &mut here);
+            keys::read_with::<Portable>(keys, angles, granule, column + granule * GRANULE, &mut twin);
+            let want = &dense[granule * GRANULE * dim..][..GRANULE * dim];
+            prop_assert!(here.iter().zip(want).all(|(&x, &y)| near(x, y)));
+            prop_assert!(twin.iter().zip(want).all(|(&x, &y)| near(x, y)));
+        }
+    }
+
+    #[test]
+    fn sums_of_values_are_those_of_the_numbers(
+        bits in 2u32..5,
+        count in 0usize..60,
+        groups in 1usize..18,
+        g in 1usize..7,
+        listed: bool,
+        seed: u64,
+    ) {
+        let dim = 8 * groups;
+        let codes = codes(count * dim, bits, seed);
+        let table = numbers(1 << bits, !seed);
+        let mut padded = vec![0.0; table_len(bits)];
+        fill_table(&mut padded, bits, |i| table[i]);
+        let mut packed = vec![0; count * groups * bits as usize + BEHIND];
+        for (at, &code) in codes.iter().enumerate() {
+            let group = at / 8 * bits as usize;
+            Group::new(&mut packed[group..][..bits as usize]).set(at % 8, code);
+        }
+        let values = ValueCodes { bits, dim, bytes: &packed, table: &padded };
+        let list: Vec<u32> = (0..count as u32).filter(|i| i % 3 != 1).collect();
+        let set = if listed { RowSet::List(&list) } else { RowSet::Range(count / 5, count) };
+        let rows: Vec<usize> = if listed {
+            list.iter().map(|&r| r as usize).collect()
+        } else {
+            (count / 5..count).collect()
+        };
+        let weights = numbers(g * rows.len(), seed / 2);
+        let start = numbers(g * dim, seed / 3);
+        let (mut here, mut twin) = (start.clone(), start.clone());
+        mix_values(values, &weights, set, &mut here);
+        values::mix_body::<Portable>(values, &weights, set, &mut twin);
+        let number = |row: usize, c: usize| f64::from(table[usize::from(codes[row * dim + c])]);
+        for q in 0..g {
+            for c in 0..dim {
+                let term = |(i, &row): (usize, &usize)| {
+                    f64::from(weights[q * rows.len() + i]) * number(row, c)
+                };
+                let want = f64::from(start[q * dim + c]) + rows.iter().enumerate().map(term).sum::<f64>();
+                prop_assert!(near(here[q * dim + c], want));
+                prop_assert!(near(twin[q * dim + c], want));
+            }
+        }
+        let scales: Vec<[f32; 2]> = (0..count).map(|i| [1.0 + i as f32, -0.5 * i as f32]).collect();
+        let (mut here, mut twin) = (vec![0.0; count * dim], vec![0.0; count * dim]);
+        read_values(values, 0, &scales, &mut here);
+        values::unpack_body::<Portable>(values, 0, &scales, &mut twin);
+        for (at, (&x, &y)) in here.iter().zip(&twin).enumerate() {
+            let [scale, zero] = scales[at / dim];
+            let want = number(at / dim, at % dim) * f64::from(scale) + f64::from(zero);
+            prop_assert!(near(x, want) && near(y, want));
+        }
+    }
+
+    #[test]
+    fn codes_are_the_places_of_the_nearest_entries(
+        values in prop::collection::vec(-2f32..2.0, 0..70),
+        mut table in prop::collection::vec(-1f32..1.0, 16),
+    ) {
+        table.sort_by(f32::total_cmp);
+        let bounds: Vec<f32> = table.windows(2).map(|w| 0.5 * (w[0] + w[1])).collect();
+        let (mut here, mut twin) = (vec![9; values.len()], vec![9; values.len()]);
+        nearest_codes(&values, &bounds, &mut here);
+        encode::nearest_body::<Portable>(&values, &bounds, &mut twin);
+        prop_assert_eq!(&here, &twin);
+        for (&x, &code) in values.iter().zip(&here) {
+            let own = (table[usize::from(code)] - x).abs();
+            prop_assert!(table.iter().all(|t| own <= (t - x).abs() + 1e-6));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_has_the_first_code() {
+    let mut codes = [9; 3];
+    nearest_codes(
+        &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY],
+        &[-0.5, 0.0, 0.5],
+        &mut codes,
+    );
+    assert_eq!(codes, [0, 3, 0]);
+}
+
+#[test]
+#[should_panic(expected = "granule 2 is not there")]
+fn keys_that_are_not_there_are_refused() {
+    let keys = KeyCodes {
+        bits: 3,
+        dim: 2,
+        bytes: &[0; 15],
+        tables: &[0.0; 16],
+        rotation: Rotation::Half,
+    };
+    let none = Angles {
+        cos: &[],
+        sin: &[],
+        stride: 0,
+    };
+    dot_keys(keys, none, 1..2, 0, &[1.0, 1.0], &mut [0.0; 8]);
+}
+
+#[test]
+#[should_panic(expected = "row 1 is not there")]
+fn values_that_are_not_there_are_refused() {
+    let values = ValueCodes {
+        bits: 2,
+        dim: 8,
+        bytes: &[0; 7],
+        table: &[0.0; 8],
+    };
+    mix_values(values, &[1.0], RowSet::List(&[1]), &mut [0.0; 8]);
+}
