@@ -376,6 +376,22 @@ fn a_cache_in_few_bits_is_calibrated_used_and_bound_to_its_model() {
         1,
         &["book.txt", "calibrate"],
     );
+    // The authors' file is read, and is of another model.
+    let pickle = model("../fixtures-long-context/quantizers.pickle");
+    notes
+        .run(&[
+            "lm",
+            "calibrate",
+            "--cache",
+            "kvquant",
+            "--convert",
+            &pickle,
+            "--model",
+            &llama,
+            "--out",
+            "taken.safetensors",
+        ])
+        .fails(1, &["1 layers", "64 channels"]);
     let other = model("llama-rope-linear");
     notes
         .run(&[

@@ -265,7 +265,7 @@ fn perplexity(
     ];
     drop(both);
     let read = |store: &dyn Fn() -> Result<Box<dyn KvStore>, BenchError>| {
-        let policy = || Ok(Policy::of(&model.decoder, store()?));
+        let policy = || -> Result<Policy, BenchError> { Ok(Policy::of(&model.decoder, store()?)) };
         Ok::<f64, BenchError>(
             read_perplexity(model, measured, (context, count), &policy)?.perplexity,
         )

@@ -68,7 +68,9 @@ impl FromStr for CacheArg {
                 return Ok(Self::KvQuant { bits });
             }
             _ => {
-                return Err("choose f32, f16, q8_0, q4_0, kvquant:2, kvquant:3 or kvquant:4".into());
+                return Err(
+                    "choose f32, f16, q8_0, q4_0, kvquant:2, kvquant:3 or kvquant:4".into(),
+                );
             }
         };
         match rest {
@@ -144,15 +146,29 @@ impl CacheArgs {
         let config = self.kvquant(bits);
         let model = loaded.decoder.config();
         config.validate(&model.dims)?;
-        let calibration = if self.cache_calib.as_os_str() == "auto" {
-            calibrate::cache_by_own_text(loaded, &config, progress)?
-        } else {
-            let calibration = Calibration::load(&self.cache_calib)?;
-            calibration.check_model(model_hash(&loaded.file)?)?;
-            calibration
+        let calibration = match loaded.calibration.get() {
+            Some(calibration) => calibration,
+            None => {
+                let found = self.calibration(loaded, &config, progress)?;
+                loaded.calibration.get_or_init(|| found)
+            }
         };
-        let store = KvQuantStore::new(model, config, &calibration);
+        let store = KvQuantStore::new(model, config, calibration);
         let from = || format!("cannot use --cache-calib {}", self.cache_calib.display());
         Ok(Some(Box::new(store.with_context(from)?)))
+    }
+
+    fn calibration(
+        &self,
+        loaded: &Loaded,
+        config: &KvQuantConfig,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Calibration> {
+        if self.cache_calib.as_os_str() == "auto" {
+            return calibrate::cache_by_own_text(loaded, config, progress);
+        }
+        let calibration = Calibration::load(&self.cache_calib)?;
+        calibration.check_model(model_hash(&loaded.file)?)?;
+        Ok(calibration)
     }
 }

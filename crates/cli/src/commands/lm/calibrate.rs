@@ -103,7 +103,7 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
         CacheArg::Dense(_) => None,
     };
     let Some(path) = &args.text else {
-        return convert(args, bits, globals);
+        return convert(args, bits, globals, &progress);
     };
     let text = std::fs::read(path)
         .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
@@ -160,15 +160,24 @@ fn tell(
     Ok(Outcome::Done)
 }
 
-/// Takes what the authors' program wrote.
-fn convert(args: &CalibrateArgs, bits: Option<u8>, globals: &Globals) -> anyhow::Result<Outcome> {
-    let (Some(path), Some(bits)) = (&args.convert, bits) else {
+/// Takes what the authors' program wrote, for the model that is named.
+fn convert(
+    args: &CalibrateArgs,
+    bits: Option<u8>,
+    globals: &Globals,
+    progress: &StderrProgress,
+) -> anyhow::Result<Outcome> {
+    let (Some(path), Some(_)) = (&args.convert, bits) else {
         return Err(wrong_use(
             "--convert belongs to --cache kvquant; give both, or --text",
         ));
     };
-    let threshold = args.model.policy.cache.kvquant(bits).sparsity_threshold;
-    Calibration::from_pickle(path, threshold)?.save(&args.out)?;
+    let threshold = args.model.policy.cache.kvquant(3).sparsity_threshold;
+    let mut calibration = Calibration::from_pickle(path, threshold)?;
+    let loaded = args.model.load(globals, progress)?;
+    calibration.check_sizes(&loaded.decoder.config().dims)?;
+    calibration.model = Some(model_hash(&loaded.file)?);
+    calibration.save(&args.out)?;
     let mut out = anstream::stdout().lock();
     if globals.json {
         writeln!(out, "{}", json!({ "converted": path, "file": args.out }))?;

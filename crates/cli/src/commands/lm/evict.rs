@@ -88,7 +88,7 @@ impl EvictArgs {
     }
 
     /// The images that a file says.
-    pub(super) fn from_file(&self) -> anyhow::Result<TokenKinds> {
+    pub(super) fn images_of_file(&self) -> anyhow::Result<TokenKinds> {
         let Some(path) = &self.spans else {
             return Ok(TokenKinds::default());
         };
@@ -120,7 +120,7 @@ impl EvictArgs {
         tokens: &[u32],
     ) -> anyhow::Result<TokenKinds> {
         let Some(marks) = &self.span_marks else {
-            return self.from_file();
+            return self.images_of_file();
         };
         let mark = |text: &str| -> anyhow::Result<u32> {
             match tokenizer.encode(text.trim(), SpecialTokens::Parse)?[..] {

@@ -1,6 +1,7 @@
 //! What every command with a language model begins with: the model, its tokenizer, its
 //! threads, and how the next token is picked.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use keyfold_lm::decoding::{ContrastiveConfig, SamplingConfig};
 use keyfold_lm::generate::{Decoding, GenerateOptions};
 use keyfold_lm::model::Decoder;
 use keyfold_lm::session::{Policy, Session};
+use keyfold_lm::store::kvquant::Calibration;
 
 use super::policy::PolicyArgs;
 use crate::args::Globals;
@@ -33,6 +35,8 @@ pub(crate) struct Loaded {
     pub(crate) file: ModelFile,
     pub(crate) decoder: Arc<Decoder>,
     pub(crate) team: Arc<Team>,
+    /// Of `--cache kvquant`; sessions share it.
+    pub(super) calibration: OnceCell<Calibration>,
 }
 
 impl ModelArgs {
@@ -50,6 +54,7 @@ impl ModelArgs {
             file,
             decoder,
             team,
+            calibration: OnceCell::new(),
         })
     }
 
@@ -66,7 +71,7 @@ impl ModelArgs {
             policy,
             Arc::clone(&loaded.team),
         );
-        session.set_kinds(self.policy.evict.from_file()?);
+        session.set_kinds(self.policy.evict.images_of_file()?);
         Ok(session)
     }
 }

@@ -121,8 +121,11 @@ impl Calibration {
         &self.layers
     }
 
-    /// Refuses what does not fit a model or the settings.
-    pub(super) fn check(&self, dims: &Dims, config: &KvQuantConfig) -> Result<(), Refusal> {
+    /// Refuses a model of other sizes.
+    ///
+    /// # Errors
+    /// When layers or channels of keys are not as many.
+    pub fn check_sizes(&self, dims: &Dims) -> Result<(), Refusal> {
         let refuse = |what: String| Err(Refusal::setting(METHOD, what));
         let width = dims.kv_heads * dims.head_dim;
         let found = self.layers.first().map_or(0, |l| l.upper.len());
@@ -134,6 +137,13 @@ impl Calibration {
                 dims.layers
             ));
         }
+        Ok(())
+    }
+
+    /// Refuses what does not fit a model or the settings.
+    pub(super) fn check(&self, dims: &Dims, config: &KvQuantConfig) -> Result<(), Refusal> {
+        self.check_sizes(dims)?;
+        let refuse = |what: String| Err(Refusal::setting(METHOD, what));
         if (self.sparsity_threshold - config.sparsity_threshold).abs() > 1e-6 {
             return refuse(format!(
                 "the calibration is for {:.2} % outliers, not for {:.2} %; calibrate anew",

@@ -4,6 +4,7 @@ use rand::rngs::StdRng;
 
 use super::calibration::Fitted;
 use super::*;
+use crate::roles::{KvStore, RowSet};
 use crate::test_store::{Fixture, assert_near, dims, normal, numbers};
 use keyfold_kernels::Team;
 

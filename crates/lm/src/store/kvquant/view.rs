@@ -1,0 +1,371 @@
+//! Reading rows: products, sums, and dense rows for prompts.
+
+use std::ops::Range;
+
+use keyfold_kernels::attention::Rotation;
+use keyfold_kernels::axpy;
+use keyfold_kernels::nuq::{
+    Angles, GRANULE, KeyCodes, ValueCodes, dot_keys, mix_values, read_keys, read_values,
+};
+
+use super::head::Head;
+use super::rotary::Rotary;
+use super::sparse::Entry;
+use crate::roles::RowSet;
+
+/// Rows whose weights are scaled together.
+const NEAR: usize = 256;
+
+/// Rows of one layer and KV head, to be read.
+pub(super) struct View<'a> {
+    pub(super) dim: usize,
+    pub(super) turns: bool,
+    pub(super) rotary: &'a Rotary,
+    pub(super) keys: KeyCodes<'a>,
+    pub(super) values: ValueCodes<'a>,
+    pub(super) head: &'a Head,
+}
+
+/// Queries that were turned back, and where to.
+struct Turned {
+    queries: Vec<f32>,
+    block: Option<u32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl View<'_> {
+    /// The run of granules from `granule` on, before `end`, that one block of angles reaches;
+    /// the block, and the column of the first row.
+    fn run(&self, granule: usize, end: usize) -> (usize, Option<(u32, usize)>) {
+        if !self.turns {
+            return (end.min(granule + 8), None);
+        }
+        let Some(start) = self.head.consecutive(granule) else {
+            return (granule + 1, None);
+        };
+        let (block, column) = Rotary::place(start);
+        let mut last = granule + 1;
+        let mut next = start + GRANULE as u32;
+        while last < end
+            && Rotary::place(next).0 == block
+            && self.head.consecutive(last) == Some(next)
+        {
+            last += 1;
+            next += GRANULE as u32;
+        }
+        (last, Some((block, column)))
+    }
+
+    /// Calls `read(angles, column, queries)` with the queries and angles that fit a run.
+    fn with_angles<R>(
+        &self,
+        granule: usize,
+        place: Option<(u32, usize)>,
+        queries: &[f32],
+        turned: &mut Turned,
+        read: impl FnOnce(Angles, usize, &[f32]) -> R,
+    ) -> R {
+        let Some((block, column)) = place else {
+            if !self.turns {
+                return read(Rotary::still(), 0, queries);
+            }
+            let first = self.head.sinks + granule * GRANULE;
+            let end = self.head.positions.len().min(first + GRANULE);
+            let positions = &self.head.positions[first..end];
+            self.rotary
+                .of_each(positions, &mut turned.cos, &mut turned.sin);
+            let angles = Angles {
+                cos: &turned.cos,
+                sin: &turned.sin,
+                stride: GRANULE,
+            };
+            return read(angles, 0, queries);
+        };
+        if turned.block != Some(block) {
+            turned.queries.clear();
+            turned.queries.extend_from_slice(queries);
+            self.rotary.turn_back(block, &mut turned.queries, self.dim);
+            turned.block = Some(block);
+        }
+        read(self.rotary.rests(), column, &turned.queries)
+    }
+
+    /// Products of the queries with all rows of the granules `granules` (counted from the
+    /// first row of codes), `[g, granules * 8]`.
+    fn scores(
+        &self,
+        granules: Range<usize>,
+        place: Option<(u32, usize)>,
+        queries: &[f32],
+        turned: &mut Turned,
+        out: &mut Vec<f32>,
+    ) {
+        let (rows, g) = (granules.len() * GRANULE, queries.len() / self.dim);
+        out.clear();
+        out.resize(g * rows, 0.0);
+        self.with_angles(
+            granules.start,
+            place,
+            queries,
+            turned,
+            |angles, column, queries| {
+                dot_keys(self.keys, angles, granules.clone(), column, queries, out);
+                for (i, granule) in granules.clone().enumerate() {
+                    for &entry in self.head.key_outliers.of_granule(granule) {
+                        let row = i * GRANULE + entry.row();
+                        self.add_outlier(entry, angles, column + row, queries, row, rows, out);
+                    }
+                }
+            },
+        );
+    }
+
+    /// Adds an outlier of the row at `column` of the angles to the scores of `row`.
+    #[allow(clippy::too_many_arguments)]
+    #[inline]
+    fn add_outlier(
+        &self,
+        entry: Entry,
+        angles: Angles,
+        column: usize,
+        queries: &[f32],
+        row: usize,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        let (channel, residual) = (entry.channel(), entry.residual());
+        let scores = out[row..].iter_mut().step_by(rows);
+        let queries = queries.chunks_exact(self.dim);
+        match self.partner(channel, angles) {
+            None => scores
+                .zip(queries)
+                .for_each(|(s, q)| *s += residual * q[channel]),
+            Some((pair, partner, sign)) => {
+                let at = pair * angles.stride + column;
+                let (own, other) = (residual * angles.cos[at], sign * residual * angles.sin[at]);
+                scores
+                    .zip(queries)
+                    .for_each(|(s, q)| *s += own * q[channel] + other * q[partner]);
+            }
+        }
+    }
+
+    /// The pair of a channel, the other channel of it, and the sign with which turning brings
+    /// a number there.
+    fn partner(&self, channel: usize, angles: Angles) -> Option<(usize, usize, f32)> {
+        let pairs = angles.pairs();
+        if channel >= 2 * pairs {
+            return None;
+        }
+        Some(match self.keys.rotation {
+            Rotation::Half if channel < pairs => (channel, channel + pairs, 1.0),
+            Rotation::Half => (channel - pairs, channel - pairs, -1.0),
+            Rotation::Interleaved => {
+                let sign = if channel % 2 == 0 { 1.0 } else { -1.0 };
+                (channel / 2, channel ^ 1, sign)
+            }
+        })
+    }
+
+    /// A key that is kept in 16 bits, turned.
+    fn sink_key(&self, row: usize, key: &mut Vec<f32>) {
+        let half = &self.head.sink_keys[row * self.dim..][..self.dim];
+        key.clear();
+        key.extend(half.iter().map(|x| x.to_f32()));
+        if self.turns {
+            self.rotary.turn(self.head.positions[row], key);
+        }
+    }
+
+    pub(super) fn dot(&self, queries: &[f32], rows: RowSet, out: &mut [f32]) {
+        let n = rows.len();
+        let sinks = self.head.sinks;
+        let mut turned = Turned {
+            queries: Vec::new(),
+            block: None,
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
+        let (mut scores, mut key) = (Vec::new(), Vec::new());
+        // The i-th row of the set; ascending.
+        let row_at = |i: usize| match rows {
+            RowSet::Range(from, _) => from + i,
+            RowSet::List(list) => list[i] as usize,
+        };
+        let mut i = 0;
+        while i < n && row_at(i) < sinks {
+            self.sink_key(row_at(i), &mut key);
+            for (q, query) in queries.chunks_exact(self.dim).enumerate() {
+                out[q * n + i] = keyfold_kernels::dot(query, &key);
+            }
+            i += 1;
+        }
+        let end = match rows {
+            RowSet::Range(_, to) => to.saturating_sub(sinks).div_ceil(GRANULE),
+            // Granules of a list are taken one by one.
+            RowSet::List(_) => 0,
+        };
+        while i < n {
+            let first = row_at(i) - sinks;
+            let granule = first / GRANULE;
+            let (last, place) = self.run(granule, end.max(granule + 1));
+            self.scores(granule..last, place, queries, &mut turned, &mut scores);
+            let width = (last - granule) * GRANULE;
+            // Rows of the set that the run has.
+            let mut count = 0;
+            while i + count < n && row_at(i + count) - sinks < last * GRANULE {
+                let at = row_at(i + count) - sinks - granule * GRANULE;
+                for (q, scores) in scores.chunks_exact(width).enumerate() {
+                    out[q * n + i + count] = scores[at];
+                }
+                count += 1;
+            }
+            i += count;
+        }
+    }
+
+    pub(super) fn mix(&self, weights: &[f32], rows: RowSet, out: &mut [f32]) {
+        let n = rows.len();
+        let (sinks, dim) = (self.head.sinks, self.dim);
+        let row_at = |i: usize| match rows {
+            RowSet::Range(from, _) => from + i,
+            RowSet::List(list) => list[i] as usize,
+        };
+        let mut i = 0;
+        let mut value = Vec::new();
+        while i < n && row_at(i) < sinks {
+            let half = &self.head.sink_values[row_at(i) * dim..][..dim];
+            value.clear();
+            value.extend(half.iter().map(|x| x.to_f32()));
+            for (q, out) in out.chunks_exact_mut(dim).enumerate() {
+                axpy(out, weights[q * n + i], &value);
+            }
+            i += 1;
+        }
+        let g = out.len() / dim;
+        let mut scaled = vec![0.0; g * NEAR.min(n)];
+        let mut list = Vec::new();
+        while i < n {
+            let count = NEAR.min(n - i);
+            let scaled = &mut scaled[..g * count];
+            let set = match rows {
+                RowSet::Range(from, _) => RowSet::Range(from + i - sinks, from + i + count - sinks),
+                RowSet::List(all) => {
+                    list.clear();
+                    list.extend(all[i..i + count].iter().map(|&r| r - sinks as u32));
+                    RowSet::List(&list)
+                }
+            };
+            let mut zeros = vec![0.0; g];
+            for at in 0..count {
+                let [scale, zero] = self.head.scales[row_at(i + at) - sinks].map(|x| x.to_f32());
+                for (q, sum) in zeros.iter_mut().enumerate() {
+                    let weight = weights[q * n + i + at];
+                    scaled[q * count + at] = weight * scale;
+                    *sum += weight * zero;
+                }
+            }
+            mix_values(self.values, scaled, set, out);
+            for (out, zero) in out.chunks_exact_mut(dim).zip(&zeros) {
+                out.iter_mut().for_each(|x| *x += zero);
+            }
+            let mut add = |at: usize, entry: Entry| {
+                let (channel, residual) = (entry.channel(), entry.residual());
+                for (q, out) in out.chunks_exact_mut(dim).enumerate() {
+                    out[channel] += weights[q * n + i + at] * residual;
+                }
+            };
+            match set {
+                RowSet::Range(from, to) => {
+                    for granule in from / GRANULE..to.div_ceil(GRANULE) {
+                        for &entry in self.head.value_outliers.of_granule(granule) {
+                            let row = granule * GRANULE + entry.row();
+                            if (from..to).contains(&row) {
+                                add(row - from, entry);
+                            }
+                        }
+                    }
+                }
+                RowSet::List(list) => {
+                    for (at, &row) in list.iter().enumerate() {
+                        let entries = self.head.value_outliers.of_row(row as usize);
+                        entries.for_each(|entry| add(at, entry));
+                    }
+                }
+            }
+            i += count;
+        }
+    }
+
+    pub(super) fn read(&self, rows: Range<usize>, keys: &mut [f32], values: &mut [f32]) {
+        let (sinks, dim) = (self.head.sinks, self.dim);
+        let mut turned = Turned {
+            queries: Vec::new(),
+            block: None,
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
+        let mut key = Vec::new();
+        let mut granule_keys = vec![0.0; GRANULE * dim];
+        for row in rows.start..rows.end.min(sinks) {
+            self.sink_key(row, &mut key);
+            let to = (row - rows.start) * dim..(row - rows.start + 1) * dim;
+            keys[to.clone()].copy_from_slice(&key);
+            let half = &self.head.sink_values[row * dim..][..dim];
+            let to = values[to].iter_mut();
+            to.zip(half).for_each(|(to, x)| *to = x.to_f32());
+        }
+        let first = rows.start.max(sinks);
+        if first >= rows.end {
+            return;
+        }
+        let packed = first - sinks..rows.end - sinks;
+        for granule in packed.start / GRANULE..packed.end.div_ceil(GRANULE) {
+            self.granule_keys(granule, &mut turned, &mut granule_keys);
+            for (r, from) in granule_keys.chunks_exact(dim).enumerate() {
+                let row = granule * GRANULE + r;
+                if packed.contains(&row) {
+                    keys[(row + sinks - rows.start) * dim..][..dim].copy_from_slice(from);
+                }
+            }
+        }
+        let scales: Vec<[f32; 2]> = self.head.scales[packed.clone()]
+            .iter()
+            .map(|s| s.map(|x| x.to_f32()))
+            .collect();
+        let values = &mut values[(first - rows.start) * dim..];
+        read_values(self.values, packed.start, &scales, values);
+        for (i, row) in packed.enumerate() {
+            for entry in self.head.value_outliers.of_row(row) {
+                values[i * dim + entry.channel()] += entry.residual();
+            }
+        }
+    }
+
+    /// The eight keys of a granule, turned.
+    fn granule_keys(&self, granule: usize, turned: &mut Turned, out: &mut [f32]) {
+        let dim = self.dim;
+        let (_, place) = self.run(granule, granule + 1);
+        let none: &[f32] = &[];
+        // Keys are turned by the whole angle: a block's first position too.
+        self.with_angles(granule, place, none, turned, |angles, column, _| {
+            read_keys(self.keys, angles, granule, column, out);
+            for &entry in self.head.key_outliers.of_granule(granule) {
+                let (channel, residual) = (entry.channel(), entry.residual());
+                let row = &mut out[entry.row() * dim..][..dim];
+                match self.partner(channel, angles) {
+                    None => row[channel] += residual,
+                    Some((pair, partner, sign)) => {
+                        let at = pair * angles.stride + column + entry.row();
+                        row[channel] += residual * angles.cos[at];
+                        row[partner] += sign * residual * angles.sin[at];
+                    }
+                }
+            }
+        });
+        if let Some((block, _)) = place {
+            self.rotary.turn_on(block, out, dim);
+        }
+    }
+}
