@@ -13,7 +13,7 @@ use keyfold_lm::store::CacheType;
 use keyfold_lm::store::kvquant::{
     Calibration, CalibrationConfig, KvQuantConfig, Statistics, model_hash,
 };
-use keyfold_lm::{LmError, SpecialTokens};
+use keyfold_lm::{LmError, SpecialTokens, trainable};
 use serde_json::json;
 
 use super::cache::CacheArg;
@@ -47,6 +47,10 @@ pub(super) struct CalibrateArgs {
     /// kvquant: take the quantizers.pickle that the authors' program wrote; nothing in it is run
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     convert: Option<PathBuf>,
+    /// kvquant: weigh every number by how much the text depends on it (Fisher information), for
+    /// which the model is read backwards as well: many times as slow
+    #[arg(long, conflicts_with = "convert")]
+    fisher: bool,
     /// Blocks of 512 tokens at most [default: 64, for kvquant 16]
     #[arg(long, value_name = "N")]
     blocks: Option<usize>,
@@ -80,16 +84,10 @@ struct CacheFeed<'a> {
 
 impl Observer for CacheFeed<'_> {
     fn attention(&mut self, seen: &AttentionInputs) {
-        // Gradients would come here: of each key and value the square of the loss's
-        // gradient in it, from a decoder that can be trained.
-        let (key_sq_grads, value_sq_grads) = (None, None);
-        let noted = self.statistics.observe(
-            seen.layer,
-            seen.keys_before,
-            seen.values,
-            key_sq_grads,
-            value_sq_grads,
-        );
+        let (keys, values) = (seen.keys_before, seen.values);
+        let noted = self
+            .statistics
+            .observe(seen.layer, keys, values, None, None);
         if let Err(error) = noted {
             self.failed.get_or_insert(error);
         }
@@ -124,7 +122,11 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
     let counted = match bits {
         Some(bits) => {
             let config = args.model.policy.cache.kvquant(bits);
-            let Some(calibration) = cache(&loaded, &config, &blocks, &progress)? else {
+            let made = match args.fisher {
+                true => cache_by_gradients(&loaded, &config, &blocks, &progress)?,
+                false => cache(&loaded, &config, &blocks, &progress)?,
+            };
+            let Some(calibration) = made else {
                 return Ok(Outcome::Interrupted);
             };
             calibration.save(&args.out)?;
@@ -208,9 +210,7 @@ fn cache(
     blocks: &[&[u32]],
     progress: &StderrProgress,
 ) -> anyhow::Result<Option<Calibration>> {
-    let model = loaded.decoder.config();
-    let interleaved = model.rope().is_some_and(|rope| rope.interleaved);
-    let mut statistics = Statistics::new(model.dims, config.first_few_fp16, interleaved);
+    let mut statistics = statistics(loaded, config);
     let done = read_blocks(loaded, blocks, progress, |session, block| {
         statistics.begin_sequence();
         let mut feed = CacheFeed {
@@ -223,16 +223,60 @@ fn cache(
     if !done {
         return Ok(None);
     }
+    tables(loaded, config, &statistics).map(Some)
+}
+
+/// The same where every key and value counts by the square of the loss's gradient in it.
+fn cache_by_gradients(
+    loaded: &Loaded,
+    config: &KvQuantConfig,
+    blocks: &[&[u32]],
+    progress: &StderrProgress,
+) -> anyhow::Result<Option<Calibration>> {
+    let model = trainable::load(&loaded.file, BLOCK, &trainable::device())?;
+    let mut statistics = statistics(loaded, config);
+    progress.start("reading the text", "blocks", Some(blocks.len() as u64));
+    // One token foresees nothing.
+    for block in blocks.iter().filter(|block| block.len() > 1) {
+        if progress.cancelled() {
+            progress.finish();
+            return Ok(None);
+        }
+        statistics.begin_sequence();
+        for (layer, seen) in trainable::cache_gradients(&model, block).iter().enumerate() {
+            let [of_keys, of_values] = [&seen.key_gradients, &seen.value_gradients]
+                .map(|g| g.iter().map(|g| g * g).collect::<Vec<f32>>());
+            statistics.observe(
+                layer,
+                &seen.keys,
+                &seen.values,
+                Some(&of_keys),
+                Some(&of_values),
+            )?;
+        }
+        progress.advance(1);
+    }
+    progress.finish();
+    tables(loaded, config, &statistics).map(Some)
+}
+
+fn statistics(loaded: &Loaded, config: &KvQuantConfig) -> Statistics {
+    let model = loaded.decoder.config();
+    let interleaved = model.rope().is_some_and(|rope| rope.interleaved);
+    Statistics::new(model.dims, config.first_few_fp16, interleaved)
+}
+
+fn tables(
+    loaded: &Loaded,
+    config: &KvQuantConfig,
+    statistics: &Statistics,
+) -> anyhow::Result<Calibration> {
     let made = CalibrationConfig {
         sparsity_threshold: config.sparsity_threshold,
         ..CalibrationConfig::default()
     };
     let hash = model_hash(&loaded.file)?;
-    Ok(Some(statistics.calibrate(
-        &made,
-        Some(hash),
-        &loaded.team,
-    )?))
+    Ok(statistics.calibrate(&made, Some(hash), &loaded.team)?)
 }
 
 /// Reads blocks of a text, each by itself. False where the user stopped it.
