@@ -294,6 +294,16 @@ fn a_cache_in_few_bits_is_calibrated_used_and_bound_to_its_model() {
         "cache.safetensors",
     ];
     notes.run(&calibrate).ok();
+    // With gradients numbers weigh otherwise.
+    let mut fisher = calibrate.to_vec();
+    fisher.extend(["--fisher", "--blocks", "1"]);
+    for argument in fisher.iter_mut().filter(|a| **a == "cache.safetensors") {
+        *argument = "fisher.safetensors";
+    }
+    notes.run(&fisher).ok();
+    let [plain, weighed] = ["cache", "fisher"]
+        .map(|name| std::fs::read(notes.file(&format!("{name}.safetensors"))).unwrap());
+    assert_ne!(plain, weighed);
     let write = |cache: &str, more: &[&str]| {
         let mut args = vec![
             "lm",
