@@ -271,6 +271,10 @@ fn consistent(store: &KvQuantStore, seed: u64) {
     }
 }
 
+/// What is lost at most in 2, 3 and 4 bits: numbers with long tails, and no outliers kept. Rows
+/// turned wrongly would lose 1.4.
+const LIMITS: [f32; 3] = [0.95, 0.6, 0.35];
+
 /// `|got - want| / |want|` over all numbers.
 fn error(got: &[f32], want: &[f32]) -> f32 {
     let apart: f32 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
@@ -321,7 +325,7 @@ proptest! {
         let all: Vec<u32> = (0..rows as u32).collect();
         for head in 0..2 {
             let (keys, values) = dense(&filled.store, head);
-            let limit = [0.75, 0.45, 0.25][usize::from(bits - 2)];
+            let limit = LIMITS[usize::from(bits - 2)];
             let (e, f) = (error(&keys, &filled.keys_of(head, &all)), error(&values, &filled.values_of(head, &all)));
             prop_assert!(e < limit && f < limit, "{bits} bits: {e} {f}");
             prop_assert!(e > 1e-4 && f > 1e-4);
@@ -370,9 +374,17 @@ proptest! {
         for (i, &row) in written.iter().enumerate() {
             let at = row as usize * DIM..(row as usize + 1) * DIM;
             let own = i * DIM..(i + 1) * DIM;
-            let far = error(&read.1[at.clone()], &values[own.clone()]);
-            prop_assert!(far < 0.9, "{far}");
-            prop_assert!(error(&read.0[at], &keys[own]) < 1.2);
+            let limit = 1.5 * LIMITS[usize::from(bits - 2)];
+            // As a part of what rows have on average: this one may be a small one.
+            let lost = |got: &[f32], want: &[f32], all: &[f32]| {
+                let square = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();
+                let apart: Vec<f32> = got.iter().zip(want).map(|(a, b)| a - b).collect();
+                (square(&apart) / square(all) * (all.len() / DIM) as f32).sqrt()
+            };
+            let far = lost(&read.1[at.clone()], &values[own.clone()], &filled.values);
+            prop_assert!(far < limit, "{far}");
+            let far = lost(&read.0[at], &keys[own], &filled.keys);
+            prop_assert!(far < limit, "{far}");
         }
         for row in (0..keep.len()).filter(|r| !written.contains(&(*r as u32))) {
             let at = row * DIM..(row + 1) * DIM;
