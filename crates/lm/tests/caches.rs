@@ -126,9 +126,8 @@ impl Model {
             top_k: Budget::Tokens(64),
             ..TidalConfig::for_layers(LAYERS)
         };
-        // All blocks in the layers that find the token before; few in the others would miss it.
+        // This model was not trained on the mask: every layer is told to be dense.
         let power = PowerConfig {
-            block: 64,
             dense_layers: DenseLayers::List((0..LAYERS).collect()),
             ..PowerConfig::default()
         };

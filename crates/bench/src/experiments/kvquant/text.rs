@@ -235,7 +235,7 @@ fn perplexity(
 ) -> Result<Value, BenchError> {
     let (wanted, count, blocks) = match options.scale {
         Scale::Smoke => (256, 1, 1),
-        Scale::Small => (1024, 3, 8),
+        Scale::Small => (1024, 2, 6),
         Scale::Full => (2048, 20, 32),
     };
     let (dims, context) = (model.dims(), model.context(wanted));
