@@ -452,9 +452,9 @@ fn prompts_are_thinned_and_spans_are_checked() {
                 "--evict",
                 method,
                 "--keep-important",
-                "0.5",
+                "1",
                 "--keep-recent",
-                "0.5"
+                "0"
             ]) == all
         );
     }

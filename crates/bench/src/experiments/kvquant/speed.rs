@@ -80,7 +80,7 @@ pub(super) fn speed(
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
     // SmolLM-135M's heads.
-    let (layers, rows, repeat) = match options.scale {
+    let (layers, rows, repeat): (usize, usize, usize) = match options.scale {
         Scale::Smoke => (2, 1000, 3),
         Scale::Small => (30, 8192, 9),
         Scale::Full => (30, 32_768, 9),
