@@ -93,37 +93,53 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// A channel of the eight rows of a granule.
+    /// The table of a channel.
     #[inline(always)]
-    fn load<V: Eight, const BITS: u32>(&self, granule: usize, channel: usize) -> V {
-        debug_assert!(granule < self.granules.end && channel < self.keys.dim);
-        let len = table_len(BITS);
-        // SAFETY: `new` has seen that all granules before the end of the run and four bytes
-        // are there, and a table for every channel.
+    fn table<V: Eight, const BITS: u32>(&self, channel: usize) -> (V, V) {
+        debug_assert!(channel < self.keys.dim);
+        // SAFETY: `new` has seen that there is a table for every channel.
         unsafe {
-            let at = (granule * self.keys.dim + channel) * BITS as usize;
-            let word = self.keys.bytes.as_ptr().add(at).cast::<u32>();
-            let word = u32::from_le(word.read_unaligned());
-            let table = self.keys.tables.as_ptr().add(channel * len);
+            let table = self.keys.tables.as_ptr().add(channel * table_len(BITS));
             let low = V::load_at(table);
-            let high = if BITS == 4 {
-                V::load_at(table.add(8))
+            if BITS == 4 {
+                (low, V::load_at(table.add(8)))
             } else {
-                low
-            };
-            V::look_up::<BITS>(word, 0, low, high)
+                (low, low)
+            }
         }
     }
 
-    /// A pair of channels of the eight rows of a granule, turned.
+    /// A channel of the eight rows of a granule, by its table.
     #[inline(always)]
-    fn turned<V: Eight, const BITS: u32>(&self, i: usize, pair: usize, pairs: usize) -> (V, V) {
+    fn load<V: Eight, const BITS: u32>(
+        &self,
+        granule: usize,
+        channel: usize,
+        (low, high): (V, V),
+    ) -> V {
+        debug_assert!(granule < self.granules.end && channel < self.keys.dim);
+        let at = (granule * self.keys.dim + channel) * BITS as usize;
+        // SAFETY: `new` has seen that all granules before the end of the run and four bytes
+        // are there.
+        let word = unsafe {
+            let word = self.keys.bytes.as_ptr().add(at).cast::<u32>();
+            u32::from_le(word.read_unaligned())
+        };
+        V::look_up::<BITS>(word, 0, low, high)
+    }
+
+    /// A pair of channels of the eight rows of granule `i` of the run, turned.
+    #[inline(always)]
+    fn turned<V: Eight, const BITS: u32>(
+        &self,
+        i: usize,
+        pair: usize,
+        (a, b): (usize, usize),
+        tables: [(V, V); 2],
+    ) -> (V, V) {
         let granule = self.granules.start + i;
-        let (a, b) = self.channels(pair, pairs);
-        let (x, y) = (
-            self.load::<V, BITS>(granule, a),
-            self.load::<V, BITS>(granule, b),
-        );
+        let x = self.load::<V, BITS>(granule, a, tables[0]);
+        let y = self.load::<V, BITS>(granule, b, tables[1]);
         let at = pair * self.angles.stride + self.column + i * GRANULE;
         // SAFETY: `new` has seen that the columns of the run are within the stride.
         let (cos, sin) = unsafe {
@@ -195,40 +211,66 @@ fn dot_tile<V: Eight, const BITS: u32, const G: usize>(
     queries: &[f32],
     out: &mut [f32],
 ) {
+    let count = run.granules.len();
+    let mut i = 0;
+    // Two at once: numbers of queries and tables are loaded half as often.
+    while i + 2 <= count {
+        dot_granules::<V, BITS, G, 2>(run, i, queries, out);
+        i += 2;
+    }
+    if i < count {
+        dot_granules::<V, BITS, G, 1>(run, i, queries, out);
+    }
+}
+
+/// Products with `R` granules from the `first` of the run on.
+#[inline(always)]
+fn dot_granules<V: Eight, const BITS: u32, const G: usize, const R: usize>(
+    run: &Run,
+    first: usize,
+    queries: &[f32],
+    out: &mut [f32],
+) {
     let (dim, rows, pairs) = (
         run.keys.dim,
         run.granules.len() * GRANULE,
         run.angles.pairs(),
     );
     assert!(queries.len() == G * dim && out.len() == G * rows && 2 * pairs <= dim);
-    for i in 0..run.granules.len() {
-        // Two chains of sums for each query.
-        let mut sums = [[V::splat(0.0); 2]; G];
-        for pair in 0..pairs {
-            let (x, y) = run.turned::<V, BITS>(i, pair, pairs);
-            let (a, b) = run.channels(pair, pairs);
-            for (q, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: both channels of a pair are less than 2 * pairs <= dim.
-                let (to_a, to_b) = unsafe {
-                    (
-                        *queries.get_unchecked(q * dim + a),
-                        *queries.get_unchecked(q * dim + b),
-                    )
-                };
-                sums[0] = x.mul_add(V::splat(to_a), sums[0]);
-                sums[1] = y.mul_add(V::splat(to_b), sums[1]);
+    let zero = V::splat(0.0);
+    let mut sums = [[zero; R]; G];
+    for pair in 0..pairs {
+        let (a, b) = run.channels(pair, pairs);
+        let tables = [run.table::<V, BITS>(a), run.table::<V, BITS>(b)];
+        let mut x = [(zero, zero); R];
+        for (r, x) in x.iter_mut().enumerate() {
+            *x = run.turned::<V, BITS>(first + r, pair, (a, b), tables);
+        }
+        for (q, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: both channels of a pair are less than 2 * pairs <= dim.
+            let (to_a, to_b) = unsafe {
+                (
+                    V::splat(*queries.get_unchecked(q * dim + a)),
+                    V::splat(*queries.get_unchecked(q * dim + b)),
+                )
+            };
+            for (sum, (x, y)) in sums.iter_mut().zip(x) {
+                *sum = y.mul_add(to_b, x.mul_add(to_a, *sum));
             }
         }
-        for channel in 2 * pairs..dim {
-            let x = run.load::<V, BITS>(run.granules.start + i, channel);
+    }
+    for channel in 2 * pairs..dim {
+        let table = run.table::<V, BITS>(channel);
+        for r in 0..R {
+            let x = run.load::<V, BITS>(run.granules.start + first + r, channel, table);
             for (q, sums) in sums.iter_mut().enumerate() {
-                let to = V::splat(queries[q * dim + channel]);
-                sums[channel % 2] = x.mul_add(to, sums[channel % 2]);
+                sums[r] = x.mul_add(V::splat(queries[q * dim + channel]), sums[r]);
             }
         }
-        for (q, sums) in sums.iter().enumerate() {
-            let sum = sums[0].add(sums[1]);
-            sum.store(&mut out[q * rows + i * GRANULE..][..GRANULE]);
+    }
+    for (q, sums) in sums.iter().enumerate() {
+        for (r, sum) in sums.iter().enumerate() {
+            sum.store(&mut out[q * rows + (first + r) * GRANULE..][..GRANULE]);
         }
     }
 }
@@ -261,8 +303,9 @@ fn unpack_body<V: Eight>(run: &Run, out: &mut [f32]) {
 fn unpack_of<V: Eight, const BITS: u32>(run: &Run, out: &mut [f32]) {
     let (dim, pairs) = (run.keys.dim, run.angles.pairs());
     for pair in 0..pairs {
-        let (x, y) = run.turned::<V, BITS>(0, pair, pairs);
         let (a, b) = run.channels(pair, pairs);
+        let tables = [run.table::<V, BITS>(a), run.table::<V, BITS>(b)];
+        let (x, y) = run.turned::<V, BITS>(0, pair, (a, b), tables);
         let (x, y) = (x.to_array(), y.to_array());
         for (row, (x, y)) in out.chunks_exact_mut(dim).zip(x.iter().zip(y)) {
             row[a] = *x;
@@ -270,7 +313,9 @@ fn unpack_of<V: Eight, const BITS: u32>(run: &Run, out: &mut [f32]) {
         }
     }
     for channel in 2 * pairs..dim {
-        let x = run.load::<V, BITS>(run.granules.start, channel).to_array();
+        let table = run.table::<V, BITS>(channel);
+        let x = run.load::<V, BITS>(run.granules.start, channel, table);
+        let x = x.to_array();
         for (row, x) in out.chunks_exact_mut(dim).zip(x) {
             row[channel] = x;
         }

@@ -66,7 +66,7 @@ proptest! {
         let mut dense: Vec<f64> = codes
             .iter()
             .enumerate()
-            .map(|(at, &code)| f64::from(tables[(at % dim << bits) + usize::from(code)]))
+            .map(|(at, &code)| f64::from(tables[((at % dim) << bits) + usize::from(code)]))
             .collect();
         for (row, key) in dense.chunks_mut(dim).enumerate() {
             for pair in 0..pairs {

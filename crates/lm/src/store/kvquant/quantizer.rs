@@ -107,8 +107,8 @@ impl KeyQuantizer {
         }
         let (upper, lower) = (&self.upper[span.clone()], &self.lower[span]);
         for (channel, (&x, (u, l))) in row.iter().zip(upper.iter().zip(lower)).enumerate() {
-            let above = x > *u;
-            if !above && !(x < *l) {
+            let (above, below) = (x > *u, x < *l);
+            if !above && !below {
                 continue;
             }
             codes[channel] = if above { self.table.last() } else { 0 };

@@ -184,7 +184,6 @@ impl Statistics {
                 *to = Some(self.layer(seen, config));
             }
         });
-        drop(next);
         Ok(Calibration {
             model,
             sparsity_threshold: config.sparsity_threshold,
@@ -243,7 +242,8 @@ fn fit(
         let (zero, range) = (0.5 * (upper + lower), 0.5 * (upper - lower));
         let scaled = (numbers[at] - zero) / range;
         // Outliers, and channels without a range.
-        if !(scaled.abs() <= 1.0) {
+        let inside = scaled.abs() <= 1.0;
+        if !inside {
             continue;
         }
         let fisher = weights.get(at).copied().unwrap_or(1.0);

@@ -135,8 +135,8 @@ impl Samples {
             let mut next = best.clone();
             let mut start = vec![0; BINS + 1];
             for to in 1..=BINS {
-                for from in 1..to {
-                    let total = best[from] + cost(from, to);
+                for (from, before) in best.iter().enumerate().take(to).skip(1) {
+                    let total = before + cost(from, to);
                     if total < next[to] {
                         (next[to], start[to]) = (total, from);
                     }

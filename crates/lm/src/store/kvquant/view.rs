@@ -10,7 +10,7 @@ use keyfold_kernels::nuq::{
 
 use super::head::Head;
 use super::rotary::Rotary;
-use super::sparse::Entry;
+use super::sparse::{Entry, widen};
 use crate::roles::RowSet;
 
 /// Rows whose weights are scaled together.
@@ -32,6 +32,38 @@ struct Turned {
     block: Option<u32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
+}
+
+/// How a number of one channel becomes numbers of two.
+struct Turn {
+    /// The other channel.
+    partner: usize,
+    cos: f32,
+    /// With the sign of what goes to the other channel.
+    sin: f32,
+}
+
+/// Adds an outlier to the score of its row for every query: the first of `scores`, and every
+/// `rows`-th after it.
+#[inline]
+fn add_outlier(
+    entry: Entry,
+    turn: Option<Turn>,
+    queries: &[f32],
+    dim: usize,
+    scores: &mut [f32],
+    rows: usize,
+) {
+    let (channel, residual) = (entry.channel(), entry.residual());
+    let turn = turn.unwrap_or(Turn {
+        partner: channel,
+        cos: 1.0,
+        sin: 0.0,
+    });
+    let (own, other) = (residual * turn.cos, residual * turn.sin);
+    for (q, query) in queries.chunks_exact(dim).enumerate() {
+        scores[q * rows] += own * query[channel] + other * query[turn.partner];
+    }
 }
 
 impl View<'_> {
@@ -111,50 +143,34 @@ impl View<'_> {
             turned,
             |angles, column, queries| {
                 dot_keys(self.keys, angles, granules.clone(), column, queries, out);
+                let pairs = angles.pairs();
                 for (i, granule) in granules.clone().enumerate() {
                     for &entry in self.head.key_outliers.of_granule(granule) {
                         let row = i * GRANULE + entry.row();
-                        self.add_outlier(entry, angles, column + row, queries, row, rows, out);
+                        let turn = self.turn(entry.channel(), pairs, angles, column + row);
+                        add_outlier(entry, turn, queries, self.dim, &mut out[row..], rows);
                     }
                 }
             },
         );
     }
 
-    /// Adds an outlier of the row at `column` of the angles to the scores of `row`.
-    #[allow(clippy::too_many_arguments)]
+    /// How a number of a channel is turned by the angles of a column.
     #[inline]
-    fn add_outlier(
-        &self,
-        entry: Entry,
-        angles: Angles,
-        column: usize,
-        queries: &[f32],
-        row: usize,
-        rows: usize,
-        out: &mut [f32],
-    ) {
-        let (channel, residual) = (entry.channel(), entry.residual());
-        let scores = out[row..].iter_mut().step_by(rows);
-        let queries = queries.chunks_exact(self.dim);
-        match self.partner(channel, angles) {
-            None => scores
-                .zip(queries)
-                .for_each(|(s, q)| *s += residual * q[channel]),
-            Some((pair, partner, sign)) => {
-                let at = pair * angles.stride + column;
-                let (own, other) = (residual * angles.cos[at], sign * residual * angles.sin[at]);
-                scores
-                    .zip(queries)
-                    .for_each(|(s, q)| *s += own * q[channel] + other * q[partner]);
-            }
-        }
+    fn turn(&self, channel: usize, pairs: usize, angles: Angles, column: usize) -> Option<Turn> {
+        let (pair, partner, sign) = self.partner(channel, pairs)?;
+        let at = pair * angles.stride + column;
+        Some(Turn {
+            partner,
+            cos: angles.cos[at],
+            sin: sign * angles.sin[at],
+        })
     }
 
     /// The pair of a channel, the other channel of it, and the sign with which turning brings
     /// a number there.
-    fn partner(&self, channel: usize, angles: Angles) -> Option<(usize, usize, f32)> {
-        let pairs = angles.pairs();
+    #[inline]
+    fn partner(&self, channel: usize, pairs: usize) -> Option<(usize, usize, f32)> {
         if channel >= 2 * pairs {
             return None;
         }
@@ -162,7 +178,7 @@ impl View<'_> {
             Rotation::Half if channel < pairs => (channel, channel + pairs, 1.0),
             Rotation::Half => (channel - pairs, channel - pairs, -1.0),
             Rotation::Interleaved => {
-                let sign = if channel % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = if channel.is_multiple_of(2) { 1.0 } else { -1.0 };
                 (channel / 2, channel ^ 1, sign)
             }
         })
@@ -213,13 +229,25 @@ impl View<'_> {
             self.scores(granule..last, place, queries, &mut turned, &mut scores);
             let width = (last - granule) * GRANULE;
             // Rows of the set that the run has.
-            let mut count = 0;
-            while i + count < n && row_at(i + count) - sinks < last * GRANULE {
-                let at = row_at(i + count) - sinks - granule * GRANULE;
-                for (q, scores) in scores.chunks_exact(width).enumerate() {
-                    out[q * n + i + count] = scores[at];
+            let count = match rows {
+                RowSet::Range(..) => (n - i).min(last * GRANULE - first),
+                RowSet::List(list) => list[i..]
+                    .iter()
+                    .take_while(|&&row| row as usize - sinks < last * GRANULE)
+                    .count(),
+            };
+            for (q, scores) in scores.chunks_exact(width).enumerate() {
+                let to = &mut out[q * n + i..][..count];
+                match rows {
+                    RowSet::Range(..) => {
+                        to.copy_from_slice(&scores[first - granule * GRANULE..][..count]);
+                    }
+                    RowSet::List(list) => {
+                        for (to, &row) in to.iter_mut().zip(&list[i..]) {
+                            *to = scores[row as usize - sinks - granule * GRANULE];
+                        }
+                    }
                 }
-                count += 1;
             }
             i += count;
         }
@@ -245,6 +273,7 @@ impl View<'_> {
         }
         let g = out.len() / dim;
         let mut scaled = vec![0.0; g * NEAR.min(n)];
+        let (mut scales, mut zeros) = ([0.0; NEAR], [0.0; NEAR]);
         let mut list = Vec::new();
         while i < n {
             let count = NEAR.min(n - i);
@@ -257,23 +286,24 @@ impl View<'_> {
                     RowSet::List(&list)
                 }
             };
-            let mut zeros = vec![0.0; g];
-            for at in 0..count {
-                let [scale, zero] = self.head.scales[row_at(i + at) - sinks].map(|x| x.to_f32());
-                for (q, sum) in zeros.iter_mut().enumerate() {
-                    let weight = weights[q * n + i + at];
-                    scaled[q * count + at] = weight * scale;
-                    *sum += weight * zero;
-                }
+            for (at, (scale, zero)) in scales.iter_mut().zip(&mut zeros).take(count).enumerate() {
+                let [s, z] = self.head.scales[row_at(i + at) - sinks];
+                (*scale, *zero) = (widen(s), widen(z));
             }
-            mix_values(self.values, scaled, set, out);
-            for (out, zero) in out.chunks_exact_mut(dim).zip(&zeros) {
+            for (q, scaled) in scaled.chunks_exact_mut(count).enumerate() {
+                let weights = &weights[q * n + i..][..count];
+                for (to, (weight, scale)) in scaled.iter_mut().zip(weights.iter().zip(&scales)) {
+                    *to = weight * scale;
+                }
+                let zero = keyfold_kernels::dot(weights, &zeros[..count]);
+                let out = &mut out[q * dim..][..dim];
                 out.iter_mut().for_each(|x| *x += zero);
             }
+            mix_values(self.values, scaled, set, out);
             let mut add = |at: usize, entry: Entry| {
                 let (channel, residual) = (entry.channel(), entry.residual());
-                for (q, out) in out.chunks_exact_mut(dim).enumerate() {
-                    out[channel] += weights[q * n + i + at] * residual;
+                for q in 0..g {
+                    out[q * dim + channel] += weights[q * n + i + at] * residual;
                 }
             };
             match set {
@@ -332,7 +362,7 @@ impl View<'_> {
         }
         let scales: Vec<[f32; 2]> = self.head.scales[packed.clone()]
             .iter()
-            .map(|s| s.map(|x| x.to_f32()))
+            .map(|s| s.map(widen))
             .collect();
         let values = &mut values[(first - rows.start) * dim..];
         read_values(self.values, packed.start, &scales, values);
@@ -354,12 +384,11 @@ impl View<'_> {
             for &entry in self.head.key_outliers.of_granule(granule) {
                 let (channel, residual) = (entry.channel(), entry.residual());
                 let row = &mut out[entry.row() * dim..][..dim];
-                match self.partner(channel, angles) {
+                match self.turn(channel, angles.pairs(), angles, column + entry.row()) {
                     None => row[channel] += residual,
-                    Some((pair, partner, sign)) => {
-                        let at = pair * angles.stride + column + entry.row();
-                        row[channel] += residual * angles.cos[at];
-                        row[partner] += sign * residual * angles.sin[at];
+                    Some(turn) => {
+                        row[channel] += residual * turn.cos;
+                        row[turn.partner] += residual * turn.sin;
                     }
                 }
             }
