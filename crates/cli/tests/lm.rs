@@ -475,7 +475,7 @@ fn prompts_are_thinned_and_spans_are_checked() {
     write(&spans).fails(1, &["not within"]);
     std::fs::write(notes.file("spans"), "4 40\n").unwrap();
     write(&spans).fails(2, &["start,length"]);
-    write(&["--evict", "h2o", "--keep-important", "0.9"]).fails(1, &["at most 1"]);
+    write(&["--evict", "h2o", "--keep-important", "0.95"]).fails(1, &["at most 1"]);
     write(&["--evict", "look-m", "--merge", "glue"]).fails(2, &["pivotal"]);
     write(&["--evict", "h2o", "--select", "act-qkv"]).fails(2, &["--evict"]);
     std::fs::write(notes.file("book.txt"), &long).unwrap();
