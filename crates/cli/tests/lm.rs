@@ -493,3 +493,80 @@ fn prompts_are_thinned_and_spans_are_checked() {
         ])
         .fails(2, &["--decoded"]);
 }
+
+#[test]
+fn weights_are_made_sparse_and_written_with() {
+    let notes = Notes::new();
+    std::fs::create_dir(notes.file("m")).unwrap();
+    for file in std::fs::read_dir(model("llama")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), notes.file("m").join(file.file_name())).unwrap();
+    }
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(40)).unwrap();
+    let sparsify = |more: &[&str]| {
+        let args = [
+            "model", "sparsify", "m", "--method", "r-sparse", "--text", "book.txt", "--json",
+        ];
+        notes.run(&[&args[..], more].concat())
+    };
+    let perplexity = |weights: &str| {
+        let args = [
+            "lm",
+            "perplexity",
+            "book.txt",
+            "--model",
+            "m",
+            "--context",
+            "64",
+            "--windows",
+            "2",
+            "--decoded",
+            "32",
+            "--json",
+            "--weights",
+            weights,
+        ];
+        notes.run(&args)
+    };
+    perplexity("r-sparse").fails(2, &["model.r-sparse", "keyfold model sparsify"]);
+    let made = sparsify(&[]).json();
+    assert_eq!(made["mean_rho"], 0.95);
+    let of = |v: Value| v["nats_per_token"].as_f64().unwrap();
+    let (dense, half) = (
+        of(perplexity("dense").json()),
+        of(perplexity("r-sparse").json()),
+    );
+    assert!(
+        dense != half && (dense - half).abs() < 1.0,
+        "{dense} {half}"
+    );
+    // Everything read is the dense text again.
+    sparsify(&["--sparsity", "0", "--rho", "1", "--out", "all.r-sparse"]).ok();
+    let all = of(perplexity("r-sparse:all.r-sparse").json());
+    assert!((all - dense).abs() < 1e-3, "{dense} {all}");
+    // The authors' layout, for the 14 maps of two layers or not.
+    let layers = made["matrices"].as_u64().unwrap() as usize;
+    std::fs::write(
+        notes.file("splits.npy"),
+        "9.0e-01\n5.0e-01\n".repeat(layers),
+    )
+    .unwrap();
+    let read = sparsify(&["--rho", "splits.npy", "--out", "."]).json();
+    assert!((read["mean_rho"].as_f64().unwrap() - 0.9).abs() < 1e-9);
+    std::fs::write(notes.file("splits.npy"), "0.9 0.5 ".repeat(3)).unwrap();
+    sparsify(&["--rho", "splits.npy"]).fails(1, &["another model"]);
+    sparsify(&["--sparsity", "1"]).fails(1, &["sparsity"]);
+    sparsify(&["--rho", "1.5"]).fails(1, &["rho"]);
+    let searched = sparsify(&[
+        "--rho",
+        "search",
+        "--population",
+        "4",
+        "--generations",
+        "1",
+        "--search-tokens",
+        "64",
+    ]);
+    let searched = &searched.json()["search"];
+    assert!(searched["loss"].as_f64() <= searched["uniform_loss"].as_f64());
+}

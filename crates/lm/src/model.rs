@@ -44,7 +44,7 @@ impl NormWeights {
 }
 
 /// The linear maps of a layer, in the order in which they are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LinearName {
     /// Queries.
     Q,
@@ -440,36 +440,48 @@ fn dense(
     })
 }
 
+/// A linear map of a layer as the file has it; none where the architecture has none.
+///
+/// # Errors
+/// When its tensor is missing or has another shape.
+pub fn load_linear(
+    file: &ModelFile,
+    layer: usize,
+    name: LinearName,
+) -> Result<Option<DenseLinear>, LmError> {
+    let config = file.config();
+    let d = &config.dims;
+    let (q, kv, inner) = (
+        d.heads * d.head_dim,
+        d.kv_heads * d.head_dim,
+        config.intermediate_size,
+    );
+    let (shape, bias) = match name {
+        LinearName::Q => ([q, d.hidden], config.qkv_bias),
+        LinearName::K | LinearName::V => ([kv, d.hidden], config.qkv_bias),
+        LinearName::O => ([d.hidden, q], config.output_bias),
+        LinearName::Gate if !config.gated_mlp => return Ok(None),
+        LinearName::Gate | LinearName::Up => ([inner, d.hidden], config.mlp_bias),
+        LinearName::Down => ([d.hidden, inner], config.mlp_bias),
+    };
+    let name = format!("model.layers.{layer}.{}", name.path());
+    let tensor = format!("{name}.weight");
+    let weight = file.expect(&tensor, &shape)?;
+    let bias = match bias {
+        true => Some(file.expect(&format!("{name}.bias"), &shape[..1])?.to_f32()),
+        false => None,
+    };
+    dense(file, &tensor, weight, bias).map(Some)
+}
+
 fn load_layer(file: &ModelFile, config: &Config, layer: usize) -> Result<Layer, LmError> {
     let d = &config.dims;
     let at = |name: &str| format!("model.layers.{layer}.{name}");
     let norm = |name: &str| load_norm(file, config, config.norm, &at(name), d.hidden);
-    let linear = |name: LinearName| -> Result<Option<Box<dyn Linear>>, LmError> {
-        let (q, kv, inner) = (
-            d.heads * d.head_dim,
-            d.kv_heads * d.head_dim,
-            config.intermediate_size,
-        );
-        let (shape, bias) = match name {
-            LinearName::Q => ([q, d.hidden], config.qkv_bias),
-            LinearName::K | LinearName::V => ([kv, d.hidden], config.qkv_bias),
-            LinearName::O => ([d.hidden, q], config.output_bias),
-            LinearName::Gate if !config.gated_mlp => return Ok(None),
-            LinearName::Gate | LinearName::Up => ([inner, d.hidden], config.mlp_bias),
-            LinearName::Down => ([d.hidden, inner], config.mlp_bias),
-        };
-        let name = at(name.path());
-        let tensor = format!("{name}.weight");
-        let weight = file.expect(&tensor, &shape)?;
-        let bias = match bias {
-            true => Some(file.expect(&format!("{name}.bias"), &shape[..1])?.to_f32()),
-            false => None,
-        };
-        Ok(Some(Box::new(dense(file, &tensor, weight, bias)?)))
-    };
     let mut linears = [const { None }; 7];
     for name in LinearName::ALL {
-        linears[name as usize] = linear(name)?;
+        let linear = load_linear(file, layer, name)?;
+        linears[name as usize] = linear.map(|l| Box::new(l) as Box<dyn Linear>);
     }
     let head_norm = |name: &str| load_norm(file, config, Norm::Rms, &at(name), d.head_dim);
     let head_norms = match config.qk_norm {

@@ -23,6 +23,7 @@ mod muvera;
 pub(crate) mod peers;
 mod power_attention;
 mod prf_interpolation;
+mod r_sparse;
 mod scale;
 mod search;
 mod supervised_dictionary;
@@ -51,6 +52,7 @@ pub(crate) const ALL: &[Experiment] = &[
     look_m::EXPERIMENT,
     power_attention::EXPERIMENT,
     hyper_attention::EXPERIMENT,
+    r_sparse::EXPERIMENT,
     defsent_plus::EXPERIMENT,
     binary_paragraph_vector::EXPERIMENT,
     disambiguated_skip_gram::EXPERIMENT,

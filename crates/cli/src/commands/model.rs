@@ -1,5 +1,7 @@
 //! `keyfold model`.
 
+mod sparsify;
+
 use std::io::Write;
 
 use clap::Subcommand;
@@ -8,11 +10,12 @@ use keyfold_text::ColberterEncoder;
 use serde::Serialize;
 
 use crate::args::Globals;
+use crate::commands::lm;
 use crate::failure::Outcome;
 use crate::model;
 use crate::output::terminal::BOLD;
 
-/// Look at the models that turn text into vectors
+/// Look at models, and make them smaller
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     #[command(subcommand)]
@@ -27,6 +30,7 @@ enum Action {
         #[arg(default_value = model::BUILTIN)]
         name: String,
     },
+    Sparsify(sparsify::SparsifyArgs),
 }
 
 /// What is told of a model.
@@ -76,7 +80,13 @@ impl Colberter {
 }
 
 pub(crate) fn run(args: &ModelArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    let Action::Show { name } = &args.action;
+    match &args.action {
+        Action::Show { name } => show(name, globals),
+        Action::Sparsify(args) => lm::stopped(sparsify::run(args, globals)),
+    }
+}
+
+fn show(name: &str, globals: &Globals) -> anyhow::Result<Outcome> {
     let (encoder, colberter): (Box<dyn Encoder>, _) = match model::load_colberter(name, globals)? {
         Some(model) => {
             let told = Colberter::of(&model);

@@ -18,6 +18,7 @@
 //! weights on a core of 3.2 GHz, so that two threads are as fast as a memory of 22 GB/s
 //! brings them. For a prompt [`matmul`] unpacks tiles to `f32`, which many rows share.
 
+mod channels;
 mod decode;
 mod dot;
 mod encode;
@@ -26,6 +27,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 
+pub use channels::{ChannelSum, choose_channels, matmul_channels, sum_channels};
 pub use decode::dequantize;
 pub use encode::quantize;
 pub use input::Activations;

@@ -259,6 +259,55 @@ pub(crate) unsafe fn general_nt(
     }
 }
 
+/// `out[m, n] = a[m, k] · b[k, n]`, or with `add` added to what `out` holds, rows of `out` and
+/// `a` their strides apart, by the `gemm` crate on one thread.
+///
+/// # Safety
+/// `m` rows of `n` numbers, `stride` apart, must be writable at `out`, hold numbers where
+/// `add` is set, and belong to nobody else; `a` must have `(m - 1) * a_stride + k` numbers and
+/// `b` `k * n`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn general_nn(
+    out: *mut f32,
+    stride: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    m: usize,
+    n: usize,
+    k: usize,
+    add: bool,
+) {
+    let (stride, a_stride) = (stride as isize, a_stride as isize);
+    let (a, b) = (a.as_ptr(), b.as_ptr());
+    let parallelism = gemm::Parallelism::None;
+    let kept = if add { 1.0 } else { 0.0 };
+    // SAFETY: by contract; without `add`, `out` is not read.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out,
+            1,
+            stride,
+            add,
+            a,
+            1,
+            a_stride,
+            b,
+            1,
+            n as isize,
+            kept,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
 /// The product by the `gemm` crate. The matrices lie inside their slices and
 /// are not empty.
 #[allow(clippy::too_many_arguments)]

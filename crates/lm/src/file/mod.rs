@@ -25,7 +25,7 @@ use crate::tokenizer::Tokenizer;
 
 pub use gguf::Gguf;
 use names::View;
-use tensor::FileBytes;
+pub(crate) use tensor::FileBytes;
 pub use tensor::Tensor;
 
 const WEIGHTS: &str = "model.safetensors";

@@ -47,7 +47,7 @@ pub struct Tensor {
 impl Tensor {
     /// A part of a file. The caller has checked that `range` lies in the file and is as
     /// long as the shape says.
-    pub(super) fn new(
+    pub(crate) fn new(
         kind: BlockType,
         shape: Vec<usize>,
         file: Arc<FileBytes>,
@@ -61,6 +61,13 @@ impl Tensor {
             file,
             range,
         }
+    }
+
+    /// A tensor in memory of its own. The caller has checked that `bytes` are as long as the
+    /// shape says.
+    pub(crate) fn in_memory(kind: BlockType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self::new(kind, shape, Arc::new(FileBytes::Memory(bytes)), range)
     }
 
     /// How its numbers are stored.
@@ -126,9 +133,7 @@ impl Tensor {
                 out.extend_from_slice(&bytes[at..at + size]);
             }
         }
-        let range = 0..out.len();
-        let file = Arc::new(FileBytes::Memory(out));
-        Self::new(self.kind, vec![columns.len(), rows], file, range)
+        Self::in_memory(self.kind, vec![columns.len(), rows], out)
     }
 }
 

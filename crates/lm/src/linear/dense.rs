@@ -29,6 +29,16 @@ impl DenseLinear {
         BlockMatrix::new(w.kind(), w.rows(), w.row_len(), w.bytes())
     }
 
+    /// The weights.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// What is added to the outputs.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// The matrix.
     pub fn matrix(&self) -> BlockMatrix<'_> {
         self.checked()

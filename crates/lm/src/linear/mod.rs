@@ -1,6 +1,7 @@
 //! How weights are multiplied.
 
 mod dense;
+pub mod r_sparse;
 
 pub use dense::DenseLinear;
 

@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -12,12 +13,14 @@ use keyfold_lm::ModelFile;
 use keyfold_lm::Tokenizer;
 use keyfold_lm::decoding::{ContrastiveConfig, SamplingConfig};
 use keyfold_lm::generate::{Decoding, GenerateOptions};
+use keyfold_lm::linear::r_sparse;
 use keyfold_lm::model::Decoder;
 use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::kvquant::Calibration;
 
 use super::policy::PolicyArgs;
 use crate::args::Globals;
+use crate::failure::wrong_use;
 use crate::progress::StderrProgress;
 
 /// The model and how it reads.
@@ -26,8 +29,58 @@ pub(crate) struct ModelArgs {
     /// The model: a .gguf file, a folder with config.json and safetensors, or a hub name
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
+    /// Which weights a written token reads: dense, or r-sparse[:FILE] (about half, by the file
+    /// of 'keyfold model sparsify', which lies beside the model unless named)
+    #[arg(long, value_name = "WAY", default_value = "dense")]
+    pub(crate) weights: WeightsArg,
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
+}
+
+/// Which weights a written token reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum WeightsArg {
+    /// All.
+    Dense,
+    /// Those of inputs that matter.
+    RSparse(Option<PathBuf>),
+}
+
+impl FromStr for WeightsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "dense" => Ok(Self::Dense),
+            None if text == "r-sparse" => Ok(Self::RSparse(None)),
+            Some(("r-sparse", path)) if !path.is_empty() => Ok(Self::RSparse(Some(path.into()))),
+            _ => Err("choose dense, r-sparse or r-sparse:FILE".to_owned()),
+        }
+    }
+}
+
+impl WeightsArg {
+    /// Puts the folded maps in the place of the model's.
+    fn put_into(&self, decoder: &mut Decoder, model: &Path) -> anyhow::Result<()> {
+        let Self::RSparse(path) = self else {
+            return Ok(());
+        };
+        let own = r_sparse::beside(model);
+        let path = match path {
+            Some(folder) if folder.is_dir() => folder.join(own.file_name().unwrap_or_default()),
+            Some(path) => path.clone(),
+            None => own,
+        };
+        if !path.exists() {
+            return Err(wrong_use(format!(
+                "there is no {}; make it: keyfold model sparsify {} --method r-sparse --text FILE",
+                path.display(),
+                model.display()
+            )));
+        }
+        r_sparse::RSparseFile::open(&path)?.put_into(decoder)?;
+        Ok(())
+    }
 }
 
 /// A model that is ready.
@@ -46,9 +99,12 @@ impl ModelArgs {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Loaded> {
-        let file = ModelFile::open(&path(&self.model)?)?;
+        let path = path(&self.model)?;
+        let file = ModelFile::open(&path)?;
         file.notes().iter().for_each(|note| progress.say(note));
-        let decoder = Arc::new(Decoder::load(&file)?);
+        let mut decoder = Decoder::load(&file)?;
+        self.weights.put_into(&mut decoder, &path)?;
+        let decoder = Arc::new(decoder);
         let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
         Ok(Loaded {
             file,
@@ -77,7 +133,7 @@ impl ModelArgs {
 }
 
 /// A path as it is, any other name as that of a model in the cache.
-fn path(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn path(name: &str) -> anyhow::Result<PathBuf> {
     let path = Path::new(name);
     if path.exists() {
         return Ok(path.to_owned());

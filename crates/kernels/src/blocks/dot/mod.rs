@@ -96,6 +96,45 @@ impl Columns<'_> {
         }
     }
 
+    /// Adds `x[n, inputs][.., rows] · weights[rows, range]`, or writes it for the first rows.
+    pub(super) fn add_product(
+        &mut self,
+        x: &[f32],
+        inputs: usize,
+        rows: Range<usize>,
+        weights: &[f32],
+    ) {
+        let width = self.range.len();
+        assert_eq!(x.len(), self.n * inputs, "add_product: length of x");
+        assert!(rows.start < rows.end && rows.end <= inputs);
+        assert_eq!(
+            weights.len(),
+            rows.len() * width,
+            "add_product: length of weights"
+        );
+        if self.n == 0 || width == 0 {
+            return;
+        }
+        // SAFETY: the columns are ours for all inputs (see `of`) and not empty; the last
+        // number of x that is read lies at (n - 1) * inputs + rows.end - 1.
+        unsafe {
+            let at = self.out.add(self.range.start);
+            let x = &x[rows.start..];
+            let add = rows.start > 0;
+            crate::matmul::general_nn(
+                at,
+                self.stride,
+                x,
+                inputs,
+                weights,
+                self.n,
+                width,
+                rows.len(),
+                add,
+            );
+        }
+    }
+
     /// All columns that are given out.
     pub(super) fn range(&self) -> Range<usize> {
         self.range.clone()

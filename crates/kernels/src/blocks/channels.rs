@@ -1,0 +1,560 @@
+//! Weights by input channel: the product with a vector of which most numbers are left out.
+//!
+//! ```text
+//! out = sum over j of factors[j] * weights.row(channels[j])
+//! ```
+//!
+//! A matrix `[inputs, outputs]` has the weights of one input next to each other, so that a
+//! channel that is left out is not read at all; in the usual layout `[outputs, inputs]` its
+//! weights lie in every cache line. Four channels at a time meet a strip of outputs that
+//! stays in the first cache. Cost: the bytes of the channels that are named.
+//!
+//! `F32`, `F16`, `Bf16`, `Q8_0`, `Q4_0`, `Q4_1` and `Q4K` are multiplied in registers; other
+//! kinds are unpacked first.
+
+use super::decode::decode_body;
+use super::dot::Output;
+use super::{BlockMatrix, BlockType};
+use crate::Team;
+use crate::vector::{Eight, simd};
+use std::cell::RefCell;
+
+/// Channels of a matrix `[inputs, outputs]` and what they are multiplied with.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelSum<'a> {
+    /// A row for each input channel, its blocks along the outputs.
+    pub weights: BlockMatrix<'a>,
+    /// Which channels.
+    pub channels: &'a [u32],
+    /// The factor of each.
+    pub factors: &'a [f32],
+}
+
+/// Outputs that stay in the first cache while channel after channel is added.
+const STRIP: usize = 1024;
+
+/// Channels that are added together.
+const TOGETHER: usize = 4;
+
+/// Writes the sum of all `terms` to `out`. The result does not depend on the team where the
+/// length of `out` is a multiple of 32 (256 for `Q4K`), as it is for packed weights.
+///
+/// # Panics
+/// When a matrix has not `out.len()` columns, a channel is not there, or there are not as
+/// many factors as channels.
+pub fn sum_channels(out: &mut [f32], terms: &[ChannelSum], team: &Team) {
+    let mut grain = 32;
+    for term in terms {
+        let weights = &term.weights;
+        assert_eq!(weights.cols, out.len(), "sum_channels: outputs");
+        assert_eq!(
+            term.channels.len(),
+            term.factors.len(),
+            "sum_channels: factors"
+        );
+        let there = |&channel: &u32| (channel as usize) < weights.rows;
+        assert!(term.channels.iter().all(there), "sum_channels: channel");
+        grain = grain.max(weights.kind.block_len());
+    }
+    if !out.len().is_multiple_of(grain) {
+        // Rows that are no blocks; a packed kind has whole ones.
+        grain = 1;
+    }
+    team.split(out, grain, |first, run| {
+        run.fill(0.0);
+        for term in terms {
+            add_channels(&term.weights, term.channels, term.factors, first, run);
+        }
+    });
+}
+
+/// Rows of a prompt with weights by input channel: `out[n, outputs] = x[n, inputs] · weights`.
+/// Tiles are unpacked to `f32`, as in [`matmul`](super::matmul).
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn matmul_channels(out: &mut [f32], weights: &BlockMatrix, x: &[f32], team: &Team) {
+    let (inputs, outputs) = (weights.rows, weights.cols);
+    let n = crate::dot::assert_rows(x.len(), inputs, "matmul_channels");
+    let out = Output::new(out, n, outputs);
+    let grain = if outputs.is_multiple_of(COLUMNS) {
+        COLUMNS
+    } else {
+        weights.kind.block_len()
+    };
+    let (parts, grains) = (team.threads(), outputs / grain.max(1));
+    team.run(|part| {
+        let own = grains * part / parts * grain..grains * (part + 1) / parts * grain;
+        for first in own.clone().step_by(COLUMNS) {
+            let tile = first..(first + COLUMNS).min(own.end);
+            // SAFETY: shares and the tiles of one do not overlap.
+            let mut columns = unsafe { out.columns(tile.clone()) };
+            UNPACKED.with_borrow_mut(|unpacked| {
+                unpacked.resize(INPUTS * tile.len(), 0.0);
+                for from in (0..inputs).step_by(INPUTS) {
+                    let rows = from..(from + INPUTS).min(inputs);
+                    let unpacked = &mut unpacked[..rows.len() * tile.len()];
+                    for (row, to) in rows.clone().zip(unpacked.chunks_exact_mut(tile.len())) {
+                        super::dequantize(weights.kind, part_of(weights, row, &tile), to);
+                    }
+                    columns.add_product(x, inputs, rows, unpacked);
+                }
+            });
+        }
+    });
+}
+
+/// Outputs and inputs of a tile in [`matmul_channels`].
+const COLUMNS: usize = 256;
+const INPUTS: usize = 128;
+
+thread_local! {
+    /// Unpacked weights.
+    static UNPACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The bytes of some columns of a row; whole blocks.
+#[inline(always)]
+fn part_of<'a>(
+    weights: &BlockMatrix<'a>,
+    row: usize,
+    columns: &std::ops::Range<usize>,
+) -> &'a [u8] {
+    let (len, size) = (weights.kind.block_len(), weights.kind.block_bytes());
+    &weights.row(row)[columns.start / len * size..columns.end / len * size]
+}
+
+simd! {
+    /// Adds channels to the outputs `first ..`, which begin with a block.
+    fn add_channels(weights: &BlockMatrix, channels: &[u32], factors: &[f32], first: usize, out: &mut [f32]) = add_body;
+}
+
+#[inline(always)]
+pub(super) fn add_body<V: Eight>(
+    weights: &BlockMatrix,
+    channels: &[u32],
+    factors: &[f32],
+    first: usize,
+    out: &mut [f32],
+) {
+    match weights.kind {
+        BlockType::F32 => add::<V, Single>(weights, channels, factors, first, out),
+        BlockType::F16 => add::<V, Half>(weights, channels, factors, first, out),
+        BlockType::Bf16 => add::<V, Brain>(weights, channels, factors, first, out),
+        BlockType::Q8_0 => add::<V, Q8>(weights, channels, factors, first, out),
+        BlockType::Q4_0 => add::<V, Q4<false>>(weights, channels, factors, first, out),
+        BlockType::Q4_1 => add::<V, Q4<true>>(weights, channels, factors, first, out),
+        BlockType::Q4K => add::<V, Large>(weights, channels, factors, first, out),
+        _ => add_unpacked::<V>(weights, channels, factors, first, out),
+    }
+}
+
+/// A kind of number or block, in units of `LEN` outputs.
+trait Unit {
+    const LEN: usize;
+    const BYTES: usize;
+    /// Adds a unit of `C` rows times their factors to `out`.
+    ///
+    /// # Safety
+    /// `BYTES` must be readable at each of `rows`.
+    unsafe fn add<V: Eight, const C: usize>(
+        rows: [*const u8; C],
+        factors: [f32; C],
+        out: &mut [f32],
+    );
+}
+
+#[inline(always)]
+fn add<V: Eight, U: Unit>(
+    weights: &BlockMatrix,
+    channels: &[u32],
+    factors: &[f32],
+    first: usize,
+    out: &mut [f32],
+) {
+    for (i, strip) in out.chunks_mut(STRIP).enumerate() {
+        let at = first + i * STRIP;
+        let columns = at..at + strip.len();
+        let (fours, rest) = channels.as_chunks::<TOGETHER>();
+        let (four_factors, rest_factors) = factors.as_chunks::<TOGETHER>();
+        for (g, (channels, factors)) in fours.iter().zip(four_factors).enumerate() {
+            let next = fours.get(g + 1).unwrap_or(channels);
+            let rows = channels.map(|channel| part_of(weights, channel as usize, &columns));
+            let next = next.map(|channel| part_of(weights, channel as usize, &columns).as_ptr());
+            add_rows::<V, U, TOGETHER>(weights.kind, rows, next, *factors, strip);
+        }
+        for (&channel, &factor) in rest.iter().zip(rest_factors) {
+            let row = part_of(weights, channel as usize, &columns);
+            add_rows::<V, U, 1>(weights.kind, [row], [row.as_ptr()], [factor], strip);
+        }
+    }
+}
+
+/// Adds `C` rows to a strip; asks for the next ones meanwhile.
+#[inline(always)]
+fn add_rows<V: Eight, U: Unit, const C: usize>(
+    kind: BlockType,
+    rows: [&[u8]; C],
+    next: [*const u8; C],
+    factors: [f32; C],
+    out: &mut [f32],
+) {
+    let units = out.len() / U::LEN;
+    assert!(rows.iter().all(|row| row.len() >= units * U::BYTES));
+    let (whole, rest) = out.split_at_mut(units * U::LEN);
+    for (u, out) in whole.chunks_exact_mut(U::LEN).enumerate() {
+        let mut at = [rows[0].as_ptr(); C];
+        for c in 0..C {
+            let mut line = 0;
+            while line < U::BYTES {
+                V::prefetch_line(next[c].wrapping_add(u * U::BYTES + line));
+                line += 64;
+            }
+            at[c] = rows[c].as_ptr().wrapping_add(u * U::BYTES);
+        }
+        // SAFETY: every row has the bytes of all units by the assertion above.
+        unsafe { U::add::<V, C>(at, factors, out) };
+    }
+    if !rest.is_empty() {
+        // Only numbers that are no blocks leave a rest.
+        let mut numbers = [0.0; 32];
+        let numbers = &mut numbers[..rest.len()];
+        for (row, factor) in rows.iter().zip(factors) {
+            decode_body::<V>(kind, &row[units * U::BYTES..], numbers);
+            for (out, x) in rest.iter_mut().zip(&*numbers) {
+                *out += factor * x;
+            }
+        }
+    }
+}
+
+/// Kinds that are unpacked to memory first.
+#[inline(always)]
+fn add_unpacked<V: Eight>(
+    weights: &BlockMatrix,
+    channels: &[u32],
+    factors: &[f32],
+    first: usize,
+    out: &mut [f32],
+) {
+    let columns = first..first + out.len();
+    UNPACKED.with_borrow_mut(|numbers| {
+        numbers.resize(out.len(), 0.0);
+        for (&channel, factor) in channels.iter().zip(factors) {
+            decode_body::<V>(
+                weights.kind,
+                part_of(weights, channel as usize, &columns),
+                numbers,
+            );
+            for (out, x) in out.iter_mut().zip(&*numbers) {
+                *out += factor * x;
+            }
+        }
+    });
+}
+
+/// Eight outputs at `8 * i`.
+#[inline(always)]
+fn load<V: Eight>(out: &[f32], i: usize) -> V {
+    V::load(&out[8 * i..8 * i + 8])
+}
+
+#[inline(always)]
+fn store<V: Eight>(x: V, out: &mut [f32], i: usize) {
+    x.store(&mut out[8 * i..8 * i + 8]);
+}
+
+macro_rules! numbers {
+    ($name:ident, $bytes:literal, $load:ident) => {
+        struct $name;
+        impl Unit for $name {
+            const LEN: usize = 32;
+            const BYTES: usize = 32 * $bytes;
+            #[inline(always)]
+            unsafe fn add<V: Eight, const C: usize>(
+                rows: [*const u8; C],
+                factors: [f32; C],
+                out: &mut [f32],
+            ) {
+                assert_eq!(out.len(), 32);
+                for i in 0..4 {
+                    let mut sum: V = load(out, i);
+                    for c in 0..C {
+                        // SAFETY: 8 (i + 1) <= 32 numbers are readable by contract.
+                        let x = unsafe { V::$load(rows[c].add(8 * $bytes * i)) };
+                        sum = x.mul_add(V::splat(factors[c]), sum);
+                    }
+                    store(sum, out, i);
+                }
+            }
+        }
+    };
+}
+numbers!(Single, 4, load_f32_at);
+numbers!(Half, 2, load_f16_at);
+numbers!(Brain, 2, load_bf16_at);
+
+struct Q8;
+
+impl Unit for Q8 {
+    const LEN: usize = 32;
+    const BYTES: usize = 34;
+    #[inline(always)]
+    unsafe fn add<V: Eight, const C: usize>(
+        rows: [*const u8; C],
+        factors: [f32; C],
+        out: &mut [f32],
+    ) {
+        assert_eq!(out.len(), 32);
+        let mut scales = [V::splat(0.0); C];
+        for c in 0..C {
+            // SAFETY: 34 bytes are readable by contract.
+            scales[c] = unsafe { V::splat_f16_at(rows[c]) }.mul(V::splat(factors[c]));
+        }
+        for i in 0..4 {
+            let mut sum: V = load(out, i);
+            for c in 0..C {
+                // SAFETY: 2 + 8 (i + 1) <= 34.
+                let x = unsafe { V::load_i8_at(rows[c].add(2 + 8 * i)) };
+                sum = x.mul_add(scales[c], sum);
+            }
+            store(sum, out, i);
+        }
+    }
+}
+
+/// `Q4_1`, or without a `MINIMUM` `Q4_0`.
+struct Q4<const MINIMUM: bool>;
+
+impl<const MINIMUM: bool> Unit for Q4<MINIMUM> {
+    const LEN: usize = 32;
+    const BYTES: usize = if MINIMUM { 20 } else { 18 };
+    #[inline(always)]
+    unsafe fn add<V: Eight, const C: usize>(
+        rows: [*const u8; C],
+        factors: [f32; C],
+        out: &mut [f32],
+    ) {
+        assert_eq!(out.len(), 32);
+        let codes = Self::BYTES - 16;
+        let mut scales = [V::splat(0.0); C];
+        // What is added to every number.
+        let mut offset = V::splat(0.0);
+        for c in 0..C {
+            let factor = V::splat(factors[c]);
+            // SAFETY: BYTES are readable by contract.
+            unsafe {
+                scales[c] = V::splat_f16_at(rows[c]).mul(factor);
+                offset = match MINIMUM {
+                    true => V::splat_f16_at(rows[c].add(2)).mul_add(factor, offset),
+                    false => scales[c].mul_add(V::splat(-8.0), offset),
+                };
+            }
+        }
+        for i in 0..2 {
+            let mut low = load::<V>(out, i).add(offset);
+            let mut high = load::<V>(out, i + 2).add(offset);
+            for c in 0..C {
+                // SAFETY: codes + 8 (i + 1) <= BYTES.
+                let (a, b) = unsafe { V::load_nibbles_at(rows[c].add(codes + 8 * i)) };
+                low = a.mul_add(scales[c], low);
+                high = b.mul_add(scales[c], high);
+            }
+            store(low, out, i);
+            store(high, out, i + 2);
+        }
+    }
+}
+
+/// `Q4K`.
+struct Large;
+
+impl Unit for Large {
+    const LEN: usize = 256;
+    const BYTES: usize = 144;
+    #[inline(always)]
+    unsafe fn add<V: Eight, const C: usize>(
+        rows: [*const u8; C],
+        factors: [f32; C],
+        out: &mut [f32],
+    ) {
+        assert_eq!(out.len(), 256);
+        // Of each part of 32.
+        let mut scales = [[0f32; 8]; C];
+        let mut offset = V::splat(0.0);
+        for c in 0..C {
+            // SAFETY: 16 bytes are readable by contract, and bytes need no alignment.
+            let words = unsafe { rows[c].add(4).cast::<[[u8; 4]; 3]>().read() };
+            let [a, b, d] = words.map(u32::from_le_bytes);
+            let (six, four, two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x0303_0303);
+            // Four at once, as `decode::scales_and_minima` has them one by one.
+            let bytes =
+                |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
+            let of_scales = bytes(a & six, (d & four) | ((a >> 6 & two) << 4));
+            let of_minima = bytes(b & six, (d >> 4 & four) | ((b >> 6 & two) << 4));
+            let factor = V::splat(factors[c]);
+            // SAFETY: as above; eight bytes of at most 63 are there.
+            unsafe {
+                let scale = V::splat_f16_at(rows[c]).mul(factor);
+                V::load_i8_at(of_scales.as_ptr())
+                    .mul(scale)
+                    .store(&mut scales[c]);
+                let minimum = V::splat_f16_at(rows[c].add(2)).mul(factor);
+                offset = offset.sub(V::load_i8_at(of_minima.as_ptr()).mul(minimum));
+            }
+        }
+        let offset = offset.to_array();
+        for j in 0..4 {
+            let (part, of_low, of_high) = (8 * j, offset[2 * j], offset[2 * j + 1]);
+            for i in 0..4 {
+                let mut low = load::<V>(out, part + i).add(V::splat(of_low));
+                let mut high = load::<V>(out, part + 4 + i).add(V::splat(of_high));
+                for c in 0..C {
+                    // SAFETY: 16 + 32 j + 8 (i + 1) <= 144.
+                    let (a, b) = unsafe { V::load_nibbles_at(rows[c].add(16 + 32 * j + 8 * i)) };
+                    low = a.mul_add(V::splat(scales[c][2 * j]), low);
+                    high = b.mul_add(V::splat(scales[c][2 * j + 1]), high);
+                }
+                store(low, out, part + i);
+                store(high, out, part + 4 + i);
+            }
+        }
+    }
+}
+
+/// Appends the numbers of the inputs with `|x| * scales > threshold` (`scales` empty: all 1)
+/// to `channels` and `factors`, and writes the others to `rest`, with 0 in the places of the
+/// chosen.
+///
+/// # Panics
+/// When `scales` or `rest` have another length.
+pub fn choose_channels(
+    x: &[f32],
+    scales: &[f32],
+    threshold: f32,
+    channels: &mut Vec<u32>,
+    factors: &mut Vec<f32>,
+    rest: &mut [f32],
+) {
+    assert!(
+        scales.is_empty() || scales.len() == x.len(),
+        "choose_channels: scales"
+    );
+    assert_eq!(rest.len(), x.len(), "choose_channels: rest");
+    let from = channels.len();
+    channels.resize(from + x.len(), 0);
+    factors.resize(from + x.len(), 0.0);
+    let mut n = from;
+    for (j, (&x, rest)) in x.iter().zip(rest).enumerate() {
+        let scale = if scales.is_empty() { 1.0 } else { scales[j] };
+        let chosen = x.abs() * scale > threshold;
+        // Written always, kept if chosen: no branch to be guessed. n <= from + j.
+        channels[n] = j as u32;
+        factors[n] = x;
+        n += usize::from(chosen);
+        *rest = if chosen { 0.0 } else { x };
+    }
+    channels.truncate(n);
+    factors.truncate(n);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::{dequantize, quantize};
+    use proptest::prelude::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+    }
+
+    fn packed(kind: BlockType, values: &[f32]) -> Vec<u8> {
+        let mut bytes = vec![0; kind.row_bytes(values.len()).unwrap()];
+        quantize(kind, values, &mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(150))]
+
+        #[test]
+        fn sums_are_those_of_the_unpacked_channels(
+            kind in prop::sample::select(BlockType::ALL.to_vec()),
+            inputs in 1usize..30,
+            blocks in 1usize..6,
+            odd in 0usize..9,
+            threads in 1usize..4,
+            seed: u64,
+        ) {
+            let outputs = match kind.block_len() {
+                1 => 40 * blocks * blocks + odd,
+                n => n * blocks,
+            };
+            let bytes = packed(kind, &numbers(inputs * outputs, seed));
+            let weights = BlockMatrix::new(kind, inputs, outputs, &bytes).unwrap();
+            let mut w = vec![0.0; inputs * outputs];
+            dequantize(kind, &bytes, &mut w);
+            let mut rng = SmallRng::seed_from_u64(!seed);
+            let channels: Vec<u32> = (0..inputs as u32).filter(|_| rng.random()).collect();
+            let factors = numbers(channels.len(), seed ^ 5);
+            let term = ChannelSum { weights, channels: &channels, factors: &factors };
+            let definition = |o: usize| -> f64 {
+                let terms = channels.iter().zip(&factors);
+                terms.map(|(&c, &f)| f64::from(f) * f64::from(w[c as usize * outputs + o])).sum()
+            };
+            let mut out = vec![9.0; outputs];
+            sum_channels(&mut out, &[term], &Team::new(threads));
+            let mut twin = vec![0.0; outputs];
+            add_body::<crate::vector::Portable>(&weights, &channels, &factors, 0, &mut twin);
+            for (o, (got, twin)) in out.iter().zip(&twin).enumerate() {
+                let want = definition(o);
+                prop_assert!((f64::from(*got) - want).abs() < 2e-5, "{kind:?} {o}: {got} {want}");
+                prop_assert!((f64::from(*twin) - want).abs() < 2e-5, "{kind:?} {o}: {twin} {want}");
+            }
+            // Two terms are added, and nothing is left of what was there.
+            let mut double = vec![7.0; outputs];
+            sum_channels(&mut double, &[term, term], &Team::new(1));
+            for (double, one) in double.iter().zip(&out) {
+                prop_assert!((double - 2.0 * one).abs() < 4e-5);
+            }
+            let mut none = vec![7.0; outputs];
+            sum_channels(&mut none, &[], &Team::new(1));
+            prop_assert!(none.iter().all(|&x| x == 0.0));
+
+            let n = 1 + odd;
+            let x = numbers(n * inputs, seed ^ 9);
+            let mut product = vec![9.0; n * outputs];
+            matmul_channels(&mut product, &weights, &x, &Team::new(threads));
+            for (row, x) in product.chunks_exact(outputs).zip(x.chunks_exact(inputs)) {
+                for (o, got) in row.iter().enumerate() {
+                    let want: f64 = x.iter().enumerate()
+                        .map(|(i, &x)| f64::from(x) * f64::from(w[i * outputs + o]))
+                        .sum();
+                    prop_assert!((f64::from(*got) - want).abs() < 3e-5, "{kind:?}: {got} {want}");
+                }
+            }
+        }
+
+        #[test]
+        fn chosen_channels_and_the_rest_are_the_input(
+            x in prop::collection::vec(-2f32..2.0, 0..70),
+            threshold in 0f32..2.0,
+            scaled: bool,
+        ) {
+            let scales: Vec<f32> = if scaled { numbers(x.len(), 3).iter().map(|s| s.abs()).collect() } else { Vec::new() };
+            let (mut channels, mut factors, mut rest) = (Vec::new(), Vec::new(), vec![9.0; x.len()]);
+            choose_channels(&x, &scales, threshold, &mut channels, &mut factors, &mut rest);
+            let large = |j: usize| x[j].abs() * scales.get(j).copied().unwrap_or(1.0) > threshold;
+            let expected: Vec<u32> = (0..x.len()).filter(|&j| large(j)).map(|j| j as u32).collect();
+            prop_assert_eq!(&channels, &expected);
+            for (&c, f) in channels.iter().zip(&factors) {
+                prop_assert_eq!(*f, x[c as usize]);
+                rest[c as usize] = *f;
+            }
+            prop_assert_eq!(rest, x);
+        }
+    }
+}
