@@ -35,6 +35,9 @@ pub enum BenchError {
     /// A predictor could not be fitted.
     #[error(transparent)]
     Predict(#[from] keyfold_predict::PredictError),
+    /// A model could not be looked into.
+    #[error(transparent)]
+    Inspect(keyfold_inspect::InspectError),
     /// A file of the experiment's own could not be written.
     #[error("cannot make room for the experiment: {0}")]
     Temporary(#[from] std::io::Error),
@@ -44,6 +47,15 @@ pub enum BenchError {
     /// The user asked to stop.
     #[error("stopped before the end, so there is no result")]
     Cancelled,
+}
+
+impl From<keyfold_inspect::InspectError> for BenchError {
+    fn from(error: keyfold_inspect::InspectError) -> Self {
+        match error {
+            keyfold_inspect::InspectError::Cancelled => Self::Cancelled,
+            other => Self::Inspect(other),
+        }
+    }
 }
 
 impl BenchError {

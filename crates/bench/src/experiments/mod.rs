@@ -4,6 +4,7 @@ mod anncur;
 mod binary_paragraph_vector;
 mod colberter;
 mod contrastive_search;
+mod convergent_learning;
 mod crisp;
 mod cs_bottleneck;
 mod decoder;
@@ -14,6 +15,8 @@ mod frank_wolfe_dictionary;
 mod generative_heads;
 mod growth;
 mod hyper_attention;
+mod icl_algorithms;
+mod icl_softmax;
 mod key_value_bottleneck;
 mod kvquant;
 mod long_context;
@@ -24,6 +27,8 @@ pub(crate) mod peers;
 mod power_attention;
 mod prf_interpolation;
 mod r_sparse;
+mod random_feature_attention;
+mod sae_evaluation;
 mod scale;
 mod search;
 mod supervised_dictionary;
@@ -62,4 +67,9 @@ pub(crate) const ALL: &[Experiment] = &[
     supervised_dictionary::EXPERIMENT,
     key_value_bottleneck::EXPERIMENT,
     cs_bottleneck::EXPERIMENT,
+    convergent_learning::EXPERIMENT,
+    sae_evaluation::EXPERIMENT,
+    icl_algorithms::EXPERIMENT,
+    icl_softmax::EXPERIMENT,
+    random_feature_attention::EXPERIMENT,
 ];

@@ -11,6 +11,7 @@ mod check;
 mod completions;
 mod dictionary;
 mod index;
+mod lab;
 mod lm;
 mod man;
 mod model;
@@ -31,6 +32,7 @@ pub(crate) enum Command {
     Dictionary(dictionary::DictionaryArgs),
     Systems(systems::SystemsArgs),
     Text(text::TextArgs),
+    Lab(lab::LabArgs),
     Lm(lm::LmArgs),
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
@@ -46,6 +48,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.command {
         Command::Search(search) => search::run(search, &args.globals),
         Command::Ask(ask) => lm::stopped(ask::run(ask, &args.globals)),
+        Command::Lab(lab) => lab::run(lab, &args.globals),
         Command::Lm(lm) => lm::run(lm, &args.globals),
         Command::Index(index) => index::run(index, &args.globals),
         Command::Check(check) => check::run(check, &args.globals),

@@ -1,5 +1,8 @@
 //! `keyfold model`.
 
+mod activations;
+mod compare;
+mod inspect;
 mod sparsify;
 
 use std::io::Write;
@@ -15,7 +18,7 @@ use crate::failure::Outcome;
 use crate::model;
 use crate::output::terminal::BOLD;
 
-/// Look at models, and make them smaller
+/// Look at models: what they are, which units two share, what features do; and make them smaller
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     #[command(subcommand)]
@@ -31,6 +34,8 @@ enum Action {
         name: String,
     },
     Sparsify(sparsify::SparsifyArgs),
+    Compare(compare::CompareArgs),
+    Inspect(inspect::InspectArgs),
 }
 
 /// What is told of a model.
@@ -83,6 +88,8 @@ pub(crate) fn run(args: &ModelArgs, globals: &Globals) -> anyhow::Result<Outcome
     match &args.action {
         Action::Show { name } => show(name, globals),
         Action::Sparsify(args) => lm::stopped(sparsify::run(args, globals)),
+        Action::Compare(args) => lm::stopped(compare::run(args, globals)),
+        Action::Inspect(args) => lm::stopped(inspect::run(args, globals)),
     }
 }
 

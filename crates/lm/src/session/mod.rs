@@ -1,8 +1,10 @@
 //! Reading and writing with a model: a text so far, and what it keeps of it.
 
+mod hooks;
 mod pass;
 mod policy;
 
+pub use hooks::{HookPoint, Site};
 pub use policy::Policy;
 
 use crate::LmError;
@@ -14,10 +16,14 @@ use pass::{Buffers, EachLogits, Pass, Want};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Sees what attention is computed from (calibration, inspection).
+/// Sees what a pass computes (calibration), and may change it (inspection).
 pub trait Observer {
     /// Queries `[n, heads, head_dim]`, keys and values `[n, kv_heads, head_dim]` of a layer.
-    fn attention(&mut self, seen: &AttentionInputs);
+    fn attention(&mut self, _seen: &AttentionInputs) {}
+
+    /// Numbers at a place, one row for each token of the pass; the pass goes on with what is left
+    /// in them.
+    fn at(&mut self, _point: HookPoint, _rows: &mut [f32]) {}
 }
 
 /// What an [`Observer`] sees.

@@ -1,6 +1,6 @@
 //! One pass of tokens through all layers.
 
-use super::{AttentionInputs, Observer, Policy, Session, keep_row};
+use super::{AttentionInputs, HookPoint, Observer, Policy, Session, Site, keep_row};
 use crate::attention::{DecodeAttention, OwnRows};
 use crate::model::{Angles, LinearName, MlpBuffers};
 use crate::roles::{Dims, Rows, StepCtx};
@@ -94,15 +94,37 @@ impl Session {
         b.ctx.position = first;
         b.tried.resize_with(dims.layers, Tried::default);
         for layer in 0..dims.layers {
+            let at = |site| HookPoint { layer, site };
+            let mut show = |site, rows: &mut [f32]| {
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.at(at(site), rows);
+                }
+            };
+            show(Site::ResidPre, &mut self.b.h);
             self.attention(layer, pass, observer.as_deref_mut());
             let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
             let decoding = pass != Pass::Prompt;
             let (attended, added) = (&mut b.attended, &mut b.added);
+            if let Some(observer) = observer.as_deref_mut() {
+                // Numbers that change must be rounded anew.
+                let mut heads = attended.values().to_vec();
+                observer.at(at(Site::Z), &mut heads);
+                attended.set(&heads, dims.heads * dims.head_dim);
+            }
             decoder.linear(layer, LinearName::O, attended, added, decoding, team);
+            let mut show = |site, rows: &mut [f32]| {
+                if let Some(observer) = observer.as_deref_mut() {
+                    observer.at(at(site), rows);
+                }
+            };
+            show(Site::AttnOut, added);
             keyfold_kernels::add_assign(&mut b.h, &b.added);
+            show(Site::ResidMid, &mut b.h);
             decoder.normed(layer, true, &b.h, &mut b.x, team);
             decoder.mlp(layer, &mut b.x, &mut b.mlp, &mut b.added, decoding, team);
+            show(Site::MlpOut, &mut b.added);
             keyfold_kernels::add_assign(&mut b.h, &b.added);
+            show(Site::ResidPost, &mut b.h);
         }
         if pass != Pass::Candidates {
             self.tokens.extend_from_slice(tokens);

@@ -92,6 +92,37 @@ pub(crate) struct Loaded {
     pub(super) calibration: OnceCell<Calibration>,
 }
 
+impl Loaded {
+    /// Opens a model by path or name and says what is to be noted about it.
+    pub(crate) fn open(
+        name: &str,
+        globals: &Globals,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Self> {
+        Self::with(name, globals, progress, |_, _| Ok(()))
+    }
+
+    /// The same, with weights that `change` puts in place of others.
+    fn with(
+        name: &str,
+        globals: &Globals,
+        progress: &StderrProgress,
+        change: impl FnOnce(&mut Decoder, &Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let path = path(name)?;
+        let file = ModelFile::open(&path)?;
+        file.notes().iter().for_each(|note| progress.say(note));
+        let mut decoder = Decoder::load(&file)?;
+        change(&mut decoder, &path)?;
+        Ok(Self {
+            file,
+            decoder: Arc::new(decoder),
+            team: Arc::new(Team::new(globals.threads.map_or(0, usize::from))),
+            calibration: OnceCell::new(),
+        })
+    }
+}
+
 impl ModelArgs {
     /// Opens the model and says what is to be noted about it.
     pub(crate) fn load(
@@ -99,18 +130,8 @@ impl ModelArgs {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Loaded> {
-        let path = path(&self.model)?;
-        let file = ModelFile::open(&path)?;
-        file.notes().iter().for_each(|note| progress.say(note));
-        let mut decoder = Decoder::load(&file)?;
-        self.weights.put_into(&mut decoder, &path)?;
-        let decoder = Arc::new(decoder);
-        let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
-        Ok(Loaded {
-            file,
-            decoder,
-            team,
-            calibration: OnceCell::new(),
+        Loaded::with(&self.model, globals, progress, |decoder, path| {
+            self.weights.put_into(decoder, path)
         })
     }
 

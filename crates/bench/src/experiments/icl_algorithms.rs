@@ -1,0 +1,340 @@
+//! What transformers that learn in context compute: Akyürek et al., What learning algorithm is
+//! in-context learning? Investigations with linear models (ICLR 2023).
+//!
+//! Transformers of 1, 2 and 4 layers are trained on sequences of a linear function of four numbers,
+//! and one on noisy ones; each is set beside estimators that are refitted for every prefix.
+//! Transformers whose weights are written down compute two of these estimators. Probes say
+//! which layers hold what least squares would find.
+
+use keyfold_core::Progress;
+use keyfold_inspect::in_context::algorithms::{Comparison, Predictor, compare};
+use keyfold_inspect::in_context::constructed::{gradient_descent, ridge};
+use keyfold_inspect::in_context::learner::{Learner, LearnerConfig};
+use keyfold_inspect::in_context::probe::probe;
+use keyfold_inspect::in_context::{Distribution, Sequence, Task};
+use serde_json::json;
+
+use crate::plot;
+use crate::report::{Report, Table as Shown, reached};
+use crate::{BenchError, BenchOptions, Experiment, Scale};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "icl-algorithms",
+    about: "which estimator transformers of 1, 2 and 4 layers imitate in context, and what their hidden \
+            states hold",
+    run,
+};
+
+/// Pairs before the prediction at which models are compared: twice as many as numbers of `x`.
+const PREFIX: usize = 8;
+
+const NOISE: f64 = 0.5;
+
+fn task(noise: f64) -> Task {
+    Task {
+        d: 4,
+        n: 12,
+        x: Distribution::default(),
+        w: Distribution::default(),
+        noise,
+    }
+}
+
+fn predictors() -> Vec<Predictor> {
+    let mut all = vec![
+        Predictor::LeastSquares,
+        Predictor::Ridge(0.1),
+        Predictor::Ridge(0.25),
+        Predictor::Ridge(0.5),
+        Predictor::Ridge(1.0),
+        Predictor::ConstantCovariance,
+        Predictor::Sgd(0.01),
+        Predictor::Sgd(0.03),
+        Predictor::Gd(0.01),
+        Predictor::Gd(0.02),
+        Predictor::Neighbours(3),
+        Predictor::NearNeighbours(5),
+    ];
+    // One step on the mean, at the rate that would suit each prefix alone: half is the
+    // constant covariance.
+    all.extend([0.2, 0.3, 0.4].map(|rate| Predictor::Steps(1, rate)));
+    all.extend([2, 4].map(|steps| Predictor::Steps(steps, 0.3)));
+    all
+}
+
+struct Trained {
+    layers: usize,
+    noise: f64,
+    comparison: Comparison,
+    /// By layer: share of `Xᵀy` and of the least squares weights that a probe finds, and of the
+    /// weights of other sequences.
+    probes: Vec<[f64; 3]>,
+    curve: Vec<f64>,
+}
+
+impl Trained {
+    /// Difference from an estimator at the prefix, as a part of the variance.
+    fn from(&self, name: &str) -> f64 {
+        let found = self.comparison.predictors.iter().find(|p| p.name == name);
+        found.map_or(f64::NAN, |p| p.spd[PREFIX] / self.comparison.variance)
+    }
+
+    /// The estimator that is nearest at the prefix.
+    fn nearest(&self) -> (&str, f64) {
+        let all = self.comparison.predictors.iter();
+        let best = all.min_by(|a, b| a.spd[PREFIX].total_cmp(&b.spd[PREFIX]));
+        best.map_or(("none", f64::NAN), |p| {
+            (&p.name, p.spd[PREFIX] / self.comparison.variance)
+        })
+    }
+}
+
+fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
+    let (steps, tests) = match options.scale {
+        Scale::Smoke => (60, 200),
+        Scale::Small => (6_000, 1000),
+        Scale::Full => (20_000, 4000),
+    };
+    let (programs, program_errors) = constructed(options.seed)?;
+    let mut trained = Vec::new();
+    for (layers, noise) in [(1, 0.0), (2, 0.0), (4, 0.0), (2, NOISE)] {
+        let config = LearnerConfig::small(task(noise), layers, steps, options.seed);
+        let mut model = Learner::new(config)?;
+        let curve = model.train(progress)?;
+        let sequences = task(noise).sample(tests, options.seed ^ 0x7e57);
+        trained.push(Trained {
+            layers,
+            noise,
+            comparison: compare(&sequences, &model.predict(&sequences)?, &predictors())?,
+            probes: probes(&model, &sequences)?,
+            curve,
+        });
+    }
+    report(&trained, programs, program_errors, options.scale)
+}
+
+/// What hidden states at a prefix hold.
+fn probes(model: &Learner, sequences: &[Sequence]) -> Result<Vec<[f64; 3]>, BenchError> {
+    let d = model.config().task.d;
+    let hidden = model.hidden(sequences, PREFIX)?;
+    let weights: Vec<f64> = sequences
+        .iter()
+        .flat_map(|s| Predictor::LeastSquares.weights(s)[PREFIX].clone())
+        .collect();
+    // Xᵀy of the pairs so far is the constant covariance times their number.
+    let moments: Vec<f64> = sequences
+        .iter()
+        .flat_map(|s| Predictor::ConstantCovariance.weights(s)[PREFIX].clone())
+        .collect();
+    let mut others = weights.clone();
+    others.rotate_left(d);
+    let width = model.config().hidden_size;
+    let of = |states: &Vec<f32>| {
+        Ok([
+            probe(states, width, &moments, d)?,
+            probe(states, width, &weights, d)?,
+            probe(states, width, &others, d)?,
+        ])
+    };
+    hidden.iter().map(of).collect()
+}
+
+/// Programs beside the estimators that they compute: a table, and the greatest differences.
+fn constructed(seed: u64) -> Result<(Shown, [f64; 2]), BenchError> {
+    let half = Distribution {
+        scale: 0.5,
+        shift: 0.0,
+    };
+    let task = Task {
+        d: 3,
+        n: 7,
+        x: half,
+        w: half,
+        noise: 0.1,
+    };
+    let (rate, lambda, largest) = (0.1, 0.5, 5.0);
+    let descent = gradient_descent(&task, rate, 0.0)?;
+    let program = ridge(&task, lambda, largest)?;
+    let inside = |s: &Sequence| {
+        s.x.chunks_exact(s.d)
+            .all(|x| x.iter().map(|x| x * x).sum::<f64>() < largest)
+    };
+    let sequences: Vec<Sequence> = task
+        .sample(200, seed ^ 0xbead)
+        .into_iter()
+        .filter(inside)
+        .take(50)
+        .collect();
+    let mut greatest = [0.0f64; 2];
+    for sequence in &sequences {
+        let last = task.n - 1;
+        let far = [
+            descent.predict(sequence)? - Predictor::Sgd(rate).predict(sequence)[last],
+            program.predict(sequence)? - Predictor::Ridge(lambda).predict(sequence)[last],
+        ];
+        (0..2).for_each(|i| greatest[i] = greatest[i].max(far[i].abs()));
+    }
+    let mut table = Shown::new(
+        "transformers whose weights are written down",
+        &["program", "layers", "width", "greatest difference"],
+    );
+    for (name, model, far) in [
+        (
+            "gradient descent, one pair at a time",
+            &descent,
+            greatest[0],
+        ),
+        ("ridge regression", &program, greatest[1]),
+    ] {
+        table.row([
+            name.to_owned(),
+            model.layers().to_string(),
+            model.width().to_string(),
+            format!("{far:.1e}"),
+        ]);
+    }
+    Ok((table, greatest))
+}
+
+fn report(
+    trained: &[Trained],
+    programs: Shown,
+    program_errors: [f64; 2],
+    scale: Scale,
+) -> Result<Report, BenchError> {
+    let three = |x: f64| format!("{x:.3}");
+    let mut table = Shown::new(
+        "difference from estimators after 8 pairs, as a part of the variance",
+        &[
+            "model",
+            "own error",
+            "nearest",
+            "its difference",
+            "ols",
+            "ridge:0.25",
+            "one step",
+            "knn:3",
+        ],
+    );
+    let mut held = Shown::new(
+        "variance that a linear probe finds in hidden states after 8 pairs",
+        &[
+            "model, layer",
+            "X'y",
+            "weights of least squares",
+            "of other sequences",
+        ],
+    );
+    let (mut values, mut lines) = (Vec::new(), Vec::new());
+    for t in trained {
+        let name = match t.noise > 0.0 {
+            true => format!("{} layers, noise {}", t.layers, t.noise),
+            false => format!("{} layers", t.layers),
+        };
+        let (nearest, far) = t.nearest();
+        let step = ["steps:1x0.2", "steps:1x0.3", "steps:1x0.4", "constant"];
+        let step = step.iter().map(|s| t.from(s)).fold(f64::INFINITY, f64::min);
+        table.row([
+            name.clone(),
+            three(t.comparison.model[PREFIX] / t.comparison.variance),
+            nearest.to_owned(),
+            three(far),
+            three(t.from("ols")),
+            three(t.from("ridge:0.25")),
+            three(step),
+            three(t.from("knn:3")),
+        ]);
+        for (layer, [moments, weights, others]) in t.probes.iter().enumerate() {
+            held.row([
+                format!("{name}, {layer}"),
+                three(*moments),
+                three(*weights),
+                three(*others),
+            ]);
+        }
+        let points = t.comparison.model.iter().enumerate();
+        let points = points.map(|(i, e)| (i as f64 + 1.0, e / t.comparison.variance));
+        lines.push((name.clone(), points.collect()));
+        values.push(json!({
+            "layers": t.layers, "noise": t.noise, "comparison": t.comparison, "probes": t.probes,
+            "curve": t.curve,
+        }));
+    }
+    let ols = trained[2]
+        .comparison
+        .predictors
+        .iter()
+        .find(|p| p.name == "ols");
+    if let Some(ols) = ols {
+        let points = ols.mse.iter().enumerate();
+        let variance = trained[2].comparison.variance;
+        let points = points.map(|(i, e)| (i as f64 + 1.0, e / variance));
+        lines.push(("least squares".to_owned(), points.collect()));
+    }
+    let (one, four, noisy) = (&trained[0], &trained[2], &trained[3]);
+    let step = |t: &Trained| {
+        ["steps:1x0.2", "steps:1x0.3", "steps:1x0.4", "constant"]
+            .iter()
+            .map(|s| t.from(s))
+            .fold(f64::INFINITY, f64::min)
+    };
+    let ridges = ["ols", "ridge:0.1", "ridge:0.25", "ridge:0.5", "ridge:1"];
+    let best = ridges
+        .iter()
+        .min_by(|a, b| noisy.from(a).total_cmp(&noisy.from(b)));
+    let best = best.copied().unwrap_or("none");
+    let last = four.probes.last().copied().unwrap_or_default();
+    let findings = vec![
+        format!(
+            "aim: weights that are written down compute gradient descent and ridge regression to 0.001; {:.1e} \
+             and {:.1e}: {}",
+            program_errors[0],
+            program_errors[1],
+            reached(program_errors.iter().all(|e| *e < 1e-3))
+        ),
+        format!(
+            "aim: four layers differ from least squares by less than 0.1 of the variance after 8 pairs, one \
+             layer by more; {:.3} and {:.3}: {}",
+            four.from("ols"),
+            one.from("ols"),
+            reached(four.from("ols") < 0.1 && one.from("ols") > four.from("ols"))
+        ),
+        format!(
+            "aim: one layer is nearer to one step of gradient descent than to least squares; {:.3} against \
+             {:.3}: {}",
+            step(one),
+            one.from("ols"),
+            reached(step(one) < one.from("ols"))
+        ),
+        format!(
+            "aim: with noise of {NOISE} the nearest ridge is about {}, the Bayes answer; {best}: {}",
+            NOISE * NOISE,
+            reached(["ridge:0.1", "ridge:0.25", "ridge:0.5"].contains(&best))
+        ),
+        format!(
+            "aim: late layers hold the weights; {:.2} of their variance after the last of four layers, {:.2} \
+             for other sequences: {}{}",
+            last[1],
+            last[2],
+            reached(last[1] > 0.5),
+            if scale == Scale::Smoke {
+                " (smoke: hardly trained)"
+            } else {
+                ""
+            }
+        ),
+    ];
+    let svg = plot::lines(
+        "Error in context",
+        "pairs, with the one that is predicted",
+        "part of the variance",
+        &lines,
+    )?;
+    Ok(Report {
+        name: "icl-algorithms".to_owned(),
+        tables: vec![table, programs, held],
+        findings,
+        values: json!(values),
+        svg,
+    })
+}

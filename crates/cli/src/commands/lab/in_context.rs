@@ -1,0 +1,400 @@
+//! `keyfold lab in-context`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use keyfold_data::rows::write_csv;
+use keyfold_inspect::in_context::algorithms::{Comparison, Predictor, compare, implied_weights};
+use keyfold_inspect::in_context::learner::{Learner, LearnerConfig};
+use keyfold_inspect::in_context::probe::probe;
+use keyfold_inspect::in_context::softmax::{
+    Estimator, Prompts, SoftmaxConfig, SoftmaxModel, train, two_head_step,
+};
+use keyfold_inspect::in_context::{Distribution, Sequence, Task};
+use serde_json::json;
+
+use crate::args::Globals;
+use crate::failure::{Outcome, wrong_use};
+use crate::output::terminal::BOLD;
+use crate::progress::StderrProgress;
+
+/// Sequences on which a model is set beside estimators.
+const TESTS: usize = 1000;
+
+/// Prompts on which heads are measured.
+const PROMPTS: usize = 20_000;
+
+/// Probes that tell the weights which predictions imply.
+const PROBES: usize = 64;
+
+/// Train a transformer on linear regression in its context, and say which algorithm it runs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without --heads a transformer is trained on sequences x1 y1 x2 y2 ..., and what it predicts is set \
+beside estimators that are refitted before every y. With --heads one layer of softmax attention \
+is trained, and each head is read: what it compares (omega) and what it writes (mu).
+
+Examples:
+  keyfold lab in-context --layers 4 --steps 6000 --predictors ols,ridge:0.25,gd:0.02,knn:3
+  keyfold lab in-context --noise 0.5 --x normal*2.5+0
+  keyfold lab in-context --heads 2 --save heads.safetensors
+  keyfold lab in-context --heads 2 --load heads.safetensors --lengths 10,40,100")]
+pub(super) struct InContextArgs {
+    /// Train one layer of softmax attention with so many heads, and read its circuits
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    heads: Option<u16>,
+    /// Numbers of x [default: 4, with --heads 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    d: Option<u16>,
+    /// Steps of the training [default: 3000, with --heads 20000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    #[command(flatten)]
+    transformer: TransformerArgs,
+    #[command(flatten)]
+    circuits: CircuitArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "A transformer (without --heads)")]
+struct TransformerArgs {
+    /// Pairs of a sequence
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(2..))]
+    n: u16,
+    /// Layers
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    layers: u16,
+    /// Numbers of a hidden state; a multiple of 16
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    hidden: usize,
+    /// Standard deviation of the noise on y
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    noise: f64,
+    /// Where x of the tests comes from, as in normal*2.5+0 (learned is normal*1+0)
+    #[arg(long, value_name = "DISTRIBUTION", default_value = "normal*1+0")]
+    x: Distribution,
+    /// Estimators to compare with: ols, ridge:A, constant, sgd:R, gd:R, steps:NxR, knn:K, knn-near:K
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "ols,ridge:0.1,ridge:0.25,ridge:1,constant,steps:1x0.3,gd:0.02,sgd:0.03,knn:3"
+    )]
+    predictors: Vec<Predictor>,
+    /// File for the table of all prefixes (.csv)
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Circuits (with --heads)")]
+struct CircuitArgs {
+    /// Examples of a prompt
+    #[arg(long, value_name = "N", default_value_t = 40, requires = "heads",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    length: u16,
+    /// Variance of the noise
+    #[arg(long, value_name = "X", default_value_t = 0.1, requires = "heads")]
+    sigma2: f64,
+    /// Linear functions at once, each of a part of x
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "heads",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    tasks: u16,
+    /// Standard deviations of the numbers of x, where these are not 1
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "heads")]
+    spread: Vec<f64>,
+    /// Lengths of prompts at which the error is told
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "10,20,40,100",
+        requires = "heads"
+    )]
+    lengths: Vec<usize>,
+    /// File for the weights (.safetensors, with the names of the authors' code)
+    #[arg(long, value_name = "FILE", requires = "heads")]
+    save: Option<PathBuf>,
+    /// Read weights instead of training
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "heads",
+        conflicts_with = "steps"
+    )]
+    load: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    match args.heads {
+        Some(heads) => circuits(args, heads, globals),
+        None => algorithms(args, globals),
+    }
+}
+
+fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    let t = &args.transformer;
+    let task = Task {
+        d: args.d.map_or(4, usize::from),
+        n: t.n.into(),
+        x: Distribution::default(),
+        w: Distribution::default(),
+        noise: t.noise,
+    };
+    let steps = args.steps.unwrap_or(3000) as usize;
+    let mut config = LearnerConfig::small(task, t.layers.into(), steps, globals.seed);
+    config.hidden_size = t.hidden;
+    let mut model = Learner::new(config).map_err(|e| wrong_use(e.to_string()))?;
+    let progress = StderrProgress::new(globals.quiet, 20);
+    let curve = model.train(&progress)?;
+    let test = Task { x: t.x, ..task };
+    let sequences = test.sample(TESTS, globals.seed ^ 0x7e57);
+    let found = compare(&sequences, &model.predict(&sequences)?, &t.predictors)?;
+    if let Some(out) = &t.out {
+        write_table(out, &found)?;
+    }
+    let at = (2 * task.d).min(task.n - 1);
+    let line = linearity(&model, &test, at, globals.seed)?;
+    let probes = probes(&model, &sequences, at)?;
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        let value = json!({
+            "task": test, "layers": t.layers, "steps": steps, "weights": model.weight_count(),
+            "comparison": found, "curve": curve, "pairs": at, "r2_of_a_line": line, "probes": probes,
+        });
+        writeln!(out, "{value:#}")?;
+        return Ok(Outcome::Done);
+    }
+    writeln!(
+        out,
+        "{BOLD}{} layers, {} weights, {steps} steps{BOLD:#}; squared errors as parts of the variance of y",
+        t.layers,
+        model.weight_count()
+    )?;
+    let shown: Vec<usize> = [1, task.d / 2, task.d, at, task.n - 1]
+        .into_iter()
+        .filter(|i| (1..task.n).contains(i))
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let row = |errors: &[f64]| -> String {
+        let cells = shown
+            .iter()
+            .map(|i| format!("{:>9.4}", errors[*i] / found.variance));
+        cells.collect()
+    };
+    let heads: String = shown.iter().map(|i| format!("{i:>9}")).collect();
+    writeln!(out, "\n{:<16}{heads}   error after so many pairs", "")?;
+    writeln!(out, "{:<16}{}", "the model", row(&found.model))?;
+    for p in &found.predictors {
+        writeln!(out, "{:<16}{}", p.name, row(&p.mse))?;
+    }
+    writeln!(out, "\n{:<16}{heads}   difference from the model", "")?;
+    for p in &found.predictors {
+        writeln!(out, "{:<16}{}", p.name, row(&p.spd))?;
+    }
+    writeln!(
+        out,
+        "\nvariance of hidden states after {at} pairs that a linear probe explains:"
+    )?;
+    writeln!(
+        out,
+        "{:<16}{:>9}{:>12}{:>12}",
+        "layer", "X'y", "ols", "by chance"
+    )?;
+    for (layer, [moment, weights, chance]) in probes.iter().enumerate() {
+        writeln!(out, "{layer:<16}{moment:>9.3}{weights:>12.3}{chance:>12.3}")?;
+    }
+    writeln!(
+        out,
+        "\nThe model predicts most like {}. After {at} pairs a line explains {:.1} % of what it predicts.",
+        found.predictors.first().map_or("none of them", |p| &p.name),
+        100.0 * line
+    )?;
+    Ok(Outcome::Done)
+}
+
+/// Every prefix: the model's error, and of each estimator error and difference.
+fn write_table(path: &std::path::Path, found: &Comparison) -> anyhow::Result<()> {
+    let mut columns = vec!["pairs".to_owned(), "model mse".to_owned()];
+    for p in &found.predictors {
+        columns.extend([format!("{} mse", p.name), format!("{} spd", p.name)]);
+    }
+    let mut values = Vec::new();
+    for i in 0..found.model.len() {
+        values.extend([i as f32, found.model[i] as f32]);
+        values.extend(
+            found
+                .predictors
+                .iter()
+                .flat_map(|p| [p.mse[i] as f32, p.spd[i] as f32]),
+        );
+    }
+    write_csv(path, &values, columns.len(), &columns)?;
+    Ok(())
+}
+
+/// What part of the predictions of many probes after one context a line explains, in the mean
+/// over some contexts.
+fn linearity(model: &Learner, task: &Task, pairs: usize, seed: u64) -> anyhow::Result<f64> {
+    let contexts = task.sample(10, seed ^ 0xc0de);
+    let mut sum = 0.0;
+    for (i, context) in contexts.iter().enumerate() {
+        let probes = Task {
+            n: PROBES.max(2 * task.d + 2),
+            ..*task
+        }
+        .sample(1, seed ^ (i as u64 + 1));
+        let x = &probes[0].x;
+        let asked: Vec<Sequence> = x
+            .chunks_exact(task.d)
+            .map(|probe| Sequence {
+                d: task.d,
+                x: [&context.x[..pairs * task.d], probe].concat(),
+                y: [&context.y[..pairs], &[0.0]].concat(),
+                w: context.w.clone(),
+            })
+            .collect();
+        let told: Vec<f64> = model.predict(&asked)?.iter().map(|p| p[pairs]).collect();
+        sum += implied_weights(x, task.d, &told)?.r2 / contexts.len() as f64;
+    }
+    Ok(sum)
+}
+
+/// By layer: what part of `X'y`, of the least squares weights, and of those of other sequences
+/// hidden states tell.
+fn probes(model: &Learner, sequences: &[Sequence], pairs: usize) -> anyhow::Result<Vec<[f64; 3]>> {
+    let d = model.config().task.d;
+    let weights = |p: Predictor| -> Vec<f64> {
+        sequences
+            .iter()
+            .flat_map(|s| p.weights(s)[pairs].clone())
+            .collect()
+    };
+    let (moments, ols) = (
+        weights(Predictor::ConstantCovariance),
+        weights(Predictor::LeastSquares),
+    );
+    let mut others = ols.clone();
+    others.rotate_left(d);
+    let width = model.config().hidden_size;
+    let hidden = model.hidden(sequences, pairs)?;
+    let mut out = Vec::new();
+    for states in &hidden {
+        let of = |targets: &[f64]| probe(states, width, targets, d);
+        out.push([of(&moments)?, of(&ols)?, of(&others)?]);
+    }
+    Ok(out)
+}
+
+fn circuits(args: &InContextArgs, heads: u16, globals: &Globals) -> anyhow::Result<Outcome> {
+    let c = &args.circuits;
+    let mut config = SoftmaxConfig {
+        d: args.d.map_or(5, usize::from),
+        length: c.length.into(),
+        heads: heads.into(),
+        sigma2: c.sigma2,
+        tasks: c.tasks.into(),
+        spread: c.spread.clone(),
+        steps: args.steps.unwrap_or(20_000) as usize,
+        seed: globals.seed,
+        ..SoftmaxConfig::default()
+    };
+    if let Some(zero) = c.lengths.iter().find(|l| **l == 0) {
+        return Err(wrong_use(format!(
+            "a prompt of {zero} examples tells nothing"
+        )));
+    }
+    let progress = StderrProgress::new(globals.quiet, 20);
+    let (model, curve) = match &c.load {
+        Some(path) => {
+            let model = SoftmaxModel::load(path)?;
+            (config.d, config.tasks, config.heads) = (model.d, model.tasks, model.heads);
+            (model, Vec::new())
+        }
+        None => {
+            SoftmaxModel::new(&config).map_err(|e| wrong_use(e.to_string()))?;
+            train(&config, &progress)?
+        }
+    };
+    if let Some(path) = &c.save {
+        model.save(path).context("cannot keep the weights")?;
+    }
+    let circuits = model.circuits();
+    // The theory is for one task of even x.
+    let plain = config.tasks == 1 && config.spread.is_empty();
+    let mut errors = Vec::new();
+    for length in &c.lengths {
+        let prompts = Prompts::sample(&config, *length, PROMPTS, globals.seed ^ 0xabcd);
+        let mut row = vec![("the model", model.error(&prompts)?)];
+        if plain {
+            let step = two_head_step(config.d, *length, config.sigma2);
+            let alpha = config.sigma2 * config.d as f64;
+            row.push((
+                "descent",
+                Estimator::GradientDescent { step }.error(&prompts)?,
+            ));
+            row.push((
+                "centred descent",
+                Estimator::Debiased { step }.error(&prompts)?,
+            ));
+            row.push(("ridge (Bayes)", Estimator::Ridge { alpha }.error(&prompts)?));
+        }
+        errors.push((*length, row));
+    }
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        let rows: Vec<_> = errors
+            .iter()
+            .map(|(length, row)| {
+                let errors: serde_json::Map<String, serde_json::Value> = row
+                    .iter()
+                    .map(|(n, e)| ((*n).to_owned(), json!(e)))
+                    .collect();
+                json!({"length": length, "errors": errors})
+            })
+            .collect();
+        let value =
+            json!({"settings": config, "circuits": circuits, "errors": rows, "curve": curve});
+        writeln!(out, "{value:#}")?;
+        return Ok(Outcome::Done);
+    }
+    writeln!(
+        out,
+        "{BOLD}{:>4}  {:>8}  {:>9}  {:<20}  role{BOLD:#}",
+        "head", "omega", "away", "mu"
+    )?;
+    for (i, head) in circuits.iter().enumerate() {
+        let mu: Vec<String> = head.mu.iter().map(|m| format!("{m:.3}")).collect();
+        writeln!(
+            out,
+            "{:>4}  {:>8.3}  {:>9.3}  {:<20}  {}",
+            i + 1,
+            head.omega,
+            head.spread,
+            mu.join(" "),
+            head.role
+        )?;
+    }
+    let step: f64 = circuits.iter().map(|h| h.omega * h.mu[0]).sum();
+    let sum: f64 = circuits.iter().map(|h| h.mu[0]).sum();
+    writeln!(
+        out,
+        "\nsum of mu {sum:.3}, step (sum of omega mu) {step:.3}"
+    )?;
+    if plain {
+        let formula = two_head_step(config.d, config.length, config.sigma2);
+        writeln!(out, "the step of the theory for two heads: {formula:.3}")?;
+    }
+    writeln!(
+        out,
+        "\n{BOLD}squared error on {PROMPTS} fresh prompts{BOLD:#}"
+    )?;
+    for (length, row) in &errors {
+        let cells: Vec<String> = row.iter().map(|(n, e)| format!("{n} {e:.3}")).collect();
+        writeln!(out, "{length:>5} examples  {}", cells.join("  "))?;
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,41 @@
+//! `keyfold lab`: one file per laboratory.
+
+mod in_context;
+mod random_features;
+
+use clap::Subcommand;
+use keyfold_inspect::InspectError;
+
+use crate::args::Globals;
+use crate::failure::Outcome;
+
+/// Small models that are trained here to be looked into
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  keyfold lab in-context --layers 2 --steps 3000
+  keyfold lab in-context --heads 2
+  keyfold lab random-features examples.jsonl --save predictor.safetensors")]
+pub(crate) struct LabArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    InContext(in_context::InContextArgs),
+    RandomFeatures(random_features::RandomFeaturesArgs),
+}
+
+pub(crate) fn run(args: &LabArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    let result = match &args.action {
+        Action::InContext(args) => in_context::run(args, globals),
+        Action::RandomFeatures(args) => random_features::run(args, globals),
+    };
+    match result {
+        Err(e) if matches!(e.downcast_ref(), Some(InspectError::Cancelled)) => {
+            Ok(Outcome::Interrupted)
+        }
+        other => other,
+    }
+}

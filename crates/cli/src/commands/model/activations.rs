@@ -1,0 +1,196 @@
+//! Activations: files of rows, or what a language model computes at a place.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use keyfold_core::{NoProgress, Progress};
+use keyfold_data::rows::{RowOptions, read_rows};
+use keyfold_lm::session::{HookPoint, Observer, Policy, Session};
+use keyfold_lm::store::CacheType;
+use keyfold_lm::{SpecialTokens, Tokenizer};
+
+use crate::args::Globals;
+use crate::commands::lm::setup::Loaded;
+use crate::failure::wrong_use;
+use crate::progress::StderrProgress;
+
+/// What becomes of the rows of a text's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Pool {
+    /// Each token, or place of a map, is a sample
+    None,
+    /// Their mean
+    Mean,
+    /// The last token
+    Last,
+}
+
+/// Rows of one network.
+pub(super) struct Seen {
+    pub(super) rows: Vec<f32>,
+    pub(super) width: usize,
+    /// Tokens of each text, where each is a row.
+    pub(super) tokens: Vec<usize>,
+}
+
+/// Whether a name is a file of rows.
+pub(super) fn is_rows(name: &str) -> bool {
+    let ending = Path::new(name)
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
+    ["npy", "npz", "csv", "tsv", "parquet", "safetensors"].contains(&ending)
+        && Path::new(name).is_file()
+}
+
+/// Rows of a file.
+pub(super) fn of_file(name: &str, tensor: Option<&str>) -> anyhow::Result<Seen> {
+    let options = RowOptions {
+        tensor: tensor.map(str::to_owned),
+        ..RowOptions::default()
+    };
+    let rows = read_rows(Path::new(name), &options)?;
+    Ok(Seen {
+        width: rows.width,
+        rows: rows.values,
+        tokens: Vec::new(),
+    })
+}
+
+/// The lines of a file that are not empty.
+pub(super) fn texts(path: &PathBuf) -> anyhow::Result<Vec<String>> {
+    let bytes = std::fs::read(path)
+        .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+        .map(str::to_owned)
+        .collect();
+    match lines.is_empty() {
+        true => Err(wrong_use(format!("{} holds no text", path.display()))),
+        false => Ok(lines),
+    }
+}
+
+/// A language model that is looked into.
+pub(super) struct Subject {
+    pub(super) loaded: Loaded,
+    pub(super) tokenizer: Tokenizer,
+}
+
+impl Subject {
+    pub(super) fn open(
+        name: &str,
+        globals: &Globals,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Self> {
+        let loaded = Loaded::open(name, globals, progress)?;
+        let tokenizer = loaded.file.tokenizer()?;
+        Ok(Self { loaded, tokenizer })
+    }
+
+    /// The tokens of a text, behind what every text of the model begins with.
+    pub(super) fn tokens(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut tokens = self.tokenizer.prefix().to_vec();
+        tokens.extend(self.tokenizer.encode(text, SpecialTokens::Plain)?);
+        Ok(tokens)
+    }
+
+    /// Numbers of a row at a place, refused where the model has no such layer.
+    pub(super) fn width(&self, point: HookPoint) -> anyhow::Result<usize> {
+        let dims = self.loaded.decoder.config().dims;
+        if point.layer >= dims.layers {
+            return Err(wrong_use(format!(
+                "{point}: the model has {} layers, blocks.0 to blocks.{}",
+                dims.layers,
+                dims.layers - 1
+            )));
+        }
+        Ok(match point.site {
+            keyfold_lm::session::Site::Z => dims.heads * dims.head_dim,
+            _ => dims.hidden,
+        })
+    }
+
+    /// Reads tokens; `observer` sees the pass. Gives the logits after the last.
+    pub(super) fn read(
+        &self,
+        tokens: &[u32],
+        observer: &mut dyn Observer,
+    ) -> anyhow::Result<Vec<f32>> {
+        let decoder = &self.loaded.decoder;
+        let policy = Policy::dense(decoder, CacheType::F32, tokens.len())?;
+        let mut session = Session::new(Arc::clone(decoder), policy, Arc::clone(&self.loaded.team));
+        session.observe(tokens, &NoProgress, observer)?;
+        Ok(session.logits().to_vec())
+    }
+
+    /// Rows at a place for every text.
+    pub(super) fn activations(
+        &self,
+        texts: &[String],
+        point: HookPoint,
+        pool: Pool,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Seen> {
+        let width = self.width(point)?;
+        let mut seen = Seen {
+            rows: Vec::new(),
+            width,
+            tokens: Vec::new(),
+        };
+        progress.start("reading texts", "texts", Some(texts.len() as u64));
+        for text in texts {
+            if progress.cancelled() {
+                progress.finish();
+                return Err(keyfold_lm::LmError::Stopped.into());
+            }
+            let tokens = self.tokens(text)?;
+            if tokens.is_empty() {
+                continue;
+            }
+            let mut keep = Keep {
+                point,
+                rows: Vec::new(),
+            };
+            self.read(&tokens, &mut keep)?;
+            // What every text begins with says nothing of the text.
+            let from = self.tokenizer.prefix().len().min(tokens.len() - 1);
+            let rows = &keep.rows[from * width..];
+            match pool {
+                Pool::None => {
+                    seen.tokens.push(tokens.len() - from);
+                    seen.rows.extend_from_slice(rows);
+                }
+                Pool::Last => seen.rows.extend_from_slice(&rows[rows.len() - width..]),
+                Pool::Mean => {
+                    let mut mean = vec![0.0; width];
+                    let share = 1.0 / (rows.len() / width) as f32;
+                    for row in rows.chunks_exact(width) {
+                        mean.iter_mut().zip(row).for_each(|(m, x)| *m += share * x);
+                    }
+                    seen.rows.extend(mean);
+                }
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok(seen)
+    }
+}
+
+/// Keeps the rows of one place.
+struct Keep {
+    point: HookPoint,
+    rows: Vec<f32>,
+}
+
+impl Observer for Keep {
+    fn at(&mut self, point: HookPoint, rows: &mut [f32]) {
+        if point == self.point {
+            self.rows.extend_from_slice(rows);
+        }
+    }
+}

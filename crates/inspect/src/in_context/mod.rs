@@ -1,0 +1,134 @@
+//! Learning in context: sequences of examples of a linear function, and what predicts the next.
+//!
+//! [`algorithms`] compares what a transformer predicts with what estimators would;
+//! [`softmax`] trains one layer of attention and reads what each head does.
+
+pub mod algorithms;
+pub mod constructed;
+pub mod learner;
+pub mod probe;
+pub mod softmax;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use crate::InspectError;
+use crate::random::normal;
+
+/// A distribution of numbers: `scale · N(0, 1) + shift`, as in `normal*2.5+0`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// What a number of mean 0 and variance 1 is multiplied by.
+    pub scale: f64,
+    /// What is added.
+    pub shift: f64,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            shift: 0.0,
+        }
+    }
+}
+
+impl std::str::FromStr for Distribution {
+    type Err = InspectError;
+
+    fn from_str(text: &str) -> Result<Self, InspectError> {
+        let read = || {
+            let (scale, shift) = text.strip_prefix("normal*")?.split_once('+')?;
+            Some(Self {
+                scale: scale.trim().parse().ok().filter(|x: &f64| x.is_finite())?,
+                shift: shift.trim().parse().ok().filter(|x: &f64| x.is_finite())?,
+            })
+        };
+        read().ok_or_else(|| {
+            InspectError::settings(format!(
+                "'{text}' is no distribution; write it as normal*SCALE+SHIFT, as in normal*2.5+0"
+            ))
+        })
+    }
+}
+
+/// Linear tasks: `w`, then `n` pairs of `x` and `y = <w, x> + noise`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Numbers of `x`.
+    pub d: usize,
+    /// Pairs of a sequence.
+    pub n: usize,
+    /// Where `x` is from.
+    pub x: Distribution,
+    /// Where `w` is from.
+    pub w: Distribution,
+    /// Standard deviation of the noise.
+    pub noise: f64,
+}
+
+impl Task {
+    /// Refuses what makes no sense.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self) -> Result<(), InspectError> {
+        if self.d == 0 || self.n == 0 {
+            return Err(InspectError::settings(
+                "a task needs x of at least one number, and at least one pair",
+            ));
+        }
+        match self.noise >= 0.0 && self.noise.is_finite() {
+            true => Ok(()),
+            false => Err(InspectError::settings(format!(
+                "noise is {}; it must be 0 or more",
+                self.noise
+            ))),
+        }
+    }
+
+    /// Sequences drawn by a seed.
+    pub fn sample(&self, count: usize, seed: u64) -> Vec<Sequence> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut draw = |from: Distribution| from.scale * normal(&mut rng) + from.shift;
+        let mut sequence = || {
+            let w: Vec<f64> = (0..self.d).map(|_| draw(self.w)).collect();
+            let x: Vec<f64> = (0..self.n * self.d).map(|_| draw(self.x)).collect();
+            let y = x.chunks_exact(self.d).map(|x| dot(x, &w));
+            let mut y: Vec<f64> = y.collect();
+            if self.noise > 0.0 {
+                y.iter_mut().for_each(|y| {
+                    *y += self.noise * draw(Distribution::default());
+                });
+            }
+            Sequence { d: self.d, x, y, w }
+        };
+        (0..count).map(|_| sequence()).collect()
+    }
+}
+
+/// One sequence of a [`Task`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// Numbers of an `x`.
+    pub d: usize,
+    /// `[n, d]`
+    pub x: Vec<f64>,
+    /// `[n]`
+    pub y: Vec<f64>,
+    /// The function.
+    pub w: Vec<f64>,
+}
+
+impl Sequence {
+    /// The pairs in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&[f64], f64)> {
+        self.x.chunks_exact(self.d).zip(self.y.iter().copied())
+    }
+}
+
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}

@@ -1,0 +1,568 @@
+//! The task of the indirect object, and a small model that is trained on it.
+//!
+//! Two names, then one of them again: who is meant at the end is the other. `ABB` names the
+//! indirect object (`io`) first, `BAB` the subject (`s`). Attributes are the two names and
+//! their order (`io_pos`). A counterfactual has a new name in one place, or the order turned.
+//!
+//! The model reads words of a small vocabulary through two layers of attention without MLP, and
+//! is trained by cross-entropy of the last word until it names the indirect object. Its places
+//! to look at are the outputs of the heads at the last word (`blocks.L.attn.hook_z`).
+
+use keyfold_core::{Progress, seed_of};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+
+use super::Attribute;
+use crate::InspectError;
+use crate::small_transformer::{Adam, BlockConfig, Blocks, Edit, Layout, Trace, draw, warm_cosine};
+
+/// Prompts whose gradient is made together.
+const PART: usize = 16;
+
+const NAMES: [&str; 40] = [
+    "Ada", "Ben", "Carl", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivan", "June", "Kurt", "Lena",
+    "Max", "Nora", "Otto", "Paul", "Rita", "Sam", "Tess", "Uwe", "Vera", "Will", "Xena", "Yann",
+    "Zoe", "Anna", "Bert", "Cleo", "Dirk", "Ella", "Finn", "Gina", "Hugo", "Ida", "Jack", "Kate",
+    "Leo", "Mara", "Nick", "Olga",
+];
+const OBJECTS: [&str; 6] = ["book", "ring", "kite", "lamp", "cake", "drum"];
+const PLACES: [&str; 6] = ["farm", "port", "shop", "zoo", "park", "lab"];
+
+/// Sentences of one length: `A` and `B` are the first two names, `C` the third, `P` a place, `O`
+/// an object.
+const TEMPLATES: [&str; 3] = [
+    "Then A and B had a long quarrel about the game and afterwards C replied to",
+    "Then A and B had much fun at the P ; C gave a O to",
+    "Then A and B worked at the P . C wanted to give a O to",
+];
+
+/// A prompt by its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prompt {
+    template: usize,
+    place: usize,
+    object: usize,
+    /// Name of the indirect object.
+    pub io: usize,
+    /// Name of the subject.
+    pub s: usize,
+    /// Whether the subject is named first.
+    pub io_second: bool,
+}
+
+/// The attributes, in the order of [`attributes`].
+pub const ATTRIBUTES: [&str; 3] = ["io", "s", "io_pos"];
+
+/// Words that the model knows.
+pub fn vocabulary() -> Vec<&'static str> {
+    let mut words: Vec<&str> = Vec::new();
+    let parts = TEMPLATES.iter().flat_map(|t| t.split(' '));
+    let plain = parts.filter(|w| !["A", "B", "C", "P", "O"].contains(w));
+    for word in NAMES.into_iter().chain(OBJECTS).chain(PLACES).chain(plain) {
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    words
+}
+
+impl Prompt {
+    /// Draws prompts; names come from the first `names` of the list.
+    ///
+    /// # Errors
+    /// When `names` is no number from 2 to all.
+    pub fn sample(count: usize, names: usize, seed: u64) -> Result<Vec<Self>, InspectError> {
+        if !(2..=NAMES.len()).contains(&names) {
+            return Err(InspectError::settings(format!(
+                "prompts need 2 to {} names, not {names}",
+                NAMES.len()
+            )));
+        }
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut one = || {
+            let io = rng.random_range(0..names);
+            let s = (io + rng.random_range(1..names)) % names;
+            Self {
+                template: rng.random_range(0..TEMPLATES.len()),
+                place: rng.random_range(0..PLACES.len()),
+                object: rng.random_range(0..OBJECTS.len()),
+                io,
+                s,
+                io_second: rng.random(),
+            }
+        };
+        Ok((0..count).map(|_| one()).collect())
+    }
+
+    /// The same prompt with one attribute changed: a name that is in neither place, or the other
+    /// order.
+    pub fn counterfactual(self, attribute: usize, rng: &mut StdRng) -> Self {
+        let mut new = || loop {
+            let name = rng.random_range(0..NAMES.len());
+            if name != self.io && name != self.s {
+                return name;
+            }
+        };
+        match attribute {
+            0 => Self { io: new(), ..self },
+            1 => Self { s: new(), ..self },
+            _ => Self {
+                io_second: !self.io_second,
+                ..self
+            },
+        }
+    }
+
+    /// The values of the attributes.
+    pub fn values(self) -> [usize; 3] {
+        [self.io, self.s, usize::from(self.io_second)]
+    }
+
+    /// The words of the prompt.
+    pub fn words(self) -> Vec<&'static str> {
+        let (first, second) = match self.io_second {
+            false => (self.io, self.s),
+            true => (self.s, self.io),
+        };
+        let word = |w: &'static str| match w {
+            "A" => NAMES[first],
+            "B" => NAMES[second],
+            "C" => NAMES[self.s],
+            "P" => PLACES[self.place],
+            "O" => OBJECTS[self.object],
+            other => other,
+        };
+        TEMPLATES[self.template].split(' ').map(word).collect()
+    }
+}
+
+/// The attributes of prompts.
+pub fn attributes(prompts: &[Prompt]) -> Vec<Attribute> {
+    let names = || NAMES.map(str::to_owned).to_vec();
+    let values = [
+        names(),
+        names(),
+        vec!["first".to_owned(), "second".to_owned()],
+    ];
+    let of = |at: usize| prompts.iter().map(|p| p.values()[at]).collect();
+    let parts = ATTRIBUTES.iter().zip(values).enumerate();
+    parts
+        .map(|(at, (name, values))| Attribute {
+            name: (*name).to_owned(),
+            values,
+            of: of(at),
+        })
+        .collect()
+}
+
+/// Settings of the training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SmallModelConfig {
+    /// Numbers of a state.
+    pub d_model: usize,
+    /// Heads of a layer; a head has `d_model / heads` numbers.
+    pub heads: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Prompts of a step.
+    pub batch_size: usize,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Steps.
+    pub steps: usize,
+    /// Seed.
+    pub seed: u64,
+}
+
+impl Default for SmallModelConfig {
+    fn default() -> Self {
+        Self {
+            d_model: 64,
+            heads: 4,
+            layers: 2,
+            batch_size: 64,
+            learning_rate: 3e-3,
+            steps: 2000,
+            seed: 0,
+        }
+    }
+}
+
+/// A small model of the task.
+#[derive(Debug, Clone)]
+pub struct SmallModel {
+    config: SmallModelConfig,
+    /// Number of each word.
+    words: std::collections::HashMap<&'static str, usize>,
+    length: usize,
+    embedding: std::ops::Range<usize>,
+    places: std::ops::Range<usize>,
+    blocks: Blocks,
+    /// `[words, d_model]`
+    unembedding: std::ops::Range<usize>,
+    weights: Vec<f32>,
+}
+
+/// What a pass over prompts gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pass {
+    /// `[prompts, names]`: logits of the names alone; other words never answer.
+    pub names: Vec<f32>,
+    /// Whether the likeliest of all words is a name; all words count, one entry for each prompt.
+    pub best: Vec<usize>,
+    /// By layer: outputs of the heads at the last word, `[prompts, d_model]`.
+    pub heads: Vec<Vec<f32>>,
+}
+
+impl SmallModel {
+    /// Draws the weights.
+    ///
+    /// # Errors
+    /// When a setting makes no sense.
+    pub fn new(config: SmallModelConfig) -> Result<Self, InspectError> {
+        if config.heads == 0 || !config.d_model.is_multiple_of(config.heads) {
+            return Err(InspectError::settings(format!(
+                "d_model {} must be a multiple of the {} heads",
+                config.d_model, config.heads
+            )));
+        }
+        let block = BlockConfig {
+            width: config.d_model,
+            heads: config.heads,
+            head_dim: config.d_model / config.heads,
+            mlp: 0,
+            norm: false,
+            layers: config.layers,
+        };
+        block.check()?;
+        let words: std::collections::HashMap<&str, usize> =
+            vocabulary().into_iter().zip(0..).collect();
+        let length = TEMPLATES[0].split(' ').count();
+        let mut layout = Layout::default();
+        let embedding = layout.take(words.len() * config.d_model);
+        let places = layout.take(length * config.d_model);
+        let blocks = Blocks::new(block, &mut layout);
+        let unembedding = layout.take(words.len() * config.d_model);
+        let mut weights = layout.zeros();
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        for range in [&embedding, &places, &unembedding] {
+            draw(&mut rng, config.d_model, &mut weights[range.clone()]);
+        }
+        blocks.init(&mut weights, &mut rng);
+        Ok(Self {
+            config,
+            words,
+            length,
+            embedding,
+            places,
+            blocks,
+            unembedding,
+            weights,
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> SmallModelConfig {
+        self.config
+    }
+
+    fn tokens(&self, prompts: &[Prompt]) -> Vec<usize> {
+        let words = prompts.iter().flat_map(|p| p.words());
+        words.map(|w| self.words[w]).collect()
+    }
+
+    fn forward(&self, tokens: &[usize], edit: Option<Edit>) -> (Trace, Vec<f32>, Vec<f32>) {
+        let d = self.config.d_model;
+        let mut x = Vec::with_capacity(tokens.len() * d);
+        for token in tokens {
+            x.extend_from_slice(&self.weights[self.embedding.clone()][token * d..][..d]);
+        }
+        let places = &self.weights[self.places.clone()];
+        x.chunks_exact_mut(places.len())
+            .for_each(|x| keyfold_kernels::add_assign(x, places));
+        let trace = self.blocks.forward(&self.weights, x, self.length, edit);
+        let ends = trace.out.chunks_exact(self.length * d);
+        let last: Vec<f32> = ends
+            .flat_map(|s| s[(self.length - 1) * d..].to_vec())
+            .collect();
+        let (count, words) = (last.len() / d, self.words.len());
+        let mut logits = vec![0.0; count * words];
+        let unembedding = &self.weights[self.unembedding.clone()];
+        keyfold_kernels::matmul_nt(&mut logits, &last, unembedding, count, words, d, 1);
+        (trace, last, logits)
+    }
+
+    /// Loss and gradient of prompts, divided by `total`.
+    fn gradient(&self, prompts: &[Prompt], total: usize) -> (f64, Vec<f32>) {
+        use keyfold_kernels::{Matrix, product};
+        let (d, words) = (self.config.d_model, self.words.len());
+        let tokens = self.tokens(prompts);
+        let (trace, last, mut logits) = self.forward(&tokens, None);
+        keyfold_kernels::softmax_rows(&mut logits, words);
+        let mut loss = 0.0;
+        for (row, prompt) in logits.chunks_exact_mut(words).zip(prompts) {
+            let answer = self.words[NAMES[prompt.io]];
+            loss -= f64::from(row[answer].max(1e-30)).ln();
+            row[answer] -= 1.0;
+            row.iter_mut().for_each(|x| *x /= total as f32);
+        }
+        let mut gradient = vec![0.0; self.weights.len()];
+        let d_logits = Matrix::new(&logits, words);
+        let out = &mut gradient[self.unembedding.clone()];
+        product(out, d, d_logits.t(), Matrix::new(&last, d), 1.0, true, 1);
+        let mut d_last = vec![0.0; last.len()];
+        let unembedding = Matrix::new(&self.weights[self.unembedding.clone()], d);
+        product(&mut d_last, d, d_logits, unembedding, 1.0, false, 1);
+        let mut dx = vec![0.0; tokens.len() * d];
+        for (dx, from) in dx
+            .chunks_exact_mut(self.length * d)
+            .zip(d_last.chunks_exact(d))
+        {
+            dx[(self.length - 1) * d..].copy_from_slice(from);
+        }
+        let dx = self
+            .blocks
+            .backward(&self.weights, &trace, dx, self.length, &mut gradient);
+        let embedding = self.embedding.start;
+        for (token, dx) in tokens.iter().zip(dx.chunks_exact(d)) {
+            keyfold_kernels::add_assign(&mut gradient[embedding + token * d..][..d], dx);
+        }
+        let places = self.places.clone();
+        for dx in dx.chunks_exact(self.length * d) {
+            keyfold_kernels::add_assign(&mut gradient[places.clone()], dx);
+        }
+        (loss, gradient)
+    }
+
+    /// Trains on fresh prompts; gives the loss of each hundredth of the steps.
+    ///
+    /// # Errors
+    /// When the user asked to stop.
+    pub fn train(&mut self, progress: &dyn Progress) -> Result<Vec<f64>, InspectError> {
+        let config = self.config;
+        let mut adam = Adam::new(self.weights.len(), (0.9, 0.999), 1e-8);
+        let every = (config.steps / 100).max(1);
+        let (mut curve, mut sum) = (Vec::new(), 0.0);
+        progress.start("small model", "steps", Some(config.steps as u64));
+        for step in 0..config.steps {
+            if progress.cancelled() {
+                return Err(InspectError::Cancelled);
+            }
+            let seed = seed_of(&format!("indirect object {} {step}", config.seed));
+            let prompts = Prompt::sample(config.batch_size, NAMES.len(), seed)?;
+            let parts: Vec<(f64, Vec<f32>)> = prompts
+                .par_chunks(PART)
+                .map(|part| self.gradient(part, prompts.len()))
+                .collect();
+            let mut parts = parts.into_iter();
+            let (mut loss, mut gradient) = parts.next().unwrap_or_default();
+            for (more, part) in parts {
+                loss += more;
+                keyfold_kernels::add_assign(&mut gradient, &part);
+            }
+            let rate = warm_cosine(step, config.steps, config.learning_rate);
+            adam.step(&mut self.weights, &gradient, rate);
+            sum += loss / prompts.len() as f64;
+            if (step + 1) % every == 0 {
+                curve.push(sum / every as f64);
+                progress.status(&format!("loss {:.4}", sum / every as f64));
+                sum = 0.0;
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok(curve)
+    }
+
+    /// Reads prompts; where `replace` is given, the heads' outputs of its layer at the last word
+    /// are these rows `[prompts, d_model]`.
+    ///
+    /// # Errors
+    /// When there are no prompts, or rows of another number.
+    pub fn pass(
+        &self,
+        prompts: &[Prompt],
+        replace: Option<(usize, &[f32])>,
+    ) -> Result<Pass, InspectError> {
+        let (d, words) = (self.config.d_model, self.words.len());
+        if prompts.is_empty() {
+            return Err(InspectError::Empty {
+                what: "prompts".to_owned(),
+            });
+        }
+        if let Some((layer, rows)) = replace
+            && (rows.len() != prompts.len() * d || layer >= self.config.layers)
+        {
+            return Err(InspectError::Disagree {
+                what: format!("numbers to put in place of layer {layer}, and needed"),
+                left: rows.len(),
+                right: prompts.len() * d,
+            });
+        }
+        let parts: Vec<Pass> = prompts
+            .par_chunks(PART)
+            .enumerate()
+            .map(|(part, prompts)| {
+                let mut put = |layer: usize, z: &mut [f32]| {
+                    let Some((at, rows)) = replace.filter(|r| r.0 == layer) else {
+                        return;
+                    };
+                    debug_assert_eq!(at, layer);
+                    let rows = rows[part * PART * d..].chunks_exact(d);
+                    for (z, row) in z.chunks_exact_mut(self.length * d).zip(rows) {
+                        z[(self.length - 1) * d..].copy_from_slice(row);
+                    }
+                };
+                let (trace, _, logits) = self.forward(&self.tokens(prompts), Some(&mut put));
+                let heads = trace.blocks.iter().map(|block| {
+                    let last = block.heads.chunks_exact(self.length * d);
+                    last.flat_map(|z| z[(self.length - 1) * d..].to_vec())
+                        .collect()
+                });
+                let rows = logits.chunks_exact(words);
+                Pass {
+                    heads: heads.collect(),
+                    names: rows
+                        .clone()
+                        .flat_map(|r| r[..NAMES.len()].to_vec())
+                        .collect(),
+                    best: rows.map(argmax).collect(),
+                }
+            })
+            .collect();
+        let mut all = Pass {
+            names: Vec::new(),
+            best: Vec::new(),
+            heads: vec![Vec::new(); self.config.layers],
+        };
+        for part in parts {
+            all.names.extend(part.names);
+            all.best.extend(part.best);
+            all.heads
+                .iter_mut()
+                .zip(part.heads)
+                .for_each(|(all, part)| all.extend(part));
+        }
+        Ok(all)
+    }
+}
+
+impl Pass {
+    /// Mean over prompts of the logit of `io` less that of `s`.
+    pub fn logit_difference(&self, prompts: &[Prompt]) -> f64 {
+        let rows = self.names.chunks_exact(NAMES.len()).zip(prompts);
+        let differences = rows.map(|(row, p)| f64::from(row[p.io] - row[p.s]));
+        differences.sum::<f64>() / prompts.len().max(1) as f64
+    }
+
+    /// Share of prompts whose likeliest word is this name.
+    pub fn share(&self, names: impl Iterator<Item = usize>) -> f64 {
+        // The first words of the vocabulary are the names.
+        let right = self
+            .best
+            .iter()
+            .zip(names)
+            .filter(|(best, name)| *best == name);
+        right.count() as f64 / self.best.len().max(1) as f64
+    }
+
+    /// Share of prompts whose likeliest word is as in another pass.
+    pub fn agreement(&self, other: &Self) -> f64 {
+        self.share(other.best.iter().copied())
+    }
+}
+
+fn argmax(row: &[f32]) -> usize {
+    let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(i, _)| i)
+}
+
+#[cfg(test)]
+mod tests {
+    use keyfold_core::NoProgress;
+
+    use super::*;
+
+    #[test]
+    fn prompts_have_one_length_and_name_the_subject_twice() {
+        let prompts = Prompt::sample(200, 40, 1).unwrap();
+        for prompt in &prompts {
+            let words = prompt.words();
+            assert_eq!(words.len(), 16, "{words:?}");
+            let count = |name: usize| words.iter().filter(|w| **w == NAMES[name]).count();
+            assert_eq!((count(prompt.io), count(prompt.s)), (1, 2));
+            assert_eq!(words[1] == NAMES[prompt.io], !prompt.io_second);
+        }
+        assert!(Prompt::sample(1, 1, 0).is_err());
+        assert_eq!(&vocabulary()[..40], &NAMES);
+    }
+
+    #[test]
+    fn a_counterfactual_changes_one_attribute() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for prompt in Prompt::sample(50, 40, 2).unwrap() {
+            for attribute in 0..3 {
+                let other = prompt.counterfactual(attribute, &mut rng);
+                for (at, (a, b)) in prompt.values().iter().zip(other.values()).enumerate() {
+                    assert_eq!(*a != b, at == attribute);
+                }
+                assert_ne!(other.io, other.s);
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_differences() {
+        let config = SmallModelConfig {
+            d_model: 8,
+            heads: 2,
+            ..SmallModelConfig::default()
+        };
+        let model = SmallModel::new(config).unwrap();
+        let prompts = Prompt::sample(4, 40, 3).unwrap();
+        let (_, gradient) = model.gradient(&prompts, 4);
+        let loss = |model: &SmallModel| model.gradient(&prompts, 4).0 / 4.0;
+        let step = 1e-2;
+        for at in (0..model.weights.len()).step_by(53) {
+            let (mut up, mut down) = (model.clone(), model.clone());
+            up.weights[at] += step;
+            down.weights[at] -= step;
+            let difference = (loss(&up) - loss(&down)) / f64::from(2.0 * step);
+            let analytic = f64::from(gradient[at]);
+            assert!(
+                (analytic - difference).abs() < 1e-3 * (1.0 + 10.0 * difference.abs()),
+                "{at}: {analytic} {difference}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pass_with_its_own_activations_is_the_same_pass() {
+        let model = SmallModel::new(SmallModelConfig::default()).unwrap();
+        let prompts = Prompt::sample(20, 40, 3).unwrap();
+        let plain = model.pass(&prompts, None).unwrap();
+        let again = model.pass(&prompts, Some((1, &plain.heads[1]))).unwrap();
+        assert_eq!(plain, again);
+        let zeros = vec![0.0; plain.heads[1].len()];
+        let without = model.pass(&prompts, Some((1, &zeros))).unwrap();
+        assert_ne!(plain.names, without.names);
+        assert_eq!(plain.heads[0], without.heads[0]);
+        assert!(model.pass(&prompts, Some((2, &zeros))).is_err());
+        assert!(model.pass(&prompts[..1], Some((1, &zeros))).is_err());
+    }
+
+    #[test]
+    fn training_lowers_the_loss() {
+        let config = SmallModelConfig {
+            d_model: 16,
+            heads: 2,
+            steps: 60,
+            batch_size: 32,
+            ..SmallModelConfig::default()
+        };
+        let mut model = SmallModel::new(config).unwrap();
+        let curve = model.train(&NoProgress).unwrap();
+        assert!(curve[59] < 0.93 * curve[0], "{curve:?}");
+    }
+}
