@@ -81,7 +81,7 @@ fn units_are_matched_drawn_and_written() {
 fn places_of_language_models_are_compared() {
     let notes = Notes::new();
     notes.write("texts.txt", "some words\nand others\n\nonce more\n");
-    let (llama, other) = (fixture("llama"), fixture("qwen2"));
+    let llama = fixture("llama");
     let run = |more: &[&str]| {
         let all = [&["model", "compare"][..], more, &["--data", "texts.txt"]].concat();
         notes.run(&all)
@@ -100,7 +100,14 @@ fn places_of_language_models_are_compared() {
     let next = run(&[&[llama.as_str(), &llama][..], &next].concat()).json();
     let of = |name: &str| next[name]["matching"].as_f64().unwrap();
     assert!(of("one_to_one") > of("by_chance"));
-    run(&[&[llama.as_str(), &other][..], &hook, &["--pool", "mean"]].concat()).ok();
+    // Four texts of which one is empty: three samples.
+    let pooled = run(&[
+        &[llama.as_str(), &llama][..],
+        &hook,
+        &["--pool", "mean", "--json"],
+    ]
+    .concat());
+    assert_eq!(pooled.json()["samples"], 3);
     run(&[llama.as_str(), &llama, "--hook", "blocks.7.hook_resid_post"]).fails(2, &["2 layers"]);
     run(&[llama.as_str(), &llama, "--hook", "blocks.1.hook_foo"]).fails(2, &["hook_resid_post"]);
     notes

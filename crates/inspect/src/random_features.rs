@@ -405,8 +405,8 @@ impl RandomFeaturePredictor {
             ("format", FORMAT.to_owned()),
             ("d", self.features.d.to_string()),
             ("set_size", self.features.set_size.to_string()),
+            ("checksum", self.checksum(&config)),
             ("config", config),
-            ("checksum", self.checksum()),
         ];
         let bytes = |x: &[f64]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let (v, rest) = (bytes(&self.v), bytes(&[self.scale, self.mean, self.lambda]));
@@ -456,7 +456,9 @@ impl RandomFeaturePredictor {
             lambda,
             v: numbers("v")?,
         };
-        match read.v.len() == read.features.len() && &read.checksum() == note("checksum")? {
+        match read.v.len() == read.features.len()
+            && &read.checksum(note("config")?) == note("checksum")?
+        {
             true => Ok(read),
             false => Err(damaged(
                 "its numbers do not give its checksum; it was cut off or changed",
@@ -464,10 +466,10 @@ impl RandomFeaturePredictor {
         }
     }
 
-    /// Of sizes and everything that was learned.
-    fn checksum(&self) -> String {
+    /// Of sizes, settings as they are written, and everything that was learned.
+    fn checksum(&self, config: &str) -> String {
         let f = &self.features;
-        let mut bytes = format!("{} {} {:?}", f.d, f.set_size, f.config).into_bytes();
+        let mut bytes = format!("{} {} {config}", f.d, f.set_size).into_bytes();
         let numbers = [self.scale, self.mean, self.lambda];
         bytes.extend(numbers.iter().chain(&self.v).flat_map(|x| x.to_le_bytes()));
         blake3::hash(&bytes).to_hex()[..32].to_owned()

@@ -40,6 +40,8 @@ pub use keyfold_core as core;
 pub use keyfold_data as data;
 /// Dictionaries: few atoms, sparse codes.
 pub use keyfold_dictionary as dictionary;
+/// Looking inside models.
+pub use keyfold_inspect as inspect;
 /// Arithmetic on slices.
 pub use keyfold_kernels as kernels;
 /// Classes and numbers from rows of features.

@@ -82,23 +82,25 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             curve,
         });
     }
-    let estimators: Vec<Vec<f64>> = LENGTHS
+    let estimators: Vec<Vec<f64>> = prompts
         .iter()
-        .zip(&prompts)
-        .map(|(length, prompts)| {
-            let step = two_head_step(plain.d, *length, plain.sigma2);
-            let (omega, mu) = single_head_optimum(plain.d, *length, plain.sigma2);
-            let all = [
-                Estimator::TwoHeads { omega: 0.1, step },
-                Estimator::GradientDescent { step },
-                Estimator::Debiased { step },
-                Estimator::OneHead { omega, mu },
-                Estimator::Ridge {
-                    alpha: plain.sigma2 * plain.d as f64,
-                },
-            ];
-            all.iter().map(|e| e.error(prompts)).collect()
-        })
+        .map(
+            |prompts| -> Result<Vec<f64>, keyfold_inspect::InspectError> {
+                // As of heads that were trained at one length.
+                let step = two_head_step(plain.d, plain.length, plain.sigma2);
+                let (omega, mu) = single_head_optimum(plain.d, plain.length, plain.sigma2);
+                let all = [
+                    Estimator::TwoHeads { omega: 0.1, step },
+                    Estimator::GradientDescent { step },
+                    Estimator::Debiased { step },
+                    Estimator::OneHead { omega, mu },
+                    Estimator::Ridge {
+                        alpha: plain.sigma2 * plain.d as f64,
+                    },
+                ];
+                all.iter().map(|e| e.error(prompts)).collect()
+            },
+        )
         .collect::<Result<_, _>>()?;
     report(&trained, &estimators, &plain)
 }

@@ -330,7 +330,7 @@ fn circuits(args: &InContextArgs, heads: u16, globals: &Globals) -> anyhow::Resu
         let prompts = Prompts::sample(&config, *length, PROMPTS, globals.seed ^ 0xabcd);
         let mut row = vec![("the model", model.error(&prompts)?)];
         if plain {
-            let step = two_head_step(config.d, *length, config.sigma2);
+            let step = two_head_step(config.d, config.length, config.sigma2);
             let alpha = config.sigma2 * config.d as f64;
             row.push((
                 "descent",

@@ -1,6 +1,6 @@
 //! Activations: files of rows, or what a language model computes at a place.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -59,7 +59,7 @@ pub(super) fn of_file(name: &str, tensor: Option<&str>) -> anyhow::Result<Seen> 
 }
 
 /// The lines of a file that are not empty.
-pub(super) fn texts(path: &PathBuf) -> anyhow::Result<Vec<String>> {
+pub(super) fn texts(path: &Path) -> anyhow::Result<Vec<String>> {
     let bytes = std::fs::read(path)
         .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
     let text = String::from_utf8_lossy(&bytes);
