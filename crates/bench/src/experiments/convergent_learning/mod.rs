@@ -11,6 +11,9 @@ use keyfold_core::Progress;
 use keyfold_inspect::convergent::{
     Activations, OneToOne, clusters, correlations, greedy, mutual_information, sparse_prediction,
 };
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use serde_json::json;
 
 use crate::plot;
@@ -64,9 +67,14 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         Scale::Full => (8, 300),
     };
     let digits = samples::digits()?;
-    let x: Vec<f32> = digits.x.numbers().iter().map(|x| *x as f32).collect();
-    let labels: Vec<usize> = digits.labels.codes().to_vec();
     let width = digits.x.columns();
+    // Writers follow each other in the file, so the pictures are mixed first.
+    let mut order: Vec<usize> = (0..digits.x.rows()).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(options.seed));
+    let pictures = digits.x.numbers();
+    let row = |i: &usize| pictures[i * width..][..width].iter().map(|x| *x as f32);
+    let x: Vec<f32> = order.iter().flat_map(row).collect();
+    let labels: Vec<usize> = order.iter().map(|i| digits.labels.codes()[*i]).collect();
     let (learn, tell) = x.split_at(LEARN * width);
     progress.start("networks", "networks", Some(networks as u64));
     let (mut trained, mut untrained, mut accuracy) = (Vec::new(), Vec::new(), Vec::new());
