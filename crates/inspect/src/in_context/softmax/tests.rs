@@ -1,6 +1,8 @@
+use faer::Mat;
 use keyfold_core::NoProgress;
 
 use super::*;
+use crate::algebra;
 
 fn small(heads: usize, tasks: usize) -> SoftmaxConfig {
     SoftmaxConfig {
