@@ -4,7 +4,7 @@ use crate::LmError;
 use crate::decoding::{
     ContrastiveConfig, ContrastiveSearch, Pick, Sampler, SamplingConfig, StopStrings,
 };
-use crate::session::Session;
+use crate::reading::Reading;
 use crate::{ChatTemplate, Message, SpecialTokens, Tokenizer};
 use keyfold_core::Progress;
 use std::time::SystemTime;
@@ -68,11 +68,12 @@ enum Picker {
 }
 
 impl Picker {
-    fn new(decoding: &Decoding, session: &Session) -> Result<Self, LmError> {
-        let dims = session.decoder().config().dims;
+    fn new(decoding: &Decoding, text: &mut dyn Reading) -> Result<Self, LmError> {
         Ok(match decoding {
             Decoding::Sample(config) => Self::Sample(Box::new(Sampler::new(config.clone())?)),
             Decoding::Contrastive(config) => {
+                let session = text.decoder_session().ok_or_else(only_attention)?;
+                let dims = session.decoder().config().dims;
                 config.validate(dims.vocab)?;
                 Self::Contrastive(ContrastiveSearch::new(config.clone(), dims.hidden))
             }
@@ -80,13 +81,14 @@ impl Picker {
     }
 
     /// The next token. Contrastive search has then read it already.
-    fn next(&mut self, session: &mut Session, picks: &mut Vec<Pick>) -> Result<u32, LmError> {
+    fn next(&mut self, text: &mut dyn Reading, picks: &mut Vec<Pick>) -> Result<u32, LmError> {
         match self {
             Self::Sample(sampler) => {
-                let (logits, context) = session.logits_and_tokens();
+                let (logits, context) = text.logits_and_tokens();
                 Ok(sampler.next(logits, context))
             }
             Self::Contrastive(search) => {
+                let session = text.decoder_session().ok_or_else(only_attention)?;
                 let candidates: Vec<u32> = search
                     .candidates(session.logits())
                     .iter()
@@ -103,23 +105,30 @@ impl Picker {
     }
 }
 
+fn only_attention() -> LmError {
+    let what = "contrastive search compares hidden states of one cache, which this model does not have; \
+                choose another way to pick tokens";
+    LmError::Input { what: what.into() }
+}
+
 /// Reads `prompt` (of which the session may have read a beginning) and writes on. `show`
 /// gets the text piece by piece, without half characters and without stop strings.
 ///
 /// A stop asked for through `progress` while writing is no error: what was written is kept.
 ///
 /// # Errors
-/// As [`Session::prefill`], or when a setting is out of its range.
+/// As [`Reading::prefill`], or when a setting is out of its range.
 pub fn generate(
-    session: &mut Session,
+    text: &mut dyn Reading,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     options: &GenerateOptions,
     progress: &dyn Progress,
     show: &mut dyn FnMut(&str),
 ) -> Result<Generated, LmError> {
-    let mut picker = Picker::new(&options.decoding, session)?;
+    let mut picker = Picker::new(&options.decoding, text)?;
     if let Picker::Contrastive(search) = &mut picker {
+        let session = text.decoder_session().ok_or_else(only_attention)?;
         if !session.tokens().is_empty() {
             let what = "contrastive search needs the hidden states of the whole text: \
                         do not combine it with a saved prompt or a chat";
@@ -130,14 +139,14 @@ pub fn generate(
         session.keep_hidden(false);
         search.push(session.hidden());
     } else if !prompt.is_empty() {
-        session.prefill(prompt, progress)?;
+        text.prefill(prompt, progress)?;
     }
-    write(session, tokenizer, &mut picker, options, progress, show)
+    write(text, tokenizer, &mut picker, options, progress, show)
 }
 
 /// The loop: pick, show, read.
 fn write(
-    session: &mut Session,
+    session: &mut dyn Reading,
     tokenizer: &Tokenizer,
     picker: &mut Picker,
     options: &GenerateOptions,
@@ -183,7 +192,9 @@ fn write(
         if matches!(picker, Picker::Sample(_)) {
             session.step(token)?;
         }
-        session.correct_if_due(out.tokens.len())?;
+        if let Some(session) = session.decoder_session() {
+            session.correct_if_due(out.tokens.len())?;
+        }
     }
     let (piece, _) = stops.push(&stream.finish());
     tell(piece, &mut out.text);

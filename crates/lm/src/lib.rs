@@ -3,7 +3,8 @@
 //! A query meets the keys of its context, some keys are selected, their values are
 //! read. What is stored, which rows are read, which rows survive, how a prompt is
 //! read and how a weight is multiplied are five [roles]; a policy names one value of
-//! each, so that methods combine instead of multiplying.
+//! each, so that methods combine instead of multiplying. Models that keep one state and no
+//! cache are in [mamba].
 
 pub mod attention;
 pub mod block_mask;
@@ -15,10 +16,12 @@ pub mod evict;
 mod file;
 pub mod generate;
 pub mod linear;
+pub mod mamba;
 pub mod model;
 pub mod perplexity;
 pub mod prefill;
 pub mod prompt_cache;
+pub mod reading;
 pub mod recall;
 pub mod refusal;
 pub mod roles;
@@ -37,5 +40,6 @@ pub use config::Config;
 pub use error::LmError;
 pub use file::{Gguf, ModelFile, Tensor};
 pub use model::Decoder;
+pub use reading::Reading;
 pub use session::{Policy, Session};
 pub use tokenizer::{SpecialTokens, TextStream, Tokenizer};

@@ -9,7 +9,7 @@
 //! which is where selectors and folded caches are at work.
 
 use crate::LmError;
-use crate::session::Session;
+use crate::reading::Reading;
 use keyfold_core::{NoProgress, Progress};
 
 /// What is counted.
@@ -54,8 +54,8 @@ pub struct Perplexity {
 ///
 /// # Errors
 /// When the text is shorter than a window, a setting leaves nothing to count, or a session fails.
-pub fn perplexity<E: From<LmError>>(
-    session: &mut dyn FnMut() -> Result<Session, E>,
+pub fn perplexity<R: Reading, E: From<LmError>>(
+    session: &mut dyn FnMut() -> Result<R, E>,
     tokens: &[u32],
     options: &PerplexityOptions,
     progress: &dyn Progress,
@@ -113,9 +113,9 @@ pub fn perplexity<E: From<LmError>>(
 /// `ln p` of every token but the first, given those before it; read as one prompt.
 ///
 /// # Errors
-/// As [`Session::prefill`].
+/// As [`Reading::prefill`].
 pub fn log_probabilities(
-    session: &mut Session,
+    session: &mut dyn Reading,
     tokens: &[u32],
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, LmError> {
@@ -129,7 +129,7 @@ pub fn log_probabilities(
 }
 
 /// `ln p` of the last `count` tokens, which are decoded one by one.
-fn decoded(session: &mut Session, tokens: &[u32], count: usize) -> Result<Vec<f64>, LmError> {
+fn decoded(session: &mut dyn Reading, tokens: &[u32], count: usize) -> Result<Vec<f64>, LmError> {
     let (prompt, rest) = tokens.split_at(tokens.len() - count);
     session.prefill(prompt, &NoProgress)?;
     let mut found = Vec::with_capacity(count);

@@ -4,6 +4,7 @@
 //! both sides of a comparison. What such a model writes means nothing.
 
 use crate::LmError;
+use crate::mamba::{MambaConfig, MambaLm, tensor_shapes};
 use keyfold_kernels::blocks::{BlockType, quantize};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -317,6 +318,40 @@ fn byte_character(byte: u8) -> char {
     }
     let before = (0..byte).filter(|b| !printable(*b)).count();
     char::from_u32(256 + before as u32).unwrap_or('?')
+}
+
+/// A Mamba model with random weights in memory, set up as its authors do before training.
+///
+/// # Errors
+/// When the configuration makes no model.
+pub fn random_mamba(config: MambaConfig, seed: u64) -> Result<MambaLm, LmError> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut draw = |name: &str, shape: &[usize]| -> Vec<f32> {
+        let len = shape.iter().product();
+        let last = shape.last().copied().unwrap_or(1);
+        let bound = match name.rsplit_once('.').map_or(name, |(start, _)| start) {
+            n if n.ends_with("norm") || n.ends_with("norm_f") => return vec![1.0; len],
+            n if n.ends_with("embedding") || n.ends_with("lm_head") => 0.035,
+            n if n.ends_with("mixer") && name.ends_with(".D") => return vec![1.0; len],
+            // Decays of 1 to d_state, or to 16.
+            n if n.ends_with("mixer") && name.ends_with("A_log") => {
+                let of = |i: usize| (1.0 + (i % last) as f32).ln();
+                return (0..len).map(of).collect();
+            }
+            // softplus gives steps from 0.001 to 0.1.
+            _ if name.ends_with("dt_bias") || name.ends_with("dt_proj.bias") => {
+                return (0..len).map(|_| rng.random_range(-6.9..-2.25)).collect();
+            }
+            _ => (1.0 / last as f32).sqrt(),
+        };
+        (0..len).map(|_| rng.random_range(-bound..bound)).collect()
+    };
+    let numbers = tensor_shapes(&config).into_iter().map(|(name, shape)| {
+        let numbers = draw(&name, &shape);
+        (name, (shape, numbers))
+    });
+    let numbers = numbers.collect();
+    MambaLm::from_numbers(config, numbers)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod icl_softmax;
 mod key_value_bottleneck;
 mod kvquant;
 mod long_context;
+mod long_mamba;
 mod look_m;
 mod machine;
 mod muvera;
@@ -31,7 +32,9 @@ mod random_feature_attention;
 mod sae_evaluation;
 mod scale;
 mod search;
+mod selective_scan;
 mod supervised_dictionary;
+mod tensor_attention;
 mod training;
 
 use crate::Experiment;
@@ -72,4 +75,7 @@ pub(crate) const ALL: &[Experiment] = &[
     icl_algorithms::EXPERIMENT,
     icl_softmax::EXPERIMENT,
     random_feature_attention::EXPERIMENT,
+    selective_scan::EXPERIMENT,
+    long_mamba::EXPERIMENT,
+    tensor_attention::EXPERIMENT,
 ];

@@ -9,7 +9,7 @@
 
 mod gguf;
 mod names;
-mod safetensors;
+pub(crate) mod safetensors;
 mod tensor;
 
 use std::collections::BTreeMap;

@@ -22,7 +22,7 @@ struct Index {
 }
 
 /// The tensors of several files, as an index tells.
-pub(super) fn open_index(path: &Path) -> Result<BTreeMap<String, Tensor>, LmError> {
+pub(crate) fn open_index(path: &Path) -> Result<BTreeMap<String, Tensor>, LmError> {
     let json = std::fs::read(path).map_err(|e| io(path, e))?;
     let index: Index = serde_json::from_slice(&json)
         .map_err(|e| invalid(path, format!("it is no index of weights: {e}")))?;
@@ -62,7 +62,7 @@ pub(super) fn open_index(path: &Path) -> Result<BTreeMap<String, Tensor>, LmErro
 }
 
 /// The tensors of one file.
-pub(super) fn open(path: &Path) -> Result<BTreeMap<String, Tensor>, LmError> {
+pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Tensor>, LmError> {
     read(path, FileBytes::open(path)?)
 }
 

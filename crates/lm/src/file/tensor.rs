@@ -70,6 +70,13 @@ impl Tensor {
         Self::new(kind, shape, Arc::new(FileBytes::Memory(bytes)), range)
     }
 
+    /// Numbers in memory; `None` where there are not as many as the shape says.
+    pub(crate) fn from_f32(shape: Vec<usize>, numbers: &[f32]) -> Option<Self> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let fits = bytes_of(BlockType::F32, &shape) == Some(bytes.len());
+        fits.then(|| Self::in_memory(BlockType::F32, shape, bytes))
+    }
+
     /// How its numbers are stored.
     pub fn kind(&self) -> BlockType {
         self.kind

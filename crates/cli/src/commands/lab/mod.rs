@@ -2,6 +2,7 @@
 
 mod in_context;
 mod random_features;
+mod tensor_attention;
 
 use clap::Subcommand;
 use keyfold_inspect::InspectError;
@@ -9,13 +10,14 @@ use keyfold_inspect::InspectError;
 use crate::args::Globals;
 use crate::failure::Outcome;
 
-/// Small models that are trained here to be looked into
+/// Small models that are trained or computed here to be looked into
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   keyfold lab in-context --layers 2 --steps 3000
   keyfold lab in-context --heads 2
-  keyfold lab random-features examples.jsonl --save predictor.safetensors")]
+  keyfold lab random-features examples.jsonl --save predictor.safetensors
+  keyfold lab tensor-attention rows.csv --top 20")]
 pub(crate) struct LabArgs {
     #[command(subcommand)]
     action: Action,
@@ -25,12 +27,14 @@ pub(crate) struct LabArgs {
 enum Action {
     InContext(in_context::InContextArgs),
     RandomFeatures(random_features::RandomFeaturesArgs),
+    TensorAttention(tensor_attention::TensorAttentionArgs),
 }
 
 pub(crate) fn run(args: &LabArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let result = match &args.action {
         Action::InContext(args) => in_context::run(args, globals),
         Action::RandomFeatures(args) => random_features::run(args, globals),
+        Action::TensorAttention(args) => tensor_attention::run(args, globals),
     };
     match result {
         Err(e) if matches!(e.downcast_ref(), Some(InspectError::Cancelled)) => {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use keyfold_core::{NoProgress, Progress};
 use keyfold_lm::decoding::{Sampler, SamplingConfig};
+use keyfold_lm::mamba::long_mamba::LongMamba;
 use keyfold_lm::refusal::Refusal;
 use keyfold_lm::select::rankings::{Calibration as Importance, Rankings};
 use keyfold_lm::session::{AttentionInputs, Observer, Policy, Session};
@@ -17,7 +18,8 @@ use keyfold_lm::{LmError, SpecialTokens, trainable};
 use serde_json::json;
 
 use super::cache::CacheArg;
-use super::setup::{Loaded, ModelArgs};
+use super::mamba::LongSettings;
+use super::setup::{AnyModel, Loaded, ModelArgs};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
@@ -29,7 +31,7 @@ const BLOCK: usize = 512;
 const BLOCKS: [usize; 2] = [64, 16];
 
 /// Find out, on a text of yours, which channels of a model tell its keys apart, or how its
-/// cache is best kept in few bits
+/// cache is best kept in few bits, or (--long) which small steps a Mamba model may pass over
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,6 +39,7 @@ Examples:
   keyfold lm generate --prompt-file long.txt --model MODEL.gguf --select double-sparse --calib channels.json
   keyfold lm calibrate --cache kvquant --text notes.txt --model MODEL.gguf --out cache.safetensors
   keyfold lm chat --model MODEL.gguf --cache kvquant:3 --cache-calib cache.safetensors
+  keyfold lm calibrate --long --text notes.txt --model mamba2-1.3b --out long.json
 
 The file of channels has the layout that the authors of Double Sparsity publish. With --cache
 kvquant the file has tables of 2, 3 and 4 bits; --outliers and --cache-sink count here already.")]
@@ -57,6 +60,12 @@ pub(super) struct CalibrateArgs {
     /// Where the result is written
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Mamba: find out how large a step each head may pass over on long prompts, for
+    /// 'keyfold lm generate --long=FILE'
+    #[arg(long)]
+    long: bool,
+    #[command(flatten)]
+    settings: LongSettings,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -96,6 +105,9 @@ impl Observer for CacheFeed<'_> {
 
 pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let progress = StderrProgress::new(globals.quiet, 20);
+    if args.long {
+        return long(args, globals, &progress);
+    }
     let bits = match args.model.policy.cache.cache {
         CacheArg::KvQuant { bits } => Some(bits),
         CacheArg::Dense(_) => None,
@@ -185,6 +197,49 @@ fn convert(
         writeln!(out, "{}", json!({ "converted": path, "file": args.out }))?;
     } else {
         writeln!(out, "{}: taken from {}", args.out.display(), path.display())?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// `--long`: thresholds of LongMamba.
+fn long(
+    args: &CalibrateArgs,
+    globals: &Globals,
+    progress: &StderrProgress,
+) -> anyhow::Result<Outcome> {
+    let Some(path) = &args.text else {
+        return Err(wrong_use(
+            "--long is calibrated on a text: give --text FILE",
+        ));
+    };
+    let text = std::fs::read(path)
+        .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
+    let AnyModel::Mamba(model) = args.model.open(globals, progress)? else {
+        return Err(wrong_use(
+            "--long calibrates Mamba models; this one has attention: leave --long out",
+        ));
+    };
+    let text = String::from_utf8_lossy(&text);
+    let tokens = model
+        .file
+        .tokenizer()?
+        .encode(&text, SpecialTokens::Plain)?;
+    let config = args.settings.config(&model.lm);
+    let session = || model.session();
+    let made = LongMamba::calibrate(&model.lm, config, &session, &tokens, progress)?;
+    made.save(&args.out)?;
+    let layers: Vec<_> = (0..made.layers().len())
+        .map(|l| json!({ "layer": l, "heads": made.layers()[l].kept.len(), "global": made.global(l) }))
+        .collect();
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        let whole = json!({ "file": args.out, "config": made.config(), "layers": layers });
+        writeln!(out, "{whole}")?;
+        return Ok(Outcome::Done);
+    }
+    writeln!(out, "{:>5} {:>6} {:>7}", "layer", "heads", "global")?;
+    for (l, layer) in made.layers().iter().enumerate() {
+        writeln!(out, "{l:>5} {:>6} {:>7}", layer.kept.len(), made.global(l))?;
     }
     Ok(Outcome::Done)
 }

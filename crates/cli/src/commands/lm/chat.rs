@@ -109,10 +109,11 @@ impl Talk<'_> {
         self.session
             .truncate(same.min(tokens.len().saturating_sub(1)))?;
         let rest = &tokens[self.session.tokens().len()..];
-        let options = self
-            .args
-            .decode
-            .options(self.loaded, &self.tokenizer, self.globals.seed);
+        let options = self.args.decode.options(
+            &self.loaded.decoder.config().eos_token_ids,
+            &self.tokenizer,
+            self.globals.seed,
+        );
         let mut out = anstream::stdout().lock();
         let mut failed = None;
         let json = self.globals.json;

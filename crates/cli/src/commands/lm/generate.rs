@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use keyfold_lm::SpecialTokens;
 use keyfold_lm::generate::{Ended, generate};
-use keyfold_lm::prompt_cache;
 use serde_json::json;
 
-use super::setup::{DecodeArgs, ModelArgs};
+use super::mamba::LongArgs;
+use super::setup::{AnyModel, DecodeArgs, ModelArgs, Text};
 use crate::args::Globals;
 use crate::commands::lm::measure::Measured;
 use crate::failure::{Outcome, wrong_use};
@@ -20,7 +20,8 @@ use crate::progress::StderrProgress;
 Examples:
   keyfold lm generate \"The wing of an aircraft\" --model SmolLM2-135M-Instruct.Q4_1.gguf
   keyfold lm generate --prompt-file notes.md --model MODEL --select tidal --tokens 256 --report
-  keyfold lm generate \"Once upon a time\" --model MODEL --decode contrastive -k 5 --alpha 0.6")]
+  keyfold lm generate \"Once upon a time\" --model MODEL --decode contrastive -k 5 --alpha 0.6
+  keyfold lm generate --prompt-file book.txt --model mamba2-1.3b --long")]
 pub(super) struct GenerateArgs {
     /// What the text begins with
     #[arg(value_name = "PROMPT", required_unless_present = "prompt_file")]
@@ -40,6 +41,8 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     decode: DecodeArgs,
     #[command(flatten)]
+    long: LongArgs,
+    #[command(flatten)]
     model: ModelArgs,
 }
 
@@ -51,8 +54,8 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
         ));
     }
     let progress = StderrProgress::new(globals.quiet, 20);
-    let loaded = args.model.load(globals, &progress)?;
-    let tokenizer = loaded.file.tokenizer()?;
+    let model = args.model.open(globals, &progress)?;
+    let tokenizer = model.tokenizer()?;
     let special = if args.special {
         SpecialTokens::Parse
     } else {
@@ -60,25 +63,36 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
     };
     let mut tokens = tokenizer.prefix().to_vec();
     tokens.extend(tokenizer.encode(&text, special)?);
-    let options = args.decode.options(&loaded, &tokenizer, globals.seed);
-    let mut session = args
-        .model
-        .session(&loaded, tokens.len() + options.max_tokens, &progress)?;
-    let images = args.model.policy.evict.in_prompt(&tokenizer, &tokens)?;
-    session.set_kinds(images);
+    let options = args
+        .decode
+        .options(model.end_tokens(), &tokenizer, globals.seed);
+    let mut session = match &model {
+        AnyModel::Decoder(loaded) => {
+            args.long.refuse()?;
+            let room = tokens.len() + options.max_tokens;
+            let mut session = args.model.session(loaded, room, &progress)?;
+            let images = args.model.policy.evict.in_prompt(&tokenizer, &tokens)?;
+            session.set_kinds(images);
+            Text::Decoder(Box::new(session))
+        }
+        AnyModel::Mamba(loaded) => {
+            let long = args.long.build(loaded, &tokens, &progress)?;
+            Text::Mamba(Box::new(loaded.session().with_long(long)))
+        }
+    };
     let mut rest = tokens.clone();
     if let Some(path) = &args.prompt_cache {
         if path.exists() {
-            let held = prompt_cache::prefill(&mut session, path, &tokens, &progress)?;
+            let held = session.prefill_saved(path, &tokens, &progress)?;
             progress.say(&format!(
                 "{held} of {} tokens came from {}",
                 tokens.len(),
                 path.display()
             ));
         } else {
-            session.prefill(&tokens, &progress)?;
+            session.reading().prefill(&tokens, &progress)?;
         }
-        prompt_cache::save(&mut session, path)?;
+        session.save(path)?;
         rest.clear();
     }
     let mut out = anstream::stdout().lock();
@@ -89,7 +103,7 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
         }
     };
     let written = generate(
-        &mut session,
+        session.reading(),
         &tokenizer,
         &rest,
         &options,
@@ -99,7 +113,7 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let measured = Measured::new(&session);
+    let measured = Measured::new(session.reading());
     if globals.json {
         let whole = json!({
             "text": written.text, "tokens": written.tokens, "ended": written.ended,

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use keyfold_core::Progress;
 use keyfold_kernels::peak;
+use keyfold_lm::Reading;
 use keyfold_lm::decoding::argmax;
-use keyfold_lm::session::Session;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
@@ -52,7 +52,7 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    pub(super) fn new(session: &Session) -> Self {
+    pub(super) fn new(session: &dyn Reading) -> Self {
         let r = session.report();
         let per = |n: u64| n.checked_div(r.decoded_tokens).unwrap_or(0);
         let rate = |n: u64, seconds: f64| {
@@ -123,14 +123,15 @@ struct Row {
 
 pub(super) fn run(args: &MeasureArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let progress = StderrProgress::new(globals.quiet, 20);
-    let loaded = args.model.load(globals, &progress)?;
-    let bandwidth = peak::read_bandwidth(loaded.team.threads());
+    let model = args.model.open(globals, &progress)?;
+    let bandwidth = peak::read_bandwidth(model.threads());
     let mut rows = Vec::new();
     for &context in &args.context {
-        let mut session = args
+        let mut text = args
             .model
-            .session(&loaded, context + args.tokens_to_write, &progress)?;
-        let vocab = loaded.decoder.config().dims.vocab as u32;
+            .text(&model, context + args.tokens_to_write, &progress)?;
+        let session = text.reading();
+        let vocab = session.vocab() as u32;
         let mut rng = StdRng::seed_from_u64(globals.seed);
         let prompt: Vec<u32> = (0..context).map(|_| rng.random_range(0..vocab)).collect();
         session.prefill(&prompt, &progress)?;
@@ -141,7 +142,7 @@ pub(super) fn run(args: &MeasureArgs, globals: &Globals) -> anyhow::Result<Outco
             let token = argmax(session.logits());
             session.step(token)?;
         }
-        let measured = Measured::new(&session);
+        let measured = Measured::new(session);
         let ideal_tokens_per_second = bandwidth / measured.bytes_per_token().max(1) as f64;
         rows.push(Row {
             context,
@@ -159,7 +160,7 @@ pub(super) fn run(args: &MeasureArgs, globals: &Globals) -> anyhow::Result<Outco
         out,
         "memory reads {:.1} GB a second with {} threads",
         bandwidth / 1e9,
-        loaded.team.threads()
+        model.threads()
     )?;
     writeln!(
         out,

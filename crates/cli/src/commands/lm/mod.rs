@@ -6,6 +6,7 @@ mod chat;
 mod evict;
 mod generate;
 mod isotropy;
+pub(super) mod mamba;
 mod measure;
 mod perplexity;
 pub(super) mod policy;

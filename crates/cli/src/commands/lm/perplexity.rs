@@ -8,7 +8,8 @@ use keyfold_lm::SpecialTokens;
 use keyfold_lm::perplexity::{PerplexityOptions, Protocol, perplexity};
 use serde_json::json;
 
-use super::setup::ModelArgs;
+use super::mamba::LongArgs;
+use super::setup::{AnyModel, ModelArgs};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
@@ -18,7 +19,8 @@ use crate::progress::StderrProgress;
 #[command(after_help = "\
 Examples:
   keyfold lm perplexity book.txt --model MODEL.gguf
-  keyfold lm perplexity book.txt --model MODEL.gguf --context 2048 --decoded 256 --select tidal")]
+  keyfold lm perplexity book.txt --model MODEL.gguf --context 2048 --decoded 256 --select tidal
+  keyfold lm perplexity book.txt --model mamba2-130m --context 8192 --long")]
 pub(super) struct PerplexityArgs {
     /// A text file
     #[arg(value_name = "FILE")]
@@ -35,6 +37,8 @@ pub(super) struct PerplexityArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     decoded: usize,
     #[command(flatten)]
+    long: LongArgs,
+    #[command(flatten)]
     model: ModelArgs,
 }
 
@@ -43,8 +47,8 @@ pub(super) fn run(args: &PerplexityArgs, globals: &Globals) -> anyhow::Result<Ou
         .map_err(|e| wrong_use(format!("cannot read {}: {e}", args.text.display())))?;
     let text = String::from_utf8_lossy(&text);
     let progress = StderrProgress::new(globals.quiet, 20);
-    let loaded = args.model.load(globals, &progress)?;
-    let tokenizer = loaded.file.tokenizer()?;
+    let model = args.model.open(globals, &progress)?;
+    let tokenizer = model.tokenizer()?;
     let tokens = tokenizer.encode(&text, SpecialTokens::Plain)?;
     if args.model.policy.evict.any() && args.decoded == 0 {
         return Err(wrong_use(
@@ -61,8 +65,19 @@ pub(super) fn run(args: &PerplexityArgs, globals: &Globals) -> anyhow::Result<Ou
         },
         prefix: tokenizer.prefix().to_vec(),
     };
-    let mut session = || args.model.session(&loaded, args.context, &progress);
-    let found = perplexity(&mut session, &tokens, &options, &progress)?;
+    let found = match &model {
+        AnyModel::Decoder(loaded) => {
+            args.long.refuse()?;
+            let mut session = || args.model.session(loaded, args.context, &progress);
+            perplexity(&mut session, &tokens, &options, &progress)?
+        }
+        AnyModel::Mamba(loaded) => {
+            let first = &tokens[..args.context.min(tokens.len())];
+            let long = args.long.build(loaded, first, &progress)?;
+            let mut session = || anyhow::Ok(loaded.session().with_long(long.clone()));
+            perplexity(&mut session, &tokens, &options, &progress)?
+        }
+    };
     let mut out = anstream::stdout().lock();
     if globals.json {
         let bytes_per_token = text.len() as f64 / tokens.len().max(1) as f64;

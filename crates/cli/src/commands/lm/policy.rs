@@ -190,6 +190,22 @@ impl PolicyArgs {
         Ok(policy)
     }
 
+    /// Refuses what says how a cache is kept and read, for a model that has none.
+    pub(crate) fn refuse_for_mamba(&self, folded_weights: bool) -> anyhow::Result<()> {
+        let plain = self.select == SelectArg::None
+            && self.prefill == PrefillArg::Dense
+            && self.cache.dense() == Some(CacheType::F16)
+            && !self.evict.any()
+            && !folded_weights;
+        match plain {
+            true => Ok(()),
+            false => Err(wrong_use(
+                "a Mamba model keeps one state and no cache, so that --cache, --select, --evict, --prefill and --weights \
+                 mean nothing to it; leave them out (for long prompts there is --long)",
+            )),
+        }
+    }
+
     /// Refuses what does not go together.
     fn check(&self, loaded: &Loaded) -> anyhow::Result<()> {
         let act_qkv = self.select == SelectArg::ActQkv;

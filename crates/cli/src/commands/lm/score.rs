@@ -39,8 +39,8 @@ pub(super) fn run(args: &ScoreArgs, globals: &Globals) -> anyhow::Result<Outcome
         ));
     }
     let progress = StderrProgress::new(globals.quiet, 20);
-    let loaded = args.model.load(globals, &progress)?;
-    let tokenizer = loaded.file.tokenizer()?;
+    let model = args.model.open(globals, &progress)?;
+    let tokenizer = model.tokenizer()?;
     let texts: Vec<String> = match args.texts.is_empty() {
         true => std::io::stdin().lock().lines().collect::<Result<_, _>>()?,
         false => args.texts.clone(),
@@ -63,8 +63,8 @@ pub(super) fn run(args: &ScoreArgs, globals: &Globals) -> anyhow::Result<Outcome
                 "a text has no token that another stands before; give more text, or --given",
             ));
         }
-        let mut session = args.model.session(&loaded, all.len(), &progress)?;
-        let found = log_probabilities(&mut session, &all, &NoProgress)?;
+        let mut session = args.model.text(&model, all.len(), &progress)?;
+        let found = log_probabilities(session.reading(), &all, &NoProgress)?;
         let found = &found[from - 1..];
         let sum: f64 = found.iter().sum();
         let each = || {

@@ -14,10 +14,13 @@ use keyfold_lm::Tokenizer;
 use keyfold_lm::decoding::{ContrastiveConfig, SamplingConfig};
 use keyfold_lm::generate::{Decoding, GenerateOptions};
 use keyfold_lm::linear::r_sparse;
+use keyfold_lm::mamba::{MambaFile, MambaSession, saved};
 use keyfold_lm::model::Decoder;
 use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::kvquant::Calibration;
+use keyfold_lm::{LmError, Reading, prompt_cache};
 
+use super::mamba::LoadedMamba;
 use super::policy::PolicyArgs;
 use crate::args::Globals;
 use crate::failure::wrong_use;
@@ -110,6 +113,13 @@ impl Loaded {
         change: impl FnOnce(&mut Decoder, &Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let path = path(name)?;
+        if MambaFile::is_mamba(&path) {
+            return Err(wrong_use(format!(
+                "{} is a Mamba model, which this command does not take; lm generate, perplexity, score, bench and \
+                 calibrate --long do",
+                path.display()
+            )));
+        }
         let file = ModelFile::open(&path)?;
         file.notes().iter().for_each(|note| progress.say(note));
         let mut decoder = Decoder::load(&file)?;
@@ -123,8 +133,106 @@ impl Loaded {
     }
 }
 
+/// A model of either kind: with attention, or with a state.
+pub(crate) enum AnyModel {
+    Decoder(Box<Loaded>),
+    Mamba(Box<LoadedMamba>),
+}
+
+impl AnyModel {
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, LmError> {
+        match self {
+            Self::Decoder(loaded) => loaded.file.tokenizer(),
+            Self::Mamba(loaded) => loaded.file.tokenizer(),
+        }
+    }
+
+    /// What ends a text, by the model's configuration.
+    pub(crate) fn end_tokens(&self) -> &[u32] {
+        match self {
+            Self::Decoder(loaded) => &loaded.decoder.config().eos_token_ids,
+            Self::Mamba(loaded) => &loaded.lm.config().eos_token_ids,
+        }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        match self {
+            Self::Decoder(loaded) => loaded.team.threads(),
+            Self::Mamba(loaded) => loaded.team.threads(),
+        }
+    }
+}
+
+/// A text of a model of either kind.
+pub(crate) enum Text {
+    Decoder(Box<Session>),
+    Mamba(Box<MambaSession>),
+}
+
+impl Text {
+    pub(crate) fn reading(&mut self) -> &mut dyn Reading {
+        match self {
+            Self::Decoder(session) => &mut **session,
+            Self::Mamba(session) => &mut **session,
+        }
+    }
+
+    /// Reads a prompt of which a file holds a beginning; how much did not have to be read.
+    pub(crate) fn prefill_saved(
+        &mut self,
+        path: &Path,
+        prompt: &[u32],
+        progress: &StderrProgress,
+    ) -> Result<usize, LmError> {
+        match self {
+            Self::Decoder(session) => prompt_cache::prefill(session, path, prompt, progress),
+            Self::Mamba(session) => saved::prefill(session, path, prompt, progress),
+        }
+    }
+
+    /// Keeps the state after a prompt.
+    pub(crate) fn save(&mut self, path: &Path) -> Result<(), LmError> {
+        match self {
+            Self::Decoder(session) => prompt_cache::save(session, path),
+            Self::Mamba(session) => saved::save(session, path),
+        }
+    }
+}
+
 impl ModelArgs {
-    /// Opens the model and says what is to be noted about it.
+    /// Opens a model of either kind.
+    pub(crate) fn open(
+        &self,
+        globals: &Globals,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<AnyModel> {
+        let path = path(&self.model)?;
+        if !MambaFile::is_mamba(&path) {
+            let loaded = self.load(globals, progress)?;
+            return Ok(AnyModel::Decoder(Box::new(loaded)));
+        }
+        self.policy
+            .refuse_for_mamba(self.weights != WeightsArg::Dense)?;
+        let loaded = LoadedMamba::open(&path, globals)?;
+        Ok(AnyModel::Mamba(Box::new(loaded)))
+    }
+
+    /// An empty text.
+    pub(crate) fn text(
+        &self,
+        model: &AnyModel,
+        context: usize,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Text> {
+        Ok(match model {
+            AnyModel::Decoder(loaded) => {
+                Text::Decoder(Box::new(self.session(loaded, context, progress)?))
+            }
+            AnyModel::Mamba(loaded) => Text::Mamba(Box::new(loaded.session())),
+        })
+    }
+
+    /// Opens a model with attention and says what is to be noted about it.
     pub(crate) fn load(
         &self,
         globals: &Globals,
@@ -213,10 +321,10 @@ enum DecodeArg {
 }
 
 impl DecodeArgs {
-    /// The options of the library.
+    /// The options of the library; `end_tokens` are those of the model.
     pub(crate) fn options(
         &self,
-        loaded: &Loaded,
+        end_tokens: &[u32],
         tokenizer: &Tokenizer,
         seed: u64,
     ) -> GenerateOptions {
@@ -239,7 +347,7 @@ impl DecodeArgs {
                 alpha: self.alpha,
             }),
         };
-        let mut end_tokens = loaded.decoder.config().eos_token_ids.clone();
+        let mut end_tokens = end_tokens.to_vec();
         end_tokens.extend_from_slice(tokenizer.eos());
         if self.ignore_end {
             end_tokens.clear();

@@ -1,0 +1,127 @@
+//! Models that keep one state and no cache, and `--long`, which reads long prompts with them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use keyfold_kernels::Team;
+use keyfold_lm::mamba::long_mamba::{LongMamba, LongMambaConfig};
+use keyfold_lm::mamba::{MambaFile, MambaLm, MambaSession};
+
+use crate::args::Globals;
+use crate::failure::wrong_use;
+use crate::progress::StderrProgress;
+
+/// A model that is ready.
+pub(crate) struct LoadedMamba {
+    pub(crate) file: MambaFile,
+    pub(crate) lm: Arc<MambaLm>,
+    pub(crate) team: Arc<Team>,
+}
+
+impl LoadedMamba {
+    pub(crate) fn open(path: &Path, globals: &Globals) -> anyhow::Result<Self> {
+        let file = MambaFile::open(path)?;
+        Ok(Self {
+            lm: Arc::new(file.load()?),
+            team: Arc::new(Team::new(globals.threads.map_or(0, usize::from))),
+            file,
+        })
+    }
+
+    /// An empty text.
+    pub(crate) fn session(&self) -> MambaSession {
+        MambaSession::new(Arc::clone(&self.lm), Arc::clone(&self.team))
+    }
+}
+
+/// How a Mamba model reads prompts that are longer than what it was trained on.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Long prompts of Mamba models (LongMamba)")]
+pub(crate) struct LongArgs {
+    /// Mamba: pass over tokens with small steps, so that what was read early is not
+    /// forgotten; calibrated on the beginning of the prompt, or by the file that
+    /// 'keyfold lm calibrate --long' wrote
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    long: Option<String>,
+    #[command(flatten)]
+    settings: LongSettings,
+}
+
+/// Settings of the calibration.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct LongSettings {
+    /// --long: tokens of the texts that the model was trained on [default: 2000]
+    #[arg(long, value_name = "N")]
+    trained: Option<usize>,
+    /// --long: heads that keep more than this share of what they read over so many tokens
+    /// are global, and pass over small steps [default: 0.05; 1e-30 of Mamba-1]
+    #[arg(long, value_name = "X")]
+    theta: Option<f32>,
+    /// --long: percent of the largest steps that count as the least of them
+    /// [default: 5; 20 of Mamba-1]
+    #[arg(long, value_name = "PERCENT")]
+    clamp: Option<f32>,
+}
+
+impl LongSettings {
+    pub(crate) fn config(&self, lm: &MambaLm) -> LongMambaConfig {
+        let base = LongMambaConfig::for_mixer(lm.config().mixer);
+        LongMambaConfig {
+            length: self.trained.unwrap_or(base.length),
+            theta: self.theta.unwrap_or(base.theta),
+            clamp: self.clamp.unwrap_or(base.clamp),
+            ..base
+        }
+    }
+}
+
+impl LongArgs {
+    /// Refuses `--long` for a model that it says nothing about.
+    pub(crate) fn refuse(&self) -> anyhow::Result<()> {
+        match self.long {
+            None => Ok(()),
+            Some(_) => Err(wrong_use(
+                "--long reads long prompts with Mamba models; for a model with attention see --select act-qkv",
+            )),
+        }
+    }
+
+    /// What `--long` does to a prompt: tells the user, and gives what the session needs.
+    pub(crate) fn build(
+        &self,
+        model: &LoadedMamba,
+        prompt: &[u32],
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Option<Arc<LongMamba>>> {
+        let Some(file) = &self.long else {
+            return Ok(None);
+        };
+        let long = if file.is_empty() {
+            let config = LongMambaConfig {
+                windows: 1,
+                ..self.settings.config(&model.lm)
+            };
+            if prompt.len() * 2 < config.length * 3 {
+                progress.say(&format!(
+                    "--long changes prompts from {} tokens on; this one has {}",
+                    config.length * 3 / 2,
+                    prompt.len()
+                ));
+                return Ok(None);
+            }
+            let session = || model.session();
+            let begin = &prompt[..config.length];
+            LongMamba::calibrate(&model.lm, config, &session, begin, progress)?
+        } else {
+            LongMamba::load(Path::new(file), &model.lm)?
+        };
+        progress.say(&long.note(prompt.len()));
+        Ok(Some(Arc::new(long)))
+    }
+}

@@ -1,0 +1,8 @@
+//! Sequence mixers: rows of one vector per position in, rows of the same shape out.
+
+mod error;
+pub mod hydra;
+pub mod matrix_mixers;
+pub mod tensor_attention;
+
+pub use error::SequenceError;
