@@ -337,7 +337,7 @@ impl RandomFeaturePredictor {
         let count = (x.nrows() * x.ncols()) as f64;
         let power = x.squared_norm_l2() / count;
         let scale = if power > 0.0 { power.sqrt() } else { 1.0 };
-        x = x * faer::Scale(1.0 / scale);
+        x *= faer::Scale(1.0 / scale);
         let y: Vec<f64> = examples.iter().map(|e| e.y).collect();
         let lambda = match config.lambda {
             Some(lambda) if lambda >= 0.0 && lambda.is_finite() => lambda,

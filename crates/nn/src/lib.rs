@@ -27,5 +27,5 @@ pub mod random;
 pub use bert::{Bert, BertConfig, Family, Packed};
 pub use error::ModelError;
 pub use layers::{Embedding, LayerNorm, Linear};
-pub use llama::{AttentionHook, Llama, LlamaConfig, LlamaSizes, NoHook, RopeSizes};
+pub use llama::{AttentionHook, Llama, LlamaConfig, LlamaSizes, NoHook, RopeSizes, Tensors};
 pub use optim::AdamW;

@@ -12,6 +12,9 @@ use super::{BlockConfig, Layout, draw};
 
 const EPSILON: f32 = 1e-5;
 
+/// Changes numbers in place.
+type Edit<'a> = &'a mut dyn FnMut(&mut [f32]);
+
 /// A layer `y = x Wᵀ + b`; `w` is `[out, in]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
@@ -185,7 +188,7 @@ impl Block {
         weights: &[f32],
         x: Vec<f32>,
         length: usize,
-        edit: Option<&mut dyn FnMut(&mut [f32])>,
+        edit: Option<Edit<'_>>,
     ) -> (BlockTrace, Vec<f32>) {
         let (first, a) = match &self.norms {
             Some((norm, _)) => {

@@ -172,7 +172,7 @@ impl LlamaSizes {
         if counts.contains(&0) {
             return wrong("a size is 0");
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong("num_key_value_heads must divide num_attention_heads");
         }
         if 2 * self.rope.frequencies.len() > self.head_dim || self.rope.layers.len() != self.layers

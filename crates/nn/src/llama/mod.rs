@@ -34,6 +34,9 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 
+/// Gives the tensor of a name and shape.
+pub type Tensors<'a, E> = &'a mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E>;
+
 /// A decoder that can be trained.
 #[derive(Module, Debug)]
 pub struct Llama {
@@ -133,7 +136,7 @@ impl Llama {
     pub fn with<E: From<ModelError>>(
         sizes: LlamaSizes,
         device: &Device,
-        tensor: &mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+        tensor: Tensors<'_, E>,
     ) -> Result<Self, E> {
         sizes.check(Path::new("the model"))?;
         let table = tensor(EMBEDDING, &[sizes.vocab, sizes.hidden])?;
@@ -264,7 +267,7 @@ impl Layer {
         number: usize,
         sizes: &LlamaSizes,
         device: &Device,
-        tensor: &mut dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+        tensor: Tensors<'_, E>,
     ) -> Result<Self, E> {
         let LlamaSizes {
             hidden,

@@ -125,7 +125,7 @@ impl Causal {
             .map(|from| {
                 let queries = from..(from + size).min(len);
                 let seen = match &self.mask {
-                    None => vec![0..queries.end],
+                    None => Vec::from_iter([0..queries.end]),
                     Some(mask) => mask
                         .runs(from / size)
                         .into_iter()

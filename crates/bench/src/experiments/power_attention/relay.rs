@@ -164,8 +164,8 @@ fn reached(mask: Option<&BlockMask>, blocks: usize, layers: usize) -> Vec<bool> 
     for _ in 0..layers {
         let before = reached.clone();
         for query in (0..blocks).filter(|&query| before[query]) {
-            for key in 0..=query {
-                reached[key] |= mask.is_none_or(|mask| mask.sees(query, key));
+            for (key, reached) in reached.iter_mut().enumerate().take(query + 1) {
+                *reached |= mask.is_none_or(|mask| mask.sees(query, key));
             }
         }
     }

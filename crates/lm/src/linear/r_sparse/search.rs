@@ -164,11 +164,14 @@ impl Linear for Trial {
     }
 }
 
+/// Layer, name, inputs and outputs of a linear map, and the setting that is tried.
+type Tried = (usize, LinearName, [usize; 2], Arc<RwLock<Setting>>);
+
 /// A model whose splits can be tried on a text.
 pub struct Trials<'a> {
     decoder: Arc<Decoder>,
     calibration: &'a Calibration,
-    maps: Vec<(usize, LinearName, [usize; 2], Arc<RwLock<Setting>>)>,
+    maps: Vec<Tried>,
     windows: Vec<&'a [u32]>,
     team: Arc<Team>,
 }
