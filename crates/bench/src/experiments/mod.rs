@@ -19,6 +19,7 @@ mod kvquant;
 mod long_context;
 mod look_m;
 mod machine;
+mod matryoshka_kv;
 mod muvera;
 pub(crate) mod peers;
 mod power_attention;
@@ -53,6 +54,7 @@ pub(crate) const ALL: &[Experiment] = &[
     power_attention::EXPERIMENT,
     hyper_attention::EXPERIMENT,
     r_sparse::EXPERIMENT,
+    matryoshka_kv::EXPERIMENT,
     defsent_plus::EXPERIMENT,
     binary_paragraph_vector::EXPERIMENT,
     disambiguated_skip_gram::EXPERIMENT,

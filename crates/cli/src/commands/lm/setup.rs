@@ -18,6 +18,7 @@ use keyfold_lm::model::Decoder;
 use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::kvquant::Calibration;
 
+use super::bases::LoadedBases;
 use super::policy::PolicyArgs;
 use crate::args::Globals;
 use crate::failure::wrong_use;
@@ -87,6 +88,8 @@ impl WeightsArg {
 pub(crate) struct Loaded {
     pub(crate) file: ModelFile,
     pub(crate) decoder: Arc<Decoder>,
+    /// Of `--cache matryoshka`.
+    pub(super) bases: Option<LoadedBases>,
     pub(crate) team: Arc<Team>,
     /// Of `--cache kvquant`; sessions share it.
     pub(super) calibration: OnceCell<Calibration>,
@@ -104,11 +107,14 @@ impl ModelArgs {
         file.notes().iter().for_each(|note| progress.say(note));
         let mut decoder = Decoder::load(&file)?;
         self.weights.put_into(&mut decoder, &path)?;
+        let fold = self.weights == WeightsArg::Dense;
+        let bases = self.policy.cache.bases(&mut decoder, &file, fold)?;
         let decoder = Arc::new(decoder);
         let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
         Ok(Loaded {
             file,
             decoder,
+            bases,
             team,
             calibration: OnceCell::new(),
         })
