@@ -570,3 +570,74 @@ fn weights_are_made_sparse_and_written_with() {
     let searched = &searched.json()["search"];
     assert!(searched["loss"].as_f64() <= searched["uniform_loss"].as_f64());
 }
+
+#[test]
+fn caches_of_fewer_numbers_are_calibrated_and_read() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(40)).unwrap();
+    let calibrate = |more: &[&str]| {
+        let args = [
+            "lm",
+            "calibrate",
+            "--cache",
+            "matryoshka",
+            "--text",
+            "book.txt",
+            "--model",
+            &llama,
+            "--out",
+            "bases.safetensors",
+            "--json",
+        ];
+        notes.run(&[&args[..], more].concat())
+    };
+    let whole = calibrate(&["--ranks", "uniform", "--cache-keep", "1"]).json();
+    assert_eq!(whole["kept"], 1.0);
+    let greedy = &["--decode", "greedy", "--ignore-end"];
+    let of = |more: &[&str]| generate(&notes, &[&greedy[..], more].concat());
+    let dense = of(&[]);
+    let cache = ["--cache", "matryoshka:bases.safetensors"];
+    let same = of(&cache);
+    assert_eq!(same["tokens"], dense["tokens"]);
+    // Half of the numbers: half of the bytes of rows, by greedy ranks or by the option.
+    let bytes = |v: &Value| v["report"]["cache_bytes"].as_f64().unwrap();
+    let by_option = of(&[&cache[..], &["--cache-keep", "0.5"]].concat());
+    let found = calibrate(&["--cache-keep", "0.5", "--search-tokens", "24"]).json();
+    assert_eq!(found["kept"], 0.5);
+    let by_ranks = of(&cache);
+    for half in [&by_option, &by_ranks] {
+        let share = bytes(half) / bytes(&dense);
+        assert!((0.45..0.65).contains(&share), "{share}");
+    }
+    // Its leading numbers are labels; contrastive search tries what is not stored.
+    of(&[
+        &cache[..],
+        &[
+            "--select",
+            "double-sparse",
+            "--tokens",
+            "8",
+            "--channels",
+            "4",
+        ],
+    ]
+    .concat());
+    let contrastive = ["--decode", "contrastive", "-k", "1", "--ignore-end"];
+    let all = &[&cache[..], &["--cache-keep", "1"], &contrastive].concat();
+    assert_eq!(generate(&notes, all)["tokens"], dense["tokens"]);
+
+    let with = |more: &[&str]| {
+        let args = ["lm", "generate", "x", "--model", &llama];
+        notes.run(&[&args[..], more].concat())
+    };
+    with(&["--cache", "matryoshka"]).fails(2, &["matryoshka:FILE", "calibrate"]);
+    with(&["--cache", "matryoshka:none"]).fails(1, &["none"]);
+    with(&[&cache[..], &["--cache-keep", "0"]].concat()).fails(2, &["--cache-keep"]);
+    let qwen = model("qwen3");
+    let args = ["lm", "generate", "x", "--model", &qwen];
+    notes
+        .run(&[&args[..], &cache].concat())
+        .fails(1, &["bases.safetensors"]);
+    calibrate(&["--cache-keep", "0.1", "--interval", "8"]).fails(1, &["interval"]);
+}

@@ -123,6 +123,11 @@ pub trait KvStore: Send + Sync {
         values: &mut [f32],
     );
 
+    /// Changes values `[n, kv_heads, head_dim]` that are not stored to what [`mix`](Self::mix)
+    /// would hand out of them: a store may keep values in a form that the model's output
+    /// projection was made for.
+    fn present_values(&self, _layer: usize, _values: &mut [f32]) {}
+
     /// Keeps the rows `keep` (ascending) of a layer and KV head and drops the others.
     fn keep(&mut self, layer: usize, kv_head: usize, keep: &[u32]);
 

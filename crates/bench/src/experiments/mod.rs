@@ -23,6 +23,7 @@ mod long_context;
 mod long_mamba;
 mod look_m;
 mod machine;
+mod matryoshka_kv;
 mod muvera;
 pub(crate) mod peers;
 mod power_attention;
@@ -61,6 +62,7 @@ pub(crate) const ALL: &[Experiment] = &[
     power_attention::EXPERIMENT,
     hyper_attention::EXPERIMENT,
     r_sparse::EXPERIMENT,
+    matryoshka_kv::EXPERIMENT,
     defsent_plus::EXPERIMENT,
     binary_paragraph_vector::EXPERIMENT,
     disambiguated_skip_gram::EXPERIMENT,

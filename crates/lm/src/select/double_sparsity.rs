@@ -29,12 +29,13 @@
 use keyfold_kernels::Team;
 use serde::{Deserialize, Serialize};
 
-use super::labels::Labels;
+use super::labels::{LabelParts, Labels};
 use super::rankings::{Channel, Rankings};
 use super::side::{Notes, SideCache};
 use super::{Budget, Work, choose_lists, of_group, pick, reads_all, sort_unique, works};
 use crate::refusal::Refusal;
 use crate::roles::{Dims, KvStore, Reads, Rows, Selector, StepCtx};
+use crate::store::matryoshka::Bases;
 
 const METHOD: &str = "double-sparse";
 
@@ -182,7 +183,7 @@ impl DoubleSparsity {
         };
         let labels = |list: &Vec<u32>| {
             Labels::new(
-                list[..count].to_vec(),
+                LabelParts::Channels(list[..count].to_vec()),
                 config.label_bits,
                 config.round_query,
             )
@@ -202,6 +203,43 @@ impl DoubleSparsity {
             dims,
             cache,
             works: works(&dims, lists),
+        })
+    }
+
+    /// Takes the first directions of the bases of MatryoshkaKV in place of channels: they are
+    /// ordered by what they tell, so that no ranking is needed. Query heads of a KV head share
+    /// their labels.
+    pub fn with_bases(
+        config: DoubleSparsityConfig,
+        dims: Dims,
+        bases: &Bases,
+    ) -> Result<Self, Refusal> {
+        config.validate(&dims)?;
+        let refuse = |e: crate::LmError| Refusal::setting(METHOD, e.to_string());
+        bases.check(&dims).map_err(refuse)?;
+        if config.labels == LabelHeads::PerHead {
+            let what = "bases are of KV heads; labels per query head need a ranking";
+            return Err(Refusal::setting(METHOD, what));
+        }
+        let count = config.label_channels(&dims);
+        let cache = SideCache::new(dims, config.dense_layers, |layer| {
+            let own = layer * dims.kv_heads..(layer + 1) * dims.kv_heads;
+            let sets = bases.keys[own].iter().map(|basis| {
+                let directions = basis.directions[..count * dims.head_dim].to_vec();
+                let parts = LabelParts::Directions(directions, count);
+                LabelSets(vec![Labels::new(
+                    parts,
+                    config.label_bits,
+                    config.round_query,
+                )])
+            });
+            Ok::<_, Refusal>(sets.collect())
+        })?;
+        Ok(Self {
+            config,
+            dims,
+            cache,
+            works: works(&dims, 1),
         })
     }
 

@@ -6,14 +6,46 @@ use keyfold_kernels::attention::{CacheRows, RowSet, dot_rows};
 use keyfold_kernels::blocks::BlockType;
 use keyfold_kernels::labels::{LabelBits, LabelBlocks};
 
-/// Labels of the keys of one layer and head: the channels `channels` of each, as 16-bit
-/// floats or as 4-bit integers between the least and the greatest number of the label.
+/// Labels of the keys of one layer and head: a few numbers of each, as 16-bit floats or as
+/// 4-bit integers between the least and the greatest number of the label.
 #[derive(Debug, Clone)]
 pub(super) struct Labels {
-    channels: Vec<u32>,
+    parts: LabelParts,
+    width: usize,
     rows: Codes,
     /// The label of one key, while it is written.
     label: Vec<f32>,
+}
+
+/// What a label tells of a key.
+#[derive(Debug, Clone)]
+pub(super) enum LabelParts {
+    /// Some of its channels.
+    Channels(Vec<u32>),
+    /// Its products with some directions, `[width, head_dim]`.
+    Directions(Vec<f32>, usize),
+}
+
+impl LabelParts {
+    fn width(&self) -> usize {
+        match self {
+            Self::Channels(channels) => channels.len(),
+            Self::Directions(_, width) => *width,
+        }
+    }
+
+    /// Appends the label of a vector.
+    fn extend(&self, vector: &[f32], label: &mut Vec<f32>) {
+        match self {
+            Self::Channels(channels) => {
+                label.extend(channels.iter().map(|&channel| vector[channel as usize]));
+            }
+            Self::Directions(directions, _) => {
+                let directions = directions.chunks_exact(vector.len());
+                label.extend(directions.map(|u| keyfold_kernels::dot(u, vector)));
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -32,15 +64,17 @@ const STEPS: f32 = 15.0;
 
 impl Labels {
     /// No rows yet; `bits` is 4 or 16.
-    pub(super) fn new(channels: Vec<u32>, bits: u8, round_query: bool) -> Self {
+    pub(super) fn new(parts: LabelParts, bits: u8, round_query: bool) -> Self {
+        let width = parts.width();
         let rows = match (bits, round_query) {
-            (4, false) => Codes::Four(LabelBlocks::new(channels.len(), LabelBits::Four)),
+            (4, false) => Codes::Four(LabelBlocks::new(width, LabelBits::Four)),
             (4, true) => Codes::Literal(Vec::new(), Vec::new()),
             _ => Codes::Half(Vec::new()),
         };
         Self {
-            label: Vec::with_capacity(channels.len()),
-            channels,
+            label: Vec::with_capacity(width),
+            parts,
+            width,
             rows,
         }
     }
@@ -48,12 +82,15 @@ impl Labels {
     /// Which channels of a key a label has.
     #[cfg(test)]
     pub(super) fn channels(&self) -> &[u32] {
-        &self.channels
+        match &self.parts {
+            LabelParts::Channels(channels) => channels,
+            LabelParts::Directions(..) => &[],
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         match &self.rows {
-            Codes::Half(bytes) => bytes.len() / (2 * self.channels.len()),
+            Codes::Half(bytes) => bytes.len() / (2 * self.width),
             Codes::Four(blocks) => blocks.len(),
             Codes::Literal(_, ranges) => ranges.len(),
         }
@@ -71,10 +108,10 @@ impl Labels {
 
     pub(super) fn truncate(&mut self, rows: usize) {
         match &mut self.rows {
-            Codes::Half(bytes) => bytes.truncate(rows * 2 * self.channels.len()),
+            Codes::Half(bytes) => bytes.truncate(rows * 2 * self.width),
             Codes::Four(blocks) => blocks.truncate(rows),
             Codes::Literal(codes, ranges) => {
-                codes.truncate(rows * self.channels.len());
+                codes.truncate(rows * self.width);
                 ranges.truncate(rows);
             }
         }
@@ -83,9 +120,7 @@ impl Labels {
     /// Adds the label of a whole key.
     pub(super) fn push(&mut self, key: &[f32]) {
         self.label.clear();
-        let channels = self.channels.iter();
-        self.label
-            .extend(channels.map(|&channel| key[channel as usize]));
+        self.parts.extend(key, &mut self.label);
         match &mut self.rows {
             Codes::Half(bytes) => {
                 let halves = self.label.iter().map(|&x| f16::from_f32(x));
@@ -103,7 +138,7 @@ impl Labels {
     /// Appends the label of a query.
     pub(super) fn of_query(&self, query: &[f32], label: &mut Vec<f32>) {
         let from = label.len();
-        label.extend(self.channels.iter().map(|&channel| query[channel as usize]));
+        self.parts.extend(query, label);
         if matches!(self.rows, Codes::Literal(..)) {
             let own = &mut label[from..];
             let (least, step) = range(own);
@@ -116,7 +151,7 @@ impl Labels {
     /// Products of the queries' labels `[any, channels]` with every row's, one query after
     /// the other.
     pub(super) fn scores(&self, labels: &[f32], scores: &mut Vec<f32>) {
-        let (width, len) = (self.channels.len(), self.len());
+        let (width, len) = (self.width, self.len());
         scores.clear();
         scores.resize(labels.len() / width * len, 0.0);
         match &self.rows {
@@ -165,9 +200,9 @@ mod tests {
 
     /// The label of a row as it is read back.
     fn read(labels: &Labels, row: usize) -> Vec<f32> {
-        (0..labels.channels.len())
+        (0..labels.width)
             .map(|channel| {
-                let mut one = vec![0.0; labels.channels.len()];
+                let mut one = vec![0.0; labels.width];
                 one[channel] = 1.0;
                 let mut scores = Vec::new();
                 labels.scores(&one, &mut scores);
@@ -179,7 +214,7 @@ mod tests {
     #[test]
     fn labels_hold_the_chosen_channels_in_their_order() {
         for (bits, round_query, error) in [(16, false, 1e-3), (4, true, 0.11), (4, false, 0.12)] {
-            let mut labels = Labels::new(vec![5, 0, 3], bits, round_query);
+            let mut labels = Labels::new(LabelParts::Channels(vec![5, 0, 3]), bits, round_query);
             labels.push(&[1.0, 9.0, 9.0, -2.0, 9.0, 0.3]);
             labels.push(&[0.5, 9.0, 9.0, 0.5, 9.0, 0.5]);
             assert_eq!(labels.len(), 2);
@@ -203,7 +238,7 @@ mod tests {
         };
         let mut label = Vec::new();
         for (round_query, error) in [(true, 1e-5), (false, 1e-2)] {
-            let mut labels = Labels::new(vec![0, 1, 2, 3, 4], 4, round_query);
+            let mut labels = Labels::new(LabelParts::Channels(vec![0, 1, 2, 3, 4]), 4, round_query);
             labels.push(&numbers);
             near(&read(&labels, 0), error);
             label.clear();

@@ -39,6 +39,8 @@ pub(super) struct Tried {
     /// As the store wants them.
     pub(super) kept: Vec<f32>,
     pub(super) values: Vec<f32>,
+    /// As the store would hand them out.
+    read: Vec<f32>,
 }
 
 /// Everything a pass needs room for; grown once.
@@ -238,6 +240,8 @@ impl Session {
             tried.keys.clone_from(&b.k);
             tried.kept.clone_from(kept);
             tried.values.clone_from(&b.v);
+            tried.read.clone_from(&b.v);
+            store.present_values(layer, &mut tried.read);
             return;
         }
         store.append(layer, &b.positions, kept, &b.v);
@@ -295,7 +299,7 @@ impl Session {
         let (n, tried) = (b.positions.len(), &b.tried[layer]);
         let own = (pass == Pass::Candidates).then_some(OwnRows {
             keys: &tried.keys,
-            values: &tried.values,
+            values: &tried.read,
         });
         group(&b.q, n, &dims, &mut b.grouped);
         b.grouped_out.resize(b.grouped.len(), 0.0);

@@ -93,14 +93,14 @@ impl DenseStore {
 }
 
 /// Adds a row's bytes at the end.
-fn push(kind: BlockType, row_bytes: usize, to: &mut Vec<u8>, row: &[f32]) {
+pub(super) fn push(kind: BlockType, row_bytes: usize, to: &mut Vec<u8>, row: &[f32]) {
     let at = to.len();
     to.resize(at + row_bytes, 0);
     quantize(kind, row, &mut to[at..]);
 }
 
 /// Moves the rows `keep` to the front and drops the rest.
-fn compact(bytes: &mut Vec<u8>, row_bytes: usize, keep: &[u32]) {
+pub(super) fn compact(bytes: &mut Vec<u8>, row_bytes: usize, keep: &[u32]) {
     for (to, &from) in keep.iter().enumerate() {
         let from = from as usize * row_bytes;
         bytes.copy_within(from..from + row_bytes, to * row_bytes);

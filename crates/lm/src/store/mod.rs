@@ -2,5 +2,6 @@
 
 mod dense;
 pub mod kvquant;
+pub mod matryoshka;
 
 pub use dense::{CacheType, DenseStore};

@@ -13,6 +13,7 @@
 
 mod attention;
 mod causal;
+mod cayley;
 mod chamfer;
 mod cross_entropy;
 mod dropout;
@@ -27,6 +28,7 @@ mod rows;
 
 pub use attention::{Heads, attention};
 pub use causal::{SharedHeads, causal_attention};
+pub use cayley::cayley;
 pub use chamfer::{Side, chamfer, chamfer_equal};
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;

@@ -2,22 +2,31 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ValueEnum;
 use keyfold_lm::roles::KvStore;
 use keyfold_lm::store::CacheType;
 use keyfold_lm::store::kvquant::{Calibration, Datatype, KvQuantConfig, KvQuantStore, model_hash};
+use keyfold_lm::store::matryoshka::MatryoshkaStore;
+use keyfold_lm::{Decoder, ModelFile};
 
+use super::bases::LoadedBases;
 use super::calibrate;
 use super::setup::Loaded;
+use crate::failure::wrong_use;
 use crate::progress::StderrProgress;
+
+const NO_BASES: &str = "--cache matryoshka needs the file that 'keyfold lm calibrate --cache matryoshka' \
+     writes: --cache matryoshka:FILE";
 
 /// `--cache` and what belongs to it.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CacheArgs {
     /// How cached keys and values are kept: f32, f16, q8_0 (8 bits and a scale for 32 numbers),
-    /// q4_0, or kvquant:2, kvquant:3, kvquant:4 (so many bits, by tables that fit the model)
+    /// q4_0, kvquant:2, kvquant:3, kvquant:4 (so many bits, by tables that fit the model), or
+    /// matryoshka:FILE (fewer numbers, by the bases of 'keyfold lm calibrate --cache matryoshka')
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub(super) cache: CacheArg,
     /// kvquant: share of numbers that are kept beside the codes [default: 0.01]
@@ -39,13 +48,21 @@ pub(crate) struct CacheArgs {
     /// write a text and takes that
     #[arg(long, value_name = "FILE|auto", default_value = "auto")]
     cache_calib: PathBuf,
+    /// matryoshka: share of the numbers that is kept, the same for every head, in place of the
+    /// file's ranks
+    #[arg(long, value_name = "SHARE")]
+    pub(super) cache_keep: Option<f64>,
 }
 
 /// How cached keys and values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum CacheArg {
     Dense(CacheType),
-    KvQuant { bits: u8 },
+    KvQuant {
+        bits: u8,
+    },
+    /// With no file it is to be calibrated.
+    Matryoshka(Option<PathBuf>),
 }
 
 impl FromStr for CacheArg {
@@ -67,6 +84,7 @@ impl FromStr for CacheArg {
                 let bits = bits.ok_or("kvquant has 2, 3 or 4 bits: kvquant:3")?;
                 return Ok(Self::KvQuant { bits });
             }
+            "matryoshka" => return Ok(Self::Matryoshka(rest.map(PathBuf::from))),
             _ => {
                 return Err(
                     "choose f32, f16, q8_0, q4_0, kvquant:2, kvquant:3 or kvquant:4".into(),
@@ -130,8 +148,22 @@ impl CacheArgs {
     pub(super) fn dense(&self) -> Option<CacheType> {
         match self.cache {
             CacheArg::Dense(kind) => Some(kind),
-            CacheArg::KvQuant { .. } => None,
+            CacheArg::KvQuant { .. } | CacheArg::Matryoshka(_) => None,
         }
+    }
+
+    /// Bases of the cache, where it has some; those of values are folded into the decoder if
+    /// `fold` says so.
+    pub(super) fn bases(
+        &self,
+        decoder: &mut Decoder,
+        file: &ModelFile,
+        fold: bool,
+    ) -> anyhow::Result<Option<LoadedBases>> {
+        let CacheArg::Matryoshka(Some(path)) = &self.cache else {
+            return Ok(None);
+        };
+        LoadedBases::open(path, self.cache_keep, fold, decoder, file).map(Some)
     }
 
     /// A store that is no plain one.
@@ -140,11 +172,22 @@ impl CacheArgs {
         loaded: &Loaded,
         progress: &StderrProgress,
     ) -> anyhow::Result<Option<Box<dyn KvStore>>> {
-        let CacheArg::KvQuant { bits } = self.cache else {
-            return Ok(None);
+        let model = loaded.decoder.config();
+        let bits = match &self.cache {
+            CacheArg::Dense(_) => return Ok(None),
+            CacheArg::KvQuant { bits } => *bits,
+            CacheArg::Matryoshka(_) => {
+                let Some(found) = &loaded.bases else {
+                    return Err(wrong_use(NO_BASES));
+                };
+                let bases = Arc::clone(&found.bases);
+                let kind = CacheType::F16;
+                let (ranks, folded) = (&found.ranks, found.folded);
+                let store = MatryoshkaStore::new(model.dims, bases, ranks, kind, folded, 0)?;
+                return Ok(Some(Box::new(store)));
+            }
         };
         let config = self.kvquant(bits);
-        let model = loaded.decoder.config();
         config.validate(&model.dims)?;
         let calibration = match loaded.calibration.get() {
             Some(calibration) => calibration,

@@ -14,9 +14,11 @@ use keyfold_lm::store::CacheType;
 use keyfold_lm::store::kvquant::{
     Calibration, CalibrationConfig, KvQuantConfig, Statistics, model_hash,
 };
+use keyfold_lm::store::matryoshka::save;
 use keyfold_lm::{LmError, SpecialTokens, trainable};
 use serde_json::json;
 
+use super::bases::BasesArgs;
 use super::cache::CacheArg;
 use super::mamba::LongSettings;
 use super::setup::{AnyModel, Loaded, ModelArgs};
@@ -26,6 +28,9 @@ use crate::progress::StderrProgress;
 
 /// Tokens of a block of text, as the authors of Double Sparsity have it.
 const BLOCK: usize = 512;
+
+/// Of a block for bases, which depend on the positions that they were seen at.
+const LONG_BLOCK: usize = 2048;
 
 /// Blocks for channels, and for tables: those need all their numbers at once.
 const BLOCKS: [usize; 2] = [64, 16];
@@ -40,6 +45,8 @@ Examples:
   keyfold lm calibrate --cache kvquant --text notes.txt --model MODEL.gguf --out cache.safetensors
   keyfold lm chat --model MODEL.gguf --cache kvquant:3 --cache-calib cache.safetensors
   keyfold lm calibrate --long --text notes.txt --model mamba2-1.3b --out long.json
+  keyfold lm calibrate --cache matryoshka --text notes.txt --model MODEL.gguf --out bases.safetensors
+  keyfold lm chat --model MODEL.gguf --cache matryoshka:bases.safetensors
 
 The file of channels has the layout that the authors of Double Sparsity publish. With --cache
 kvquant the file has tables of 2, 3 and 4 bits; --outliers and --cache-sink count here already.")]
@@ -66,6 +73,8 @@ pub(super) struct CalibrateArgs {
     long: bool,
     #[command(flatten)]
     settings: LongSettings,
+    #[command(flatten)]
+    bases: BasesArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -110,7 +119,7 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
     }
     let bits = match args.model.policy.cache.cache {
         CacheArg::KvQuant { bits } => Some(bits),
-        CacheArg::Dense(_) => None,
+        CacheArg::Dense(_) | CacheArg::Matryoshka(_) => None,
     };
     let Some(path) = &args.text else {
         return convert(args, bits, globals, &progress);
@@ -128,6 +137,9 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
             "{} is empty; give a text",
             path.display()
         )));
+    }
+    if matches!(args.model.policy.cache.cache, CacheArg::Matryoshka(_)) {
+        return bases(args, globals, &loaded, &tokens, &progress);
     }
     let most = args.blocks.unwrap_or(BLOCKS[usize::from(bits.is_some())]);
     let blocks: Vec<&[u32]> = tokens.chunks(BLOCK).take(most).collect();
@@ -157,6 +169,43 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
         None => "channels ranked on",
     };
     tell(args, globals, what, counted)
+}
+
+/// Bases and ranks of a cache.
+fn bases(
+    args: &CalibrateArgs,
+    globals: &Globals,
+    loaded: &Loaded,
+    tokens: &[u32],
+    progress: &StderrProgress,
+) -> anyhow::Result<Outcome> {
+    let keep = args.model.policy.cache.cache_keep;
+    let limit = loaded.decoder.config().context_limit();
+    let length = LONG_BLOCK.min(limit.unwrap_or(LONG_BLOCK));
+    let blocks = tokens.chunks(length).take(args.blocks.unwrap_or(8));
+    let blocks: Vec<&[u32]> = blocks.collect();
+    let counted: usize = blocks.iter().map(|b| b.len()).sum();
+    let (bases, ranks) = args
+        .bases
+        .calibrate(loaded, tokens, &blocks, keep, progress)?;
+    save(&args.out, &loaded.decoder, &bases, &ranks)?;
+    let kept = ranks.kept(&loaded.decoder.config().dims);
+    let mut out = anstream::stdout().lock();
+    if globals.json {
+        writeln!(
+            out,
+            "{}",
+            json!({ "tokens": counted, "file": args.out, "kept": kept, "ranks": ranks })
+        )?;
+    } else {
+        writeln!(
+            out,
+            "{}: bases from {counted} tokens, ranks that keep {:.1} % of the numbers",
+            args.out.display(),
+            100.0 * kept
+        )?;
+    }
+    Ok(Outcome::Done)
 }
 
 fn tell(

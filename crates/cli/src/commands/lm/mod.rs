@@ -1,5 +1,6 @@
 //! `keyfold lm`: one file per command.
 
+mod bases;
 mod cache;
 mod calibrate;
 mod chat;

@@ -248,6 +248,11 @@ impl PolicyArgs {
                 config.channels = self.channels.or(config.channels);
                 config.label_bits = self.label_bits.unwrap_or(config.label_bits);
                 config.dense_layers = self.dense_count()?.unwrap_or(config.dense_layers);
+                if let Some(found) = loaded.bases.as_ref().filter(|_| self.calib_is_auto()) {
+                    // The leading numbers of a row tell most of it.
+                    let made = DoubleSparsity::with_bases(config, dims, &found.bases)?;
+                    return Ok(Some(Box::new(made)));
+                }
                 let rankings = self.rankings(loaded, progress)?;
                 let made = DoubleSparsity::new(config, dims, &rankings);
                 let from = || {
@@ -373,9 +378,13 @@ impl PolicyArgs {
         Ok(Some(count))
     }
 
+    fn calib_is_auto(&self) -> bool {
+        self.calib.as_os_str() == "auto"
+    }
+
     fn rankings(&self, loaded: &Loaded, progress: &StderrProgress) -> anyhow::Result<Rankings> {
         let config = loaded.decoder.config();
-        if self.calib.as_os_str() == "auto" {
+        if self.calib_is_auto() {
             return calibrate::by_own_text(loaded, progress);
         }
         let rankings = Rankings::load(&self.calib)?;

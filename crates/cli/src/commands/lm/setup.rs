@@ -20,6 +20,7 @@ use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::kvquant::Calibration;
 use keyfold_lm::{LmError, Reading, prompt_cache};
 
+use super::bases::LoadedBases;
 use super::mamba::LoadedMamba;
 use super::policy::PolicyArgs;
 use crate::args::Globals;
@@ -90,6 +91,8 @@ impl WeightsArg {
 pub(crate) struct Loaded {
     pub(crate) file: ModelFile,
     pub(crate) decoder: Arc<Decoder>,
+    /// Of `--cache matryoshka`.
+    pub(super) bases: Option<LoadedBases>,
     pub(crate) team: Arc<Team>,
     /// Of `--cache kvquant`; sessions share it.
     pub(super) calibration: OnceCell<Calibration>,
@@ -102,15 +105,16 @@ impl Loaded {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Self> {
-        Self::with(name, globals, progress, |_, _| Ok(()))
+        Self::with(name, globals, progress, |_, _, _| Ok(None))
     }
 
-    /// The same, with weights that `change` puts in place of others.
+    /// The same, with weights that `change` puts in place of others; it gives the bases of
+    /// the cache, where there are such.
     fn with(
         name: &str,
         globals: &Globals,
         progress: &StderrProgress,
-        change: impl FnOnce(&mut Decoder, &Path) -> anyhow::Result<()>,
+        change: impl FnOnce(&mut Decoder, &ModelFile, &Path) -> anyhow::Result<Option<LoadedBases>>,
     ) -> anyhow::Result<Self> {
         let path = path(name)?;
         if MambaFile::is_mamba(&path) {
@@ -123,10 +127,11 @@ impl Loaded {
         let file = ModelFile::open(&path)?;
         file.notes().iter().for_each(|note| progress.say(note));
         let mut decoder = Decoder::load(&file)?;
-        change(&mut decoder, &path)?;
+        let bases = change(&mut decoder, &file, &path)?;
         Ok(Self {
             file,
             decoder: Arc::new(decoder),
+            bases,
             team: Arc::new(Team::new(globals.threads.map_or(0, usize::from))),
             calibration: OnceCell::new(),
         })
@@ -238,8 +243,10 @@ impl ModelArgs {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Loaded> {
-        Loaded::with(&self.model, globals, progress, |decoder, path| {
-            self.weights.put_into(decoder, path)
+        Loaded::with(&self.model, globals, progress, |decoder, file, path| {
+            self.weights.put_into(decoder, path)?;
+            let fold = self.weights == WeightsArg::Dense;
+            self.policy.cache.bases(decoder, file, fold)
         })
     }
 

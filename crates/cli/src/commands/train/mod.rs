@@ -6,12 +6,14 @@ mod crisp;
 mod data;
 mod defsent;
 mod language_model;
+mod matryoshka;
 mod training;
 mod word_models;
 
 use clap::Subcommand;
 
 use crate::args::Globals;
+use crate::commands::lm;
 use crate::failure::Outcome;
 
 /// Train a model on your own data
@@ -34,6 +36,7 @@ enum What {
     DisambiguatedSkipGram(word_models::SkipGramArgs),
     DefsentPlus(defsent::DefSentArgs),
     LanguageModel(language_model::LanguageModelArgs),
+    MatryoshkaKv(matryoshka::MatryoshkaArgs),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -45,5 +48,6 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::DisambiguatedSkipGram(args) => word_models::skip_gram(args, globals),
         What::DefsentPlus(args) => defsent::run(args, globals),
         What::LanguageModel(args) => language_model::run(args, globals),
+        What::MatryoshkaKv(args) => lm::stopped(matryoshka::run(args, globals)),
     }
 }

@@ -73,7 +73,8 @@ fn recall(rankings: &dyn Fn(&Dims, u64) -> Rankings, channels: usize) -> [f64; 3
             ..DoubleSparsityConfig::default()
         };
         let sparse = DoubleSparsity::new(config, dims, &rankings(&dims, run)).unwrap();
-        let mut labels = Labels::new(sparse.cache.of(0, 0).0[0].channels().to_vec(), 16, false);
+        let channels = sparse.cache.of(0, 0).0[0].channels().to_vec();
+        let mut labels = Labels::new(LabelParts::Channels(channels), 16, false);
         for row in 0..8192 {
             let token = if row == needle {
                 key
