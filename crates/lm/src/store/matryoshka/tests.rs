@@ -317,16 +317,17 @@ fn whole_models_read_with_all_dimensions_and_folded_as_unfolded() {
         let all = Ranks::all(&dims, dims.head_dim);
         for fold in [false, true] {
             let same = world.logits(world.session(Some(&all), fold, None));
-            assert_near(&same, &dense, 2e-3 * spread, model);
+            assert_near(&same, &dense, 1e-2 * spread, model);
         }
+        // Turned weights are rounded to the kind of the file's, of 16 bits in some.
         let half = Ranks::all(&dims, dims.head_dim / 2);
         let unfolded = world.logits(world.session(Some(&half), false, None));
         let folded = world.logits(world.session(Some(&half), true, None));
-        assert_near(&folded, &unfolded, 2e-3 * spread, model);
+        assert_near(&folded, &unfolded, 1e-2 * spread, model);
         let oracle = || Box::new(OracleTopK::new(Budget::Tokens(9), 0, dims).unwrap());
         let unfolded = world.logits(world.session(Some(&half), false, Some(oracle())));
         let folded = world.logits(world.session(Some(&half), true, Some(oracle())));
-        assert_near(&folded, &unfolded, 2e-3 * spread, "selected");
+        assert_near(&folded, &unfolded, 1e-2 * spread, "selected");
         // Candidates read rows that are not stored: the same hidden states in both forms.
         let candidates = |fold: bool| {
             let mut session = world.session(Some(&half), fold, None);
@@ -337,7 +338,7 @@ fn whole_models_read_with_all_dimensions_and_folded_as_unfolded() {
         assert_near(
             &candidates(true),
             &candidates(false),
-            2e-3 * spread,
+            1e-2 * spread,
             "candidates",
         );
     }
