@@ -20,7 +20,10 @@ fn commands() -> Vec<String> {
     let list = help.split("Commands:\n").nth(1).unwrap();
     list.lines()
         .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .filter_map(|line| line.strip_prefix("  "))
+        // What goes on from the line above stands further in.
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
         .map(str::to_owned)
         .collect()

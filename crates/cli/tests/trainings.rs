@@ -149,7 +149,7 @@ fn every_recipe_is_one_of_its_method() {
             "--show-settings",
         ]);
         match slug {
-            "crisp" | "defsent-plus" => command.args(["--model", "x"]),
+            "crisp" | "defsent-plus" | "matryoshka-kv" => command.args(["--model", "x"]),
             "colberter" => command.args(["--model", "x", "--teacher", "x"]),
             // Methods whose command takes the shared arguments alone.
             _ => &mut command,

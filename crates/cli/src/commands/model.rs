@@ -18,7 +18,7 @@ use crate::failure::Outcome;
 use crate::model;
 use crate::output::terminal::BOLD;
 
-/// Look at models: what they are, which units two share, what features do; and make them smaller
+/// Look at models, compare them, and make them smaller
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     #[command(subcommand)]

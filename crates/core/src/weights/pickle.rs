@@ -481,6 +481,22 @@ impl<R: Read> Machine<R> {
         Ok(())
     }
 
+    /// The bytes that a text `(text, 'latin1')` stands for.
+    fn latin_1(&self, arguments: Id) -> Option<Vec<u8>> {
+        let Value::Tuple(arguments) = &self.values[arguments] else {
+            return None;
+        };
+        let &[text, codec] = arguments.as_slice() else {
+            return None;
+        };
+        match (&self.values[text], &self.values[codec]) {
+            (Value::Text(text), Value::Text(codec)) if codec == "latin1" => {
+                text.chars().map(|c| u8::try_from(c).ok()).collect()
+            }
+            _ => None,
+        }
+    }
+
     /// LONG1: an integer of any length; longer than 8 bytes is none of ours.
     fn long(&mut self) -> Result<(), String> {
         let [len] = self.bytes()?;
@@ -620,17 +636,21 @@ impl<R: Read> Machine<R> {
             // REDUCE, NEWOBJ
             b'R' | 0x81 => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                let ordered_dict = matches!(&self.values[function],
-                    Value::Global(name) if name == "collections OrderedDict");
-                self.push(if ordered_dict {
-                    Value::Dict(Vec::new())
-                } else {
-                    Value::Call {
+                let name = match &self.values[function] {
+                    Value::Global(name) => name.as_str(),
+                    _ => "",
+                };
+                let made = match name {
+                    "collections OrderedDict" => Value::Dict(Vec::new()),
+                    // How Python writes bytes before protocol 3.
+                    "_codecs encode" => self.latin_1(arguments).map_or(Value::Opaque, Value::Bytes),
+                    _ => Value::Call {
                         function,
                         arguments,
                         state: None,
-                    }
-                });
+                    },
+                };
+                self.push(made);
             }
             // BUILD: what an object is filled with.
             b'b' => {
