@@ -124,8 +124,8 @@ impl Causal {
             .step_by(size)
             .map(|from| {
                 let queries = from..(from + size).min(len);
-                let seen = match &self.mask {
-                    None => Vec::from_iter([0..queries.end]),
+                let seen: Vec<Range<usize>> = match &self.mask {
+                    None => std::iter::once(0..queries.end).collect(),
                     Some(mask) => mask
                         .runs(from / size)
                         .into_iter()
