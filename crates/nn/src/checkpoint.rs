@@ -64,7 +64,7 @@ pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<(), ModelError> {
     write_as(path, tensors, Precision::Single)
 }
 
-/// [`write`] with numbers as `precision` says.
+/// [`write()`] with numbers as `precision` says.
 ///
 /// # Errors
 /// When the file cannot be written.

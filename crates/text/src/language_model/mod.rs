@@ -3,7 +3,7 @@
 //!
 //! The model is a Llama (Touvron et al. 2023) over 260 tokens: the bytes, and begin, end,
 //! separator and padding. A batch is a mix of windows of text and of made-up records
-//! ([`recall`]), whose values can only be known by looking back:
+//! ([`Recall`]), whose values can only be known by looking back:
 //!
 //! ```text
 //! loss = mean over tokens of -log p(byte | bytes before it in the window)
