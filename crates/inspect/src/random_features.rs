@@ -109,7 +109,7 @@ impl RandomFeatures {
     /// Draws the heads for vectors of `d` numbers; `set_size` is needed by the random layer alone.
     ///
     /// # Errors
-    /// When a setting makes no sense.
+    /// When a setting makes no sense, or the heads need more memory than allowed.
     pub fn new(
         config: &RandomFeaturesConfig,
         d: usize,
@@ -120,8 +120,27 @@ impl RandomFeatures {
                 "random features need vectors of at least one number, and at least one head",
             ));
         }
+        let side = d.saturating_add(1);
+        let vectors = match config.kind {
+            Kind::Attention => 1,
+            Kind::Mlp if set_size > 0 => set_size.saturating_add(1),
+            Kind::Mlp => {
+                return Err(InspectError::settings(
+                    "a random layer needs sets of one size, at least 1",
+                ));
+            }
+        };
+        let sizes = [side, side, vectors];
+        let count = sizes.into_iter().fold(config.heads, usize::saturating_mul);
+        if (count as u64).saturating_mul(4) > config.memory {
+            return Err(InspectError::settings(format!(
+                "{} heads for vectors of {d} numbers need more than {} MiB; take fewer heads, or allow \
+                 more",
+                config.heads,
+                config.memory >> 20
+            )));
+        }
         let mut rng = StdRng::seed_from_u64(config.seed);
-        let side = d + 1;
         let (weights, set_size) = match config.kind {
             Kind::Attention => {
                 let mean = |i: usize| {
@@ -129,16 +148,10 @@ impl RandomFeatures {
                     config.biased && row == column && row < d
                 };
                 let draw = |i| 0.5 * normal(&mut rng) as f32 + f32::from(u8::from(mean(i)));
-                ((0..config.heads * side * side).map(draw).collect(), 0)
+                ((0..count).map(draw).collect(), 0)
             }
             Kind::Mlp => {
-                if set_size == 0 {
-                    return Err(InspectError::settings(
-                        "a random layer needs sets of one size, at least 1",
-                    ));
-                }
-                let scale = (0.5 / (set_size + 1) as f64).sqrt();
-                let count = config.heads * side * (set_size + 1) * side;
+                let scale = (0.5 / vectors as f64).sqrt();
                 let draw = |_| (scale * normal(&mut rng)) as f32;
                 ((0..count).map(draw).collect(), set_size)
             }
@@ -170,7 +183,8 @@ impl RandomFeatures {
     ///
     /// # Panics
     /// When they are not as many.
-    pub fn set_weights(&mut self, weights: Vec<f32>) {
+    #[cfg(test)]
+    pub(crate) fn set_weights(&mut self, weights: Vec<f32>) {
         assert_eq!(weights.len(), self.weights.len(), "numbers of the heads");
         self.weights = weights;
     }
@@ -303,12 +317,6 @@ impl RandomFeaturePredictor {
         let first = examples.first().ok_or_else(|| InspectError::Empty {
             what: "examples".to_owned(),
         })?;
-        if examples.len() < 5 {
-            return Err(InspectError::settings(format!(
-                "{} examples are too few to learn from; give at least 5",
-                examples.len()
-            )));
-        }
         Self::fit_with(
             RandomFeatures::new(config, first.q.len(), first.set.len())?,
             examples,
@@ -320,6 +328,12 @@ impl RandomFeaturePredictor {
     /// # Errors
     /// As there.
     pub fn fit_with(features: RandomFeatures, examples: &[Example]) -> Result<Self, InspectError> {
+        if examples.len() < 5 {
+            return Err(InspectError::settings(format!(
+                "{} examples are too few to learn from; give at least 5",
+                examples.len()
+            )));
+        }
         let config = &features.config;
         let small = features.len().min(examples.len()) as u64;
         let need = 8 * (examples.len() as u64 * features.len() as u64 + 2 * small * small);
@@ -401,15 +415,17 @@ impl RandomFeaturePredictor {
     pub fn save(&self, path: &Path) -> Result<(), InspectError> {
         let format = |e: &dyn std::fmt::Display| InspectError::format(path, e.to_string());
         let config = serde_json::to_string(&self.features.config).map_err(|e| format(&e))?;
+        let sizes = [self.features.d, self.features.set_size];
+        let numbers = [self.scale, self.mean, self.lambda];
         let notes = [
             ("format", FORMAT.to_owned()),
             ("d", self.features.d.to_string()),
             ("set_size", self.features.set_size.to_string()),
-            ("checksum", self.checksum(&config)),
+            ("checksum", checksum(sizes, &config, numbers, &self.v)),
             ("config", config),
         ];
         let bytes = |x: &[f64]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let (v, rest) = (bytes(&self.v), bytes(&[self.scale, self.mean, self.lambda]));
+        let (v, rest) = (bytes(&self.v), bytes(&numbers));
         let view = |count: usize, bytes| TensorView::new(Dtype::F64, vec![count], bytes);
         let views = [
             ("v", view(self.v.len(), &v).map_err(|e| format(&e))?),
@@ -439,7 +455,6 @@ impl RandomFeaturePredictor {
             )));
         }
         let number = |name: &str| note(name)?.parse::<usize>().map_err(|_| none());
-        let config = serde_json::from_str(note("config")?).map_err(|_| none())?;
         let numbers = |name: &str| -> Result<Vec<f64>, InspectError> {
             let tensor = file.tensor(name).map_err(|_| none())?;
             let parts = tensor.data().as_chunks::<8>().0.iter();
@@ -448,32 +463,34 @@ impl RandomFeaturePredictor {
         let [scale, mean, lambda] = numbers("scale_mean_lambda")?[..] else {
             return Err(none());
         };
-        let features = RandomFeatures::new(&config, number("d")?, number("set_size")?)?;
-        let read = Self {
-            features,
+        let (d, set_size, v) = (number("d")?, number("set_size")?, numbers("v")?);
+        let settings = note("config")?;
+        let config: RandomFeaturesConfig = serde_json::from_str(settings).map_err(|_| none())?;
+        // Before heads are drawn: a damaged number must not ask for endless memory.
+        let right = checksum([d, set_size], settings, [scale, mean, lambda], &v);
+        if config.heads.saturating_mul(d.saturating_add(1)) != v.len()
+            || &right != note("checksum")?
+        {
+            return Err(damaged(
+                "its numbers do not give its checksum; it was cut off or changed",
+            ));
+        }
+        Ok(Self {
+            features: RandomFeatures::new(&config, d, set_size)?,
             scale,
             mean,
             lambda,
-            v: numbers("v")?,
-        };
-        match read.v.len() == read.features.len()
-            && &read.checksum(note("config")?) == note("checksum")?
-        {
-            true => Ok(read),
-            false => Err(damaged(
-                "its numbers do not give its checksum; it was cut off or changed",
-            )),
-        }
+            v,
+        })
     }
+}
 
-    /// Of sizes, settings as they are written, and everything that was learned.
-    fn checksum(&self, config: &str) -> String {
-        let f = &self.features;
-        let mut bytes = format!("{} {} {config}", f.d, f.set_size).into_bytes();
-        let numbers = [self.scale, self.mean, self.lambda];
-        bytes.extend(numbers.iter().chain(&self.v).flat_map(|x| x.to_le_bytes()));
-        blake3::hash(&bytes).to_hex()[..32].to_owned()
-    }
+/// Of sizes (`d`, `set_size`), settings as they are written, and everything that was learned
+/// (scale, mean, lambda, `v`).
+fn checksum([d, set_size]: [usize; 2], config: &str, numbers: [f64; 3], v: &[f64]) -> String {
+    let mut bytes = format!("{d} {set_size} {config}").into_bytes();
+    bytes.extend(numbers.iter().chain(v).flat_map(|x| x.to_le_bytes()));
+    blake3::hash(&bytes).to_hex()[..32].to_owned()
 }
 
 /// With its version.

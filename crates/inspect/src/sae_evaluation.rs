@@ -34,7 +34,6 @@ use keyfold_kernels as kernels;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use serde::Serialize;
 
 use crate::InspectError;
 use crate::error::check_rows;
@@ -197,21 +196,6 @@ pub fn unexplained(rows: &[f32], reconstructed: &[f32], d: usize) -> f64 {
         }
     }
     rest / f64::max(spread, 1e-300)
-}
-
-/// What became of edited prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct EditOutcome {
-    /// Share of prompts whose likeliest answer is still that of the prompt.
-    pub base: f64,
-    /// Share whose likeliest answer is that of the counterfactual.
-    pub counterfactual: f64,
-    /// Share whose likeliest answer is the one that the true counterfactual activation gives.
-    pub agreement: f64,
-    /// Mean weight of the features that were changed; 0 where none are counted.
-    pub weight: f64,
-    /// Mean distance to the counterfactual activation, as a part of that of the prompt's own.
-    pub distance: f64,
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn silu_body<V: Vector>(x: &mut [f32]) {
     math::map::<Silu, Pair<V>>(x);
 }
 
-struct Silu;
+pub(crate) struct Silu;
 
 impl Map for Silu {
     #[inline(always)]

@@ -131,6 +131,11 @@ pub fn log_probabilities(
 /// `ln p` of the last `count` tokens, which are decoded one by one.
 fn decoded(session: &mut dyn Reading, tokens: &[u32], count: usize) -> Result<Vec<f64>, LmError> {
     let (prompt, rest) = tokens.split_at(tokens.len() - count);
+    let vocab = session.vocab();
+    if let Some(bad) = rest.iter().find(|t| **t as usize >= vocab) {
+        let what = format!("token {bad} is not one of the model's {vocab}");
+        return Err(LmError::Input { what });
+    }
     session.prefill(prompt, &NoProgress)?;
     let mut found = Vec::with_capacity(count);
     for (i, &token) in rest.iter().enumerate() {

@@ -335,8 +335,12 @@ pub fn random_mamba(config: MambaConfig, seed: u64) -> Result<MambaLm, LmError> 
             n if n.ends_with("mixer") && name.ends_with(".D") => return vec![1.0; len],
             // Decays of 1 to d_state, or to 16.
             n if n.ends_with("mixer") && name.ends_with("A_log") => {
-                let of = |i: usize| (1.0 + (i % last) as f32).ln();
-                return (0..len).map(of).collect();
+                return match shape.len() {
+                    1 => (0..len)
+                        .map(|_| rng.random_range(1f32..16.0).ln())
+                        .collect(),
+                    _ => (0..len).map(|i| (1.0 + (i % last) as f32).ln()).collect(),
+                };
             }
             // softplus gives steps from 0.001 to 0.1.
             _ if name.ends_with("dt_bias") || name.ends_with("dt_proj.bias") => {

@@ -154,11 +154,10 @@ impl Hydra {
         let l = u.len() / d;
         let mut y = vec![0.0; l * di];
         for (side, direction) in mixed.directions.iter().enumerate() {
-            let x = match side {
-                0 => mixed.x.clone(),
-                _ => reversed(&mixed.x, di),
+            let found = match side {
+                0 => self.scan(&mixed.x, direction, team),
+                _ => self.scan(&reversed(&mixed.x, di), direction, team),
             };
-            let found = self.scan(&x, direction, team);
             // A result belongs to the next position of its direction.
             for (t, row) in found.chunks_exact(di).take(l - 1).enumerate() {
                 let to = if side == 0 { t + 1 } else { l - 2 - t };
@@ -214,20 +213,20 @@ impl Hydra {
         let rate = -self.weights.a_log[head].exp();
         let mut out = vec![0.0; l * l];
         for (side, direction) in mixed.directions.iter().enumerate() {
-            let row = |x: &'_ [f32], t: usize| -> Vec<f32> {
-                x[t * self.config.ngroups * n + group..][..n].to_vec()
+            let row = |t: usize| {
+                let at = t * self.config.ngroups * n + group;
+                at..at + n
             };
             for from in 0..l {
                 let dt = |t: usize| direction.dt[t * heads + head];
-                let written = row(&direction.b, from);
+                let written = &direction.b[row(from)];
                 let mut decay = dt(from);
                 // Read at `at`, for the position after it.
                 for at in from..l - 1 {
                     if at > from {
                         decay *= (dt(at) * rate).exp();
                     }
-                    let read = row(&direction.c, at);
-                    let product: f32 = read.iter().zip(&written).map(|(a, b)| a * b).sum();
+                    let product = keyfold_kernels::dot(&direction.c[row(at)], written);
                     let (i, j) = match side {
                         0 => (at + 1, from),
                         _ => (l - 2 - at, l - 1 - from),
@@ -260,23 +259,13 @@ impl Hydra {
             d,
             threads,
         );
-        let part = |from: usize, len: usize| -> Vec<f32> {
-            let rows = projected.chunks_exact(width);
-            rows.flat_map(|row| &row[from..from + len])
-                .copied()
-                .collect()
-        };
+        let part = |from: usize, len: usize| columns(&projected, width, from, len);
         let raw = part(di, channels);
         let mut convolved = vec![0.0; raw.len()];
         depthwise_conv(&mut convolved, &raw, &self.conv, &self.weights.conv1d_bias);
         silu(&mut convolved);
         let shared = self.config.ngroups * self.config.d_state;
-        let of = |from: usize, len: usize| -> Vec<f32> {
-            let rows = convolved.chunks_exact(channels);
-            rows.flat_map(|row| &row[from..from + len])
-                .copied()
-                .collect()
-        };
+        let of = |from: usize, len: usize| columns(&convolved, channels, from, len);
         let direction = |side: usize| {
             let mut dt = part(di + channels + side * h, h);
             keyfold_kernels::add_bias(&mut dt, &self.weights.dt_bias);
@@ -349,6 +338,14 @@ impl HydraConfig {
         }
         Ok((di, heads, di + 4 * self.ngroups * self.d_state))
     }
+}
+
+/// Some columns of rows of `width`.
+fn columns(rows: &[f32], width: usize, from: usize, len: usize) -> Vec<f32> {
+    let rows = rows.chunks_exact(width);
+    rows.flat_map(|row| &row[from..from + len])
+        .copied()
+        .collect()
 }
 
 /// Rows from the last to the first.

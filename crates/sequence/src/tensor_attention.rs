@@ -37,7 +37,7 @@ pub struct Attention<'a> {
     queries: &'a [f64],
     /// `[n, d]` each.
     keys: Vec<&'a [f64]>,
-    /// `[n, values_dim]` each, as many as keys.
+    /// `[n, values_dim]` each, as many as keys; at least one number wide.
     values: Vec<&'a [f64]>,
     dim: usize,
     values_dim: usize,
@@ -84,10 +84,10 @@ impl<'a> Attention<'a> {
             })
         };
         shape("the matrix of queries", queries.len(), dim)?;
-        let values_dim = values[0].len() / n;
+        let values_dim = (values[0].len() / n).max(1);
         for (key, value) in keys.iter().zip(&values) {
             shape("a matrix of keys", key.len(), dim)?;
-            shape("a matrix of values", value.len(), values_dim.max(1))?;
+            shape("a matrix of values", value.len(), values_dim)?;
             finite("a matrix of keys", key, dim)?;
             finite("a matrix of values", value, values_dim)?;
         }

@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::long_context::{
-    Attention, Model, NOT_MEASURED, cache_dims, failed, given_text, holds, read_perplexity,
+    Attention, Model, cache_dims, failed, holds, on_given_text, read_perplexity, relative_error,
 };
 use crate::plot::{self, Line};
 use crate::random::normal;
@@ -48,19 +48,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let errors = errors(options, progress, &mut tables, &mut findings)?;
     let (time, lines) = time(options, progress, &mut tables, &mut findings)?;
-    let mut perplexity = Value::Null;
-    if let Some((model, tokens)) = given_text(options)? {
-        perplexity = on_text(
-            options,
-            &model,
-            &tokens,
-            progress,
-            &mut tables,
-            &mut findings,
-        )?;
-    } else {
-        findings.push(NOT_MEASURED.to_owned());
-    }
+    let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
+        on_text(options, model, tokens, progress, &mut tables, findings)
+    })?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         tables,
@@ -131,13 +121,6 @@ impl Clustered {
         let lsh = AngularLsh::new(DIM, config.lsh_num_projs, config.gray, config.seed);
         hyper_attention(head, false, config, &lsh, 0).map_err(failed("hyper"))
     }
-}
-
-/// `|got - exact| / |exact|` over all numbers.
-fn relative_error(got: &[f32], exact: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let apart: f64 = got.iter().zip(exact).map(|(g, e)| square(g - e)).sum();
-    (apart / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
 }
 
 /// Errors on the sheet's data.
@@ -407,14 +390,4 @@ fn on_text(
         holds(worst < 6.3 / 5.6), holds(found.windows(2).all(|pair| pair[0] <= pair[1])),
     ));
     Ok(json!(values))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::relative_error;
-
-    #[test]
-    fn errors_are_relative_to_the_exact() {
-        assert!((relative_error(&[0.0, 3.0], &[4.0, 3.0]) - 0.8).abs() < 1e-9);
-    }
 }

@@ -79,6 +79,13 @@ impl Trained {
         found.map_or(f64::NAN, |p| p.spd[PREFIX] / self.comparison.variance)
     }
 
+    /// Difference from the nearest single step of gradient descent.
+    fn one_step(&self) -> f64 {
+        let steps = ["steps:1x0.2", "steps:1x0.3", "steps:1x0.4", "constant"];
+        let far = steps.iter().map(|s| self.from(s));
+        far.fold(f64::INFINITY, f64::min)
+    }
+
     /// The estimator that is nearest at the prefix.
     fn nearest(&self) -> (&str, f64) {
         let all = self.comparison.predictors.iter();
@@ -165,14 +172,19 @@ fn constructed(seed: u64) -> Result<(Shown, [f64; 2]), BenchError> {
         .filter(inside)
         .take(50)
         .collect();
-    let mut greatest = [0.0f64; 2];
+    // To have compared nothing is no success, nor is what is no number.
+    let mut greatest = [if sequences.is_empty() { f64::NAN } else { 0.0 }; 2];
     for sequence in &sequences {
         let last = task.n - 1;
         let far = [
             descent.predict(sequence)? - Predictor::Sgd(rate).predict(sequence)[last],
             program.predict(sequence)? - Predictor::Ridge(lambda).predict(sequence)[last],
         ];
-        (0..2).for_each(|i| greatest[i] = greatest[i].max(far[i].abs()));
+        for (greatest, far) in greatest.iter_mut().zip(far) {
+            if far.is_nan() || far.abs() > *greatest {
+                *greatest = far.abs();
+            }
+        }
     }
     let mut table = Shown::new(
         "transformers whose weights are written down",
@@ -204,7 +216,7 @@ fn report(
 ) -> Result<Report, BenchError> {
     let three = |x: f64| format!("{x:.3}");
     let mut table = Shown::new(
-        "difference from estimators after 8 pairs, as a part of the variance",
+        &format!("difference from estimators after {PREFIX} pairs, as a part of the variance"),
         &[
             "model",
             "own error",
@@ -217,7 +229,7 @@ fn report(
         ],
     );
     let mut held = Shown::new(
-        "variance that a linear probe finds in hidden states after 8 pairs",
+        &format!("variance that a linear probe finds in hidden states after {PREFIX} pairs"),
         &[
             "model, layer",
             "X'y",
@@ -232,8 +244,6 @@ fn report(
             false => format!("{} layers", t.layers),
         };
         let (nearest, far) = t.nearest();
-        let step = ["steps:1x0.2", "steps:1x0.3", "steps:1x0.4", "constant"];
-        let step = step.iter().map(|s| t.from(s)).fold(f64::INFINITY, f64::min);
         table.row([
             name.clone(),
             three(t.comparison.model[PREFIX] / t.comparison.variance),
@@ -241,7 +251,7 @@ fn report(
             three(far),
             three(t.from("ols")),
             three(t.from("ridge:0.25")),
-            three(step),
+            three(t.one_step()),
             three(t.from("knn:3")),
         ]);
         for (layer, [moments, weights, others]) in t.probes.iter().enumerate() {
@@ -272,12 +282,6 @@ fn report(
         lines.push(("least squares".to_owned(), points.collect()));
     }
     let (one, four, noisy) = (&trained[0], &trained[2], &trained[3]);
-    let step = |t: &Trained| {
-        ["steps:1x0.2", "steps:1x0.3", "steps:1x0.4", "constant"]
-            .iter()
-            .map(|s| t.from(s))
-            .fold(f64::INFINITY, f64::min)
-    };
     let ridges = ["ols", "ridge:0.1", "ridge:0.25", "ridge:0.5", "ridge:1"];
     let best = ridges
         .iter()
@@ -293,7 +297,7 @@ fn report(
             reached(program_errors.iter().all(|e| *e < 1e-3))
         ),
         format!(
-            "aim: four layers differ from least squares by less than 0.1 of the variance after 8 pairs, one \
+            "aim: four layers differ from least squares by less than 0.1 of the variance after {PREFIX} pairs, one \
              layer by more; {:.3} and {:.3}: {}",
             four.from("ols"),
             one.from("ols"),
@@ -302,9 +306,9 @@ fn report(
         format!(
             "aim: one layer is nearer to one step of gradient descent than to least squares; {:.3} against \
              {:.3}: {}",
-            step(one),
+            one.one_step(),
             one.from("ols"),
-            reached(step(one) < one.from("ols"))
+            reached(one.one_step() < one.from("ols"))
         ),
         format!(
             "aim: with noise of {NOISE} the nearest ridge is about {}, the Bayes answer; {best}: {}",
@@ -316,7 +320,7 @@ fn report(
              for other sequences: {}{}",
             last[1],
             last[2],
-            reached(last[1] > 0.5),
+            reached(last[1] > 0.5 && last[1] > last[2]),
             if scale == Scale::Smoke {
                 " (smoke: hardly trained)"
             } else {
@@ -331,7 +335,7 @@ fn report(
         &lines,
     )?;
     Ok(Report {
-        name: "icl-algorithms".to_owned(),
+        name: EXPERIMENT.name.to_owned(),
         tables: vec![table, programs, held],
         findings,
         values: json!(values),

@@ -203,7 +203,7 @@ fn report(
     ];
     let svg = plot::lines("Regression in context", "examples", "squared error", &lines)?;
     Ok(Report {
-        name: "icl-softmax".to_owned(),
+        name: EXPERIMENT.name.to_owned(),
         tables: vec![errors, heads],
         findings,
         values: json!(values),

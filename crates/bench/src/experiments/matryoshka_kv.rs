@@ -25,7 +25,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::long_context::{
-    Model, NOT_MEASURED, answered, cache_dims, failed, given_text, holds, windows,
+    Model, NOT_MEASURED, answered, cache_dims, failed, given_text, holds, which_tokens, windows,
 };
 use crate::plot::{self, Line};
 use crate::report::{Report, Table};
@@ -270,11 +270,10 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
     let context = model.context(wanted);
     let windows = windows(&model, &tokens, context, count)?;
     let used = windows.len() * context;
-    // What is calibrated on is not what is measured on; texts are as long as the windows.
-    let rest = tokens
-        .get(used..)
-        .filter(|t| t.len() >= context)
-        .unwrap_or(&tokens);
+    // What is calibrated on is not what is measured on, where the text is long enough; texts are
+    // as long as the windows.
+    let other = tokens.get(used..).filter(|t| t.len() >= context);
+    let rest = other.unwrap_or(&tokens);
     let rest = &rest[..rest.len().min(calibrated)];
     let dims = model.dims();
     let pca = Arc::new(components(
@@ -285,11 +284,12 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
     let f16 = losses(&|| with_kind(&model, CacheType::F16), &windows, &name)?;
     let title = format!(
         "perplexity of {name}, second half of {} windows of {context} tokens read through the cache; 16 bits {:.3} ({:.1} MB); \
-         bases from {} other tokens",
+         bases from {} {} tokens",
         windows.len(),
         f16.0.exp(),
         f16.1 as f64 / 1e6,
         rest.len(),
+        which_tokens(other.is_some()),
     );
     let columns = [
         "kept",

@@ -148,7 +148,7 @@ fn report(sizes: &[usize], errors: &[Vec<Vec<f64>>], scale: Scale) -> Result<Rep
         &lines,
     )?;
     Ok(Report {
-        name: "random-feature-attention".to_owned(),
+        name: EXPERIMENT.name.to_owned(),
         tables: vec![table],
         findings,
         values: json!(values),

@@ -185,9 +185,11 @@ fn one(
         table.row([what.clone(), by.clone(), plot::shown(*there), back]);
         bars.push((format!("{what}: {by}"), *there));
     }
-    let best = rows[1..].iter().map(|r| r.1).fold(f64::INFINITY, f64::min);
+    let others = rows[1..].iter().map(|r| (r.1, r.0.as_str()));
+    let best = others.min_by(|a, b| a.0.total_cmp(&b.0));
+    let (best, by) = best.unwrap_or((f64::INFINITY, "none"));
     findings.push(format!(
-        "Mamba's scan is {:.1} times as fast as the best other way; aim: {AIM}, {}.",
+        "Mamba's scan is {:.1} times as fast as the best other way ({by}); aim: {AIM}, {}.",
         best / forward,
         reached(best / forward >= AIM)
     ));

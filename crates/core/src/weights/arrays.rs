@@ -39,9 +39,17 @@ impl PickledArrays {
         let pickle = Pickle::read_with_numbers(input)?;
         let plans = pickle.arrays()?;
         let mut entries = Vec::with_capacity(plans.len());
+        // Arrays may share a storage, but not so that a small file fills the memory.
+        let mut room = pickle.bytes_held();
         for (name, plans) in plans {
-            let arrays: Option<Vec<Array>> = plans.iter().map(array).collect();
-            let arrays = arrays.ok_or_else(|| format!("'{name}' holds a damaged array"))?;
+            let mut arrays = Vec::with_capacity(plans.len());
+            for plan in &plans {
+                let array = array(plan).ok_or_else(|| format!("'{name}' holds a damaged array"))?;
+                room = room
+                    .checked_sub(array.numbers.len())
+                    .ok_or_else(|| format!("'{name}' shares its numbers too often"))?;
+                arrays.push(array);
+            }
             entries.push((name, arrays));
         }
         Ok(Self { entries })
@@ -65,6 +73,7 @@ fn array(plan: &ArrayPlan) -> Option<Array> {
             bytes,
             dtype,
             shape,
+            by_column,
         } => {
             let kind = match *dtype {
                 "f4" => Kind::F32,
@@ -74,9 +83,15 @@ fn array(plan: &ArrayPlan) -> Option<Array> {
                 _ => return None,
             };
             let numbers = to_f32(kind, bytes);
-            (count(shape)? == numbers.len()).then(|| Array {
+            if count(shape)? != numbers.len() {
+                return None;
+            }
+            Some(Array {
+                numbers: match by_column {
+                    true => pick(&numbers, 0, shape, &by_column_strides(shape))?,
+                    false => numbers,
+                },
                 shape: shape.clone(),
-                numbers,
             })
         }
         ArrayPlan::Torch {
@@ -96,6 +111,17 @@ fn array(plan: &ArrayPlan) -> Option<Array> {
 
 fn count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// How far apart the numbers of every dimension are where those of the first lie together.
+fn by_column_strides(shape: &[usize]) -> Vec<usize> {
+    let mut step = 1;
+    let stride = |size: &usize| {
+        let own = step;
+        step *= size;
+        own
+    };
+    shape.iter().map(stride).collect()
 }
 
 /// The numbers of a storage as `torch.save` wrote it before version 1.6: three pickles that say
@@ -165,6 +191,29 @@ mod tests {
             assert_eq!(arrays.get("b").unwrap()[0].numbers, [7.0]);
             assert!(arrays.get("c").is_none());
         }
+    }
+
+    /// A dictionary with NumPy's `[[0, 1, 2], [3, 4, 5]]`, whose numbers lie by column.
+    fn by_column(byte_order: &[u8]) -> Vec<u8> {
+        let numbers = [0f32, 3.0, 1.0, 4.0, 2.0, 5.0].map(f32::to_le_bytes);
+        [
+            &b"}X\x01\x00\x00\x00acnumpy.core.numeric\n_frombuffer\n(C\x18"[..],
+            numbers.as_flattened(),
+            b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4tR(K\x03X\x01\x00\x00\x00",
+            byte_order,
+            b"tbK\x02K\x03\x86X\x01\x00\x00\x00FtRs.",
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn numbers_that_lie_by_column_are_put_in_rows() {
+        let arrays = PickledArrays::read(&mut &by_column(b"<")[..]).unwrap();
+        let array = &arrays.get("a").unwrap()[0];
+        assert_eq!(array.shape, [2, 3]);
+        assert_eq!(array.numbers, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        // The bytes of a number the other way round are refused.
+        assert!(PickledArrays::read(&mut &by_column(b">")[..]).is_err());
     }
 
     #[test]

@@ -129,10 +129,14 @@ fn examples_that_do_not_fit_are_refused_by_number() {
     examples.remove(7);
     examples[1].q[0] = f32::NAN;
     refused(&examples, "not finite");
-    let small = RandomFeaturesConfig {
-        memory: 1000,
-        ..config(500)
-    };
-    let error = RandomFeaturePredictor::fit(&small, &synthetic(KEYS, (3, 4), 20, 1, 0));
-    assert!(error.unwrap_err().to_string().contains("MiB"));
+    // Too little for the heads, and for the solution.
+    for memory in [1000, 100_000] {
+        let small = RandomFeaturesConfig {
+            memory,
+            ..config(500)
+        };
+        let error = RandomFeaturePredictor::fit(&small, &synthetic(KEYS, (3, 4), 20, 1, 0));
+        assert!(error.unwrap_err().to_string().contains("MiB"));
+    }
+    assert!(RandomFeatures::new(&config(5), usize::MAX, 0).is_err());
 }

@@ -207,9 +207,9 @@ pub struct SmallModel {
 /// What a pass over prompts gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pass {
-    /// `[prompts, names]`: logits of the names alone; other words never answer.
+    /// `[prompts, names]`: logits of the names.
     pub names: Vec<f32>,
-    /// Whether the likeliest of all words is a name; all words count, one entry for each prompt.
+    /// The likeliest of all words, one for each prompt; words below the number of names are names.
     pub best: Vec<usize>,
     /// By layer: outputs of the heads at the last word, `[prompts, d_model]`.
     pub heads: Vec<Vec<f32>>,
@@ -405,10 +405,9 @@ impl SmallModel {
             .enumerate()
             .map(|(part, prompts)| {
                 let mut put = |layer: usize, z: &mut [f32]| {
-                    let Some((at, rows)) = replace.filter(|r| r.0 == layer) else {
+                    let Some((_, rows)) = replace.filter(|r| r.0 == layer) else {
                         return;
                     };
-                    debug_assert_eq!(at, layer);
                     let rows = rows[part * PART * d..].chunks_exact(d);
                     for (z, row) in z.chunks_exact_mut(self.length * d).zip(rows) {
                         z[(self.length - 1) * d..].copy_from_slice(row);

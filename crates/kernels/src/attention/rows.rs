@@ -44,7 +44,7 @@ impl RowSet<'_> {
 
     /// The `i`-th row.
     #[inline(always)]
-    fn row(&self, i: usize) -> usize {
+    pub(crate) fn row(&self, i: usize) -> usize {
         match self {
             Self::Range(from, _) => from + i,
             Self::List(rows) => rows[i] as usize,

@@ -461,21 +461,11 @@ pub fn choose_channels(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::{dequantize, quantize};
+    use crate::blocks::dequantize;
+    use crate::blocks::tests::{numbers, packed};
     use proptest::prelude::*;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
-
-    fn numbers(n: usize, seed: u64) -> Vec<f32> {
-        let mut rng = SmallRng::seed_from_u64(seed);
-        (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
-    }
-
-    fn packed(kind: BlockType, values: &[f32]) -> Vec<u8> {
-        let mut bytes = vec![0; kind.row_bytes(values.len()).unwrap()];
-        quantize(kind, values, &mut bytes);
-        bytes
-    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(150))]

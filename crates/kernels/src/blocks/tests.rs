@@ -5,12 +5,12 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::Team;
 
-fn numbers(n: usize, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-fn packed(kind: BlockType, values: &[f32]) -> Vec<u8> {
+pub(super) fn packed(kind: BlockType, values: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; kind.row_bytes(values.len()).unwrap()];
     quantize(kind, values, &mut bytes);
     bytes

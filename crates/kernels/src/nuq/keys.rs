@@ -59,21 +59,23 @@ impl<'a> Run<'a> {
         who: &str,
     ) -> Self {
         assert_bits(keys.bits, who);
-        let needed = granules.end * keys.dim * keys.bits as usize + BEHIND;
+        let row = keys.dim.checked_mul(keys.bits as usize);
+        let codes = row.and_then(|row| row.checked_mul(granules.end));
+        let needed = codes.and_then(|codes| codes.checked_add(BEHIND));
         assert!(
-            granules.is_empty() || needed <= keys.bytes.len(),
+            granules.is_empty() || needed.is_some_and(|needed| needed <= keys.bytes.len()),
             "{who}: granule {} is not there",
             granules.end
         );
         let tables = keys.dim * table_len(keys.bits);
         assert_eq!(keys.tables.len(), tables, "{who}: length of the tables");
         let pairs = angles.pairs();
-        let columns = column + granules.len() * GRANULE;
+        let columns = column.checked_add(granules.len() * GRANULE);
         assert!(
             angles.cos.len() == angles.sin.len()
                 && angles.cos.len() == pairs * angles.stride
                 && 2 * pairs <= keys.dim
-                && (pairs == 0 || columns <= angles.stride),
+                && (pairs == 0 || columns.is_some_and(|columns| columns <= angles.stride)),
             "{who}: angles do not fit"
         );
         Self {
@@ -282,7 +284,12 @@ fn dot_granules<V: Eight, const BITS: u32, const G: usize, const R: usize>(
 /// As [`dot_keys`].
 pub fn read_keys(keys: KeyCodes, angles: Angles, granule: usize, column: usize, out: &mut [f32]) {
     assert_eq!(out.len(), GRANULE * keys.dim, "read_keys: length of out");
-    let run = Run::new(keys, angles, granule..granule + 1, column, "read_keys");
+    let behind = granule.saturating_add(1);
+    assert!(
+        granule < behind,
+        "read_keys: granule {granule} is not there"
+    );
+    let run = Run::new(keys, angles, granule..behind, column, "read_keys");
     unpack(&run, out);
 }
 

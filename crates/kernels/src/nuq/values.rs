@@ -73,14 +73,6 @@ impl ValueCodes<'_> {
     }
 }
 
-#[inline(always)]
-fn row(rows: &RowSet, i: usize) -> usize {
-    match rows {
-        RowSet::Range(from, _) => from + i,
-        RowSet::List(rows) => rows[i] as usize,
-    }
-}
-
 /// `out[q] += Σ weights[q, r] · table[codes of row r]` over `rows`; `weights` `[g, rows]`,
 /// `out` `[g, dim]`.
 ///
@@ -167,7 +159,7 @@ fn mix_columns<V: Eight, const BITS: u32, const G: usize, const WIDE: usize>(
     let (low, high) = values.halves::<V>();
     let mut sums = [[V::splat(0.0); WIDE]; G];
     for i in 0..count {
-        let row = row(&rows, i);
+        let row = rows.row(i);
         let mut x = [low; WIDE];
         for (j, x) in x.iter_mut().enumerate() {
             *x = values.load::<V, BITS>(row, group + j, low, high);
@@ -193,7 +185,8 @@ fn mix_columns<V: Eight, const BITS: u32, const G: usize, const WIDE: usize>(
 /// # Panics
 /// When the shapes do not fit or a row is not there.
 pub fn read_values(values: ValueCodes, first: usize, scales: &[[f32; 2]], out: &mut [f32]) {
-    let rows = RowSet::Range(first, first + scales.len());
+    let rows = RowSet::Range(first, first.saturating_add(scales.len()));
+    assert_eq!(rows.len(), scales.len(), "read_values: rows");
     assert_eq!(out.len(), scales.len() * values.dim, "read_values: out");
     values.check(rows, "read_values");
     unpack(values, first, scales, out);

@@ -165,3 +165,12 @@ impl<'a> Shared<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(first), len) }
     }
 }
+
+/// Gradients of what channels have of their own, which threads share by slabs or heads.
+struct SharedGradients<'a> {
+    x: Shared<'a>,
+    dt: Shared<'a>,
+    a: Shared<'a>,
+    d: Shared<'a>,
+    state: Shared<'a>,
+}

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::{Rows, Shared, share};
 use crate::Team;
+use crate::activations::Silu;
 use crate::vector::{Pair, Vector, simd};
 
 /// Tokens that are worked on at a time.
@@ -153,15 +154,6 @@ pub(super) fn scan_slabs_body<V: Vector>(
                 out.copy_from_slice(&sums[..channels.len()]);
             }
         }
-    }
-}
-
-struct Silu;
-
-impl crate::math::Map for Silu {
-    #[inline(always)]
-    fn apply<V: Vector>(x: V) -> V {
-        x.mul(crate::math::sigmoid(x))
     }
 }
 

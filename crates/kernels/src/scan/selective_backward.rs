@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::selective::{BLOCK, LaneBlock, SLAB, Selective, TokenBlock, exp2, padded};
-use super::{Rows, Shared, share};
+use super::{Rows, Shared, SharedGradients, share};
 use crate::Team;
 use crate::vector::{Pair, Vector, simd};
 
@@ -85,15 +85,6 @@ pub fn selective_scan_backward(
         crate::add_assign(&mut out.c, &c);
     }
     out
-}
-
-/// Gradients of channels, which threads share by slabs.
-pub(super) struct SharedGradients<'a> {
-    pub(super) x: Shared<'a>,
-    pub(super) dt: Shared<'a>,
-    pub(super) a: Shared<'a>,
-    pub(super) d: Shared<'a>,
-    pub(super) state: Shared<'a>,
 }
 
 simd! {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::ssd::{Decays, Ssd, SsdShape, scaled};
-use super::{Rows, Shared, share};
+use super::{Rows, Shared, SharedGradients, share};
 use crate::Team;
 use crate::matmul::{Matrix, product};
 
@@ -130,15 +130,6 @@ pub fn ssd_scan_backward(
         crate::add_assign(&mut out.c, &c);
     }
     out
-}
-
-/// Gradients of heads, which threads share.
-struct SharedGradients<'a> {
-    x: Shared<'a>,
-    dt: Shared<'a>,
-    a: Shared<'a>,
-    d: Shared<'a>,
-    state: Shared<'a>,
 }
 
 /// Room for a chunk of a head.

@@ -1,5 +1,5 @@
 use super::selective::{SLAB, scan_slabs_body};
-use super::selective_backward::{SharedGradients, backward_slabs_body};
+use super::selective_backward::backward_slabs_body;
 use super::ssd::recur_body;
 use super::*;
 use crate::Team;
@@ -23,10 +23,10 @@ fn close(a: &[f32], b: &[f64], tolerance: f64) -> bool {
             .all(|(&a, &b)| (f64::from(a) - b).abs() <= tolerance * (1.0 + b.abs()))
 }
 
-/// Numbers of a scan of Mamba.
+/// Sizes and numbers of a scan.
 #[derive(Clone)]
-struct One {
-    shape: (usize, usize, usize),
+struct Numbers<S> {
+    shape: S,
     x: Vec<f32>,
     dt: Vec<f32>,
     a: Vec<f32>,
@@ -34,6 +34,28 @@ struct One {
     c: Vec<f32>,
     d: Vec<f32>,
     state: Vec<f32>,
+}
+
+/// Those of Mamba.
+type One = Numbers<(usize, usize, usize)>;
+
+/// Those of Mamba-2.
+type Two = Numbers<(usize, usize, usize, usize, usize)>;
+
+impl<S> Numbers<S> {
+    /// The numbers in a row, in f64: x, dt, a, b, c, d, state.
+    fn all(&self) -> Vec<f64> {
+        let parts = [
+            &self.x,
+            &self.dt,
+            &self.a,
+            &self.b,
+            &self.c,
+            &self.d,
+            &self.state,
+        ];
+        parts.iter().flat_map(|p| wide(p)).collect()
+    }
 }
 
 impl One {
@@ -75,20 +97,6 @@ impl One {
         (out, state)
     }
 
-    /// The numbers in a row, in f64: x, dt, a, b, c, d, state.
-    fn all(&self) -> Vec<f64> {
-        let parts = [
-            &self.x,
-            &self.dt,
-            &self.a,
-            &self.b,
-            &self.c,
-            &self.d,
-            &self.state,
-        ];
-        parts.iter().flat_map(|p| wide(p)).collect()
-    }
-
     /// The definition: output and last state.
     fn definition(&self, all: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let (l, d, n) = self.shape;
@@ -115,19 +123,6 @@ impl One {
         }
         (out, h)
     }
-}
-
-/// Numbers of a scan of Mamba-2.
-#[derive(Clone)]
-struct Two {
-    shape: (usize, usize, usize, usize, usize),
-    x: Vec<f32>,
-    dt: Vec<f32>,
-    a: Vec<f32>,
-    b: Vec<f32>,
-    c: Vec<f32>,
-    d: Vec<f32>,
-    state: Vec<f32>,
 }
 
 impl Two {
@@ -175,19 +170,6 @@ impl Two {
             &Team::new(threads),
         );
         (out, state)
-    }
-
-    fn all(&self) -> Vec<f64> {
-        let parts = [
-            &self.x,
-            &self.dt,
-            &self.a,
-            &self.b,
-            &self.c,
-            &self.d,
-            &self.state,
-        ];
-        parts.iter().flat_map(|p| wide(p)).collect()
     }
 
     fn definition(&self, all: &[f64]) -> (Vec<f64>, Vec<f64>) {

@@ -20,6 +20,7 @@ pub use merge::Merge;
 
 /// How many rows are kept, as shares of the prompt's rows, by the authors' names.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Ratios {
     /// Rows of the greatest attention ("heavy hitters").
     pub hh_ratio: f64,

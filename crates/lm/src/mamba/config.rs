@@ -13,6 +13,9 @@ use crate::file::Gguf;
 const MOST_LAYERS: usize = 4_096;
 const MOST_WIDTH: usize = 1 << 24;
 const MOST_STATE: usize = 1 << 16;
+/// The most numbers that the state of all layers may have: a file of a few megabytes can ask
+/// for any number, since it grows with the product of two sides.
+const MOST_NUMBERS: usize = 1 << 30;
 const MOST_TOKENS: usize = 1 << 26;
 /// The widest convolution.
 const MOST_CONV: usize = 1 << 10;
@@ -193,6 +196,17 @@ impl MambaConfig {
                 let what = format!("is {ngroups}, which does not divide {} heads", self.heads());
                 return Err(fields.wrong("ngroups", what));
             }
+        }
+        let numbers = self
+            .n_layer
+            .saturating_mul(self.d_inner)
+            .saturating_mul(self.d_state);
+        if numbers > MOST_NUMBERS {
+            let what = format!(
+                "is {}; with {} channels in {} layers the state would have more than {MOST_NUMBERS} numbers",
+                self.d_state, self.d_inner, self.n_layer
+            );
+            return Err(fields.wrong("d_state", what));
         }
         Ok(self)
     }

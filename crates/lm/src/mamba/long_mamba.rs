@@ -80,6 +80,20 @@ impl LongMambaConfig {
         }
     }
 
+    /// Prompts below this stay as they are.
+    fn shortest(&self) -> usize {
+        self.length.saturating_mul(3) / 2
+    }
+
+    /// Why a prompt of so many tokens stays as it is, to be told to the user; none where it is
+    /// long enough to be changed.
+    pub fn too_short(&self, prompt: usize) -> Option<String> {
+        let shortest = self.shortest();
+        (prompt < shortest).then(|| {
+            format!("--long changes prompts from {shortest} tokens on; this one has {prompt}")
+        })
+    }
+
     fn check(&self) -> Result<(), LmError> {
         let what = if self.length == 0 || self.windows == 0 {
             "length and windows must be at least 1"
@@ -163,44 +177,31 @@ impl LongMamba {
             );
             return Err(LmError::Input { what });
         }
-        let mut all = Vec::new();
+        let length = config.length;
+        let mut found = Windows::new(lm, config);
         progress.start("calibrating", "windows", Some(windows as u64));
         // Spread over the text.
         let stride = tokens.len() / windows;
         for window in 0..windows {
-            let text = &tokens[window * stride..][..config.length];
+            let text = &tokens[window * stride..][..length];
             let mut recorder = StepRecorder::default();
             if progress.cancelled() {
                 progress.finish();
                 return Err(LmError::Stopped);
             }
             session().observe(text, &keyfold_core::NoProgress, &mut recorder)?;
-            all.push(recorder);
+            found.add(&recorder);
             progress.advance(1);
         }
         progress.finish();
-        Ok(Self::from_steps(lm, config, &all))
+        Ok(found.join())
     }
 
     /// The same from steps that were recorded, each of `length` tokens.
     pub fn from_steps(lm: &MambaLm, config: LongMambaConfig, windows: &[StepRecorder]) -> Self {
-        let lengths: Vec<usize> = LENGTHS.iter().map(|k| k * config.length / 2).collect();
-        let heads = lm.config().steps();
-        let layers = (0..lm.config().n_layer).map(|layer| {
-            let rates = slowest(lm, layer);
-            let found = windows.iter().map(|w| {
-                let steps = w.layers.get(layer).map_or(&[][..], |l| l);
-                window_layer(&config, &lengths, steps, heads, &rates)
-            });
-            join(config.agg, &found.collect::<Vec<_>>())
-        });
-        Self {
-            version: VERSION,
-            model: format!("{:016x}", lm.fingerprint()),
-            layers: layers.collect(),
-            lengths,
-            config,
-        }
+        let mut found = Windows::new(lm, config);
+        windows.iter().for_each(|window| found.add(window));
+        found.join()
     }
 
     /// Layers.
@@ -234,18 +235,15 @@ impl LongMamba {
 
     /// The longest prompt that there are thresholds for: half as long again as the last length.
     pub fn longest(&self) -> usize {
-        self.lengths.last().map_or(0, |l| l * 3 / 2)
+        self.lengths.last().map_or(0, |l| l.saturating_mul(3) / 2)
     }
 
     /// What the filter does to a prompt, or why it does nothing: to be told to the user.
     pub fn note(&self, prompt: usize) -> String {
         let heads: usize = self.layers.iter().map(|l| l.kept.len()).sum();
         let global: usize = (0..self.layers.len()).map(|l| self.global(l)).sum();
-        if prompt < self.shortest() {
-            return format!(
-                "--long changes prompts from {} tokens on; this one has {prompt}",
-                self.shortest()
-            );
+        if let Some(why) = self.config.too_short(prompt) {
+            return why;
         }
         if prompt > self.longest() {
             return format!(
@@ -256,16 +254,13 @@ impl LongMamba {
         format!("{global} of {heads} heads are global and pass over small steps")
     }
 
-    /// Prompts below this stay as they are.
-    fn shortest(&self) -> usize {
-        self.config.length * 3 / 2
-    }
-
     /// What passes over tokens of a prompt of so many.
     pub(super) fn filter(&self, prompt: usize) -> Thresholds<'_> {
         Thresholds {
             long: self,
-            at: self.nearest(prompt).filter(|_| prompt >= self.shortest()),
+            at: self
+                .nearest(prompt)
+                .filter(|_| prompt >= self.config.shortest()),
         }
     }
 
@@ -292,6 +287,7 @@ impl LongMamba {
         let heads = lm.config().steps();
         let whole = |l: &LongLayer| {
             l.kept.len() == heads
+                && l.decay.len() == heads
                 && l.thresholds.len() == long.lengths.len()
                 && l.thresholds.iter().all(|t| t.len() == heads)
         };
@@ -307,11 +303,60 @@ impl LongMamba {
                 "it was made with another model; calibrate again",
             ));
         }
-        if long.layers.len() != lm.config().n_layer || !long.layers.iter().all(whole) {
+        let known = !long.lengths.is_empty() && long.config.check().is_ok();
+        let layers = long.layers.len() == lm.config().n_layer;
+        if !known || !layers || !long.layers.iter().all(whole) {
             return Err(invalid(path, "it is damaged; calibrate again"));
         }
-        long.config.check()?;
         Ok(long)
+    }
+}
+
+/// What windows of a text tell of every layer. Their steps, which can take gigabytes, are not
+/// kept.
+struct Windows<'a> {
+    lm: &'a MambaLm,
+    config: LongMambaConfig,
+    lengths: Vec<usize>,
+    /// By layer, of each window.
+    layers: Vec<Vec<LongLayer>>,
+}
+
+impl<'a> Windows<'a> {
+    fn new(lm: &'a MambaLm, config: LongMambaConfig) -> Self {
+        Self {
+            lengths: LENGTHS.iter().map(|k| k * config.length / 2).collect(),
+            layers: vec![Vec::new(); lm.config().n_layer],
+            lm,
+            config,
+        }
+    }
+
+    fn add(&mut self, window: &StepRecorder) {
+        let heads = self.lm.config().steps();
+        for (layer, found) in self.layers.iter_mut().enumerate() {
+            let steps = window.layers.get(layer).map_or(&[][..], |l| l);
+            let rates = slowest(self.lm, layer);
+            found.push(window_layer(
+                &self.config,
+                &self.lengths,
+                steps,
+                heads,
+                &rates,
+            ));
+        }
+    }
+
+    fn join(self) -> LongMamba {
+        let agg = self.config.agg;
+        let layers = self.layers.iter().map(|windows| join(agg, windows));
+        LongMamba {
+            version: VERSION,
+            model: format!("{:016x}", self.lm.fingerprint()),
+            layers: layers.collect(),
+            lengths: self.lengths,
+            config: self.config,
+        }
     }
 }
 

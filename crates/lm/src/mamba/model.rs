@@ -148,14 +148,14 @@ pub fn tensor_shapes(config: &MambaConfig) -> Vec<(String, Vec<usize>)> {
 impl MambaLm {
     pub(super) fn new(config: MambaConfig, tensors: &Tensors) -> Result<Self, LmError> {
         let (vocab, hidden) = (config.vocab_size, config.d_model);
-        let embedding = tensors.get("embedding.weight", &[vocab, hidden])?;
+        let embedding = tensors.matrix("embedding.weight", [vocab, hidden])?;
         let layers: Result<_, _> = (0..config.n_layer)
             .map(|layer| Layer::new(&config, tensors, layer))
             .collect();
         let norm = tensors.numbers("norm_f.weight", &[hidden])?;
         let head = match config.tie_embeddings {
             true => embedding.clone(),
-            false => tensors.get("lm_head.weight", &[vocab, hidden])?,
+            false => tensors.matrix("lm_head.weight", [vocab, hidden])?,
         };
         let head = dense(tensors, "lm_head.weight", head, None)?;
         let layers = layers?;
@@ -289,7 +289,7 @@ impl Layer {
                 true => Some(numbers(&format!("mixer.{name}.bias"), &shape[..1])?),
                 false => None,
             };
-            dense(tensors, &weight, tensors.get(&weight, &shape)?, bias)
+            dense(tensors, &weight, tensors.matrix(&weight, shape)?, bias)
         };
         let (hidden, inner, n) = (config.d_model, config.d_inner, config.d_state);
         let channels = config.conv_channels();

@@ -154,7 +154,9 @@ impl<'a> Reader<'a> {
         Some(bytes.as_chunks::<4>().0.iter().copied())
     }
 
+    /// Numbers, which must be finite: a state never loses one that is not.
     fn floats(&mut self, n: usize) -> Option<Vec<f32>> {
-        Some(self.words(n)?.map(f32::from_le_bytes).collect())
+        let numbers: Vec<f32> = self.words(n)?.map(f32::from_le_bytes).collect();
+        numbers.iter().all(|x| x.is_finite()).then_some(numbers)
     }
 }

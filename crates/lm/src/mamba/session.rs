@@ -96,7 +96,9 @@ impl MambaSession {
         }
         self.check(tokens)?;
         let long = self.long.clone();
-        let mut thresholds = long.as_ref().map(|long| long.filter(tokens.len()));
+        // A saved beginning is a part of the prompt.
+        let length = self.tokens.len() + tokens.len();
+        let mut thresholds = long.as_ref().map(|long| long.filter(length));
         progress.start("reading the prompt", "tokens", Some(tokens.len() as u64));
         let start = Instant::now();
         let last = tokens.len().div_ceil(CHUNK) - 1;

@@ -91,8 +91,8 @@ impl Tensors {
         self.find(name).is_some()
     }
 
-    /// A tensor of a shape.
-    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LmError> {
+    /// A tensor of a shape, but for sides of length 1.
+    fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LmError> {
         let Some((stored, tensor)) = self.find(name) else {
             let what = "is missing; the file is incomplete or of another architecture";
             return Err(wrong_tensor(&self.path, name, what));
@@ -114,6 +114,21 @@ impl Tensors {
         }
         self.used.borrow_mut().insert(stored.clone());
         Ok(tensor.clone())
+    }
+
+    /// A matrix that is multiplied as it lies: its rows are those of the shape.
+    pub(super) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Tensor, LmError> {
+        let tensor = self.get(name, &shape)?;
+        match [tensor.rows(), tensor.row_len()] == shape {
+            true => Ok(tensor),
+            false => {
+                let what = format!(
+                    "is {:?}; the configuration asks for {shape:?}",
+                    tensor.shape()
+                );
+                Err(wrong_tensor(&self.path, name, what))
+            }
+        }
     }
 
     /// A tensor's numbers, which must be finite.

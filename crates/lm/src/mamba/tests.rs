@@ -295,6 +295,29 @@ fn what_does_not_fit_is_refused_by_name() {
             .and_modify(|(_, x)| x[1] = 200.0);
     });
     assert!(e.contains("A_log"), "{e}");
+    let e = refusal(&|c, _| {
+        c["n_layer"] = json!(4096);
+        c["ssm_cfg"]["expand"] = json!(1024);
+        c["ssm_cfg"]["d_state"] = json!(65_536);
+    });
+    assert!(e.contains("d_state") && e.contains("numbers"), "{e}");
+    // A column that lies as a row.
+    let (mut config, mut tensors) = tiny(false, 5);
+    config["ssm_cfg"]["dt_rank"] = json!(1);
+    for layer in 0..2 {
+        let mut put = |name: &str, shape: [usize; 2]| {
+            let name = format!("backbone.layers.{layer}.mixer.{name}.weight");
+            let numbers = vec![0.1; shape[0] * shape[1]];
+            tensors.insert(name, (shape.to_vec(), numbers));
+        };
+        put("x_proj", [1 + 6, 16]);
+        put("dt_proj", [16, 1]);
+    }
+    assert!(load(&config, &tensors).is_ok());
+    let column = "backbone.layers.1.mixer.dt_proj.weight";
+    tensors.insert(column.into(), (vec![1, 16], vec![0.1; 16]));
+    let e = load(&config, &tensors).err().unwrap().to_string();
+    assert!(e.contains("dt_proj") && e.contains("[16, 1]"), "{e}");
     let lm = model(true, 5);
     let e = session(&lm).prefill(&[1, 24], &NoProgress).unwrap_err();
     assert!(e.to_string().contains("token 24"), "{e}");

@@ -67,8 +67,12 @@ pub(super) fn attend(
     let dims = chunk.dims;
     let rows = mass.len() / dims.kv_heads;
     let ranges = cut(chunk.positions, grain);
-    // Units do not share sums of mass.
-    let of_unit = if rows > 0 { ranges.len() } else { 1 };
+    // Every unit has its own sums of mass: no more units than keep the threads busy.
+    let parts = team.threads().div_ceil(dims.kv_heads);
+    let of_unit = match rows {
+        0 => 1,
+        _ => ranges.len().div_ceil(parts),
+    };
     let units = (0..dims.kv_heads).flat_map(|kv_head| {
         ranges.chunks(of_unit.max(1)).map(move |ranges| Unit {
             kv_head,

@@ -108,6 +108,15 @@ pub(super) fn compact(bytes: &mut Vec<u8>, row_bytes: usize, keep: &[u32]) {
     bytes.truncate(keep.len() * row_bytes);
 }
 
+/// The bias of the rows `keep`; none where there was none.
+pub(super) fn kept_bias(bias: &[f32], keep: &[u32]) -> Vec<f32> {
+    if bias.is_empty() {
+        return Vec::new();
+    }
+    let of = |&row: &u32| bias.get(row as usize).copied().unwrap_or(0.0);
+    keep.iter().map(of).collect()
+}
+
 impl KvStore for DenseStore {
     fn append(&mut self, layer: usize, positions: &[u32], keys: &[f32], values: &[f32]) {
         let Dims {
@@ -179,10 +188,7 @@ impl KvStore for DenseStore {
             head.positions[to] = head.positions[from as usize];
         }
         head.positions.truncate(keep.len());
-        if !head.bias.is_empty() {
-            let of = |&row: &u32| head.bias.get(row as usize).copied().unwrap_or(0.0);
-            head.bias = keep.iter().map(of).collect();
-        }
+        head.bias = kept_bias(&head.bias, keep);
     }
 
     fn write(&mut self, layer: usize, kv_head: usize, rows: &[u32], keys: &[f32], values: &[f32]) {

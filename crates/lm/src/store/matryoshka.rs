@@ -44,7 +44,7 @@ pub use ranks::{RankSearch, Ranks, search_ranks};
 pub use train::{TrainingConfig, Watched, train};
 
 use super::CacheType;
-use super::dense::{compact, push};
+use super::dense::{compact, kept_bias, push};
 use crate::LmError;
 use crate::roles::{Dims, KvStore, RowSet};
 use keyfold_kernels::attention::{CacheRows, dot_rows, mix_rows, read_rows};
@@ -60,6 +60,8 @@ struct Head {
     keys: Vec<u8>,
     values: Vec<u8>,
     positions: Vec<u32>,
+    /// Of the first rows.
+    bias: Vec<f32>,
 }
 
 /// Bytes and numbers of the rows of a head's keys or values.
@@ -138,6 +140,7 @@ impl MatryoshkaStore {
             keys: Vec::with_capacity(rows * k.bytes),
             values: Vec::with_capacity(rows * v.bytes),
             positions: Vec::with_capacity(rows),
+            bias: Vec::new(),
         };
         Ok(Self {
             dims,
@@ -314,6 +317,7 @@ impl KvStore for MatryoshkaStore {
             head.positions[to] = head.positions[from as usize];
         }
         head.positions.truncate(keep.len());
+        head.bias = kept_bias(&head.bias, keep);
     }
 
     fn write(&mut self, layer: usize, kv_head: usize, rows: &[u32], keys: &[f32], values: &[f32]) {
@@ -342,6 +346,15 @@ impl KvStore for MatryoshkaStore {
         });
     }
 
+    fn bias(&self, layer: usize, kv_head: usize) -> &[f32] {
+        &self.heads[self.at(layer, kv_head)].bias
+    }
+
+    fn set_bias(&mut self, layer: usize, kv_head: usize, bias: Vec<f32>) {
+        let at = self.at(layer, kv_head);
+        self.heads[at].bias = bias;
+    }
+
     fn present_values(&self, layer: usize, values: &mut [f32]) {
         for (i, value) in values.chunks_exact_mut(self.dims.head_dim).enumerate() {
             self.present(self.at(layer, i % self.dims.kv_heads), value);
@@ -352,13 +365,16 @@ impl KvStore for MatryoshkaStore {
         for (head, [of_key, of_value]) in self.heads.iter_mut().zip(&self.widths) {
             let rows = head.positions.partition_point(|&p| p < position);
             head.positions.truncate(rows);
+            head.bias.truncate(rows);
             head.keys.truncate(rows * of_key.bytes);
             head.values.truncate(rows * of_value.bytes);
         }
     }
 
     fn bytes(&self) -> u64 {
-        let of = |head: &Head| head.keys.len() + head.values.len() + 4 * head.positions.len();
+        let of = |head: &Head| {
+            head.keys.len() + head.values.len() + 4 * (head.positions.len() + head.bias.len())
+        };
         self.heads.iter().map(of).sum::<usize>() as u64
     }
 
@@ -398,6 +414,7 @@ impl KvStore for MatryoshkaStore {
             keys: bytes[..keys].to_vec(),
             values: bytes[keys..].to_vec(),
             positions: positions.to_vec(),
+            bias: Vec::new(),
         };
         true
     }

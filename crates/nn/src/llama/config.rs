@@ -85,8 +85,19 @@ impl LlamaConfig {
     /// What the layers need to know of it.
     ///
     /// # Errors
-    /// When sizes do not fit each other; `path` is named as the place of the configuration.
+    /// When sizes do not fit each other, or it asks for what is not computed here; `path` is
+    /// named as the place of the configuration.
     pub fn sizes(&self, path: &Path) -> Result<LlamaSizes, ModelError> {
+        for (field, found, needed) in [
+            ("model_type", &self.model_type, "llama"),
+            ("hidden_act", &self.hidden_act, "silu"),
+            ("torch_dtype", &self.torch_dtype, "float16"),
+        ] {
+            if found != needed {
+                let what = format!("{field} is '{found}'; here it can only be '{needed}'");
+                return Err(invalid(path, what));
+            }
+        }
         let sizes = LlamaSizes {
             layers: self.num_hidden_layers,
             hidden: self.hidden_size,

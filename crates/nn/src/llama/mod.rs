@@ -79,16 +79,6 @@ pub trait AttentionHook {
     fn attention_inputs(&mut self, _layer: usize, qkv: [Tensor<2>; 3]) -> [Tensor<2>; 3] {
         qkv
     }
-
-    /// What attention gives, before the output projection, `[rows, heads · head_dim]`.
-    fn attention_output(&mut self, _layer: usize, out: Tensor<2>) -> Tensor<2> {
-        out
-    }
-
-    /// The hidden states `[rows, hidden]` after a layer.
-    fn after_layer(&mut self, _layer: usize, states: Tensor<2>) -> Tensor<2> {
-        states
-    }
 }
 
 /// Nothing in between.
@@ -191,7 +181,6 @@ impl Llama {
         let mut h = self.embedding.forward(tokens);
         for (number, layer) in self.layers.iter().enumerate() {
             h = layer.forward(number, h, starts, &angles, self, hook);
-            h = hook.after_layer(number, h);
         }
         ops::rms_norm(h, self.norm.val(), self.sizes.eps)
     }
@@ -345,7 +334,7 @@ impl Layer {
             size: sizes.head_dim,
         };
         let out = ops::causal_attention(q, k, v, starts, heads, model.mask.as_ref());
-        let h = h + self.o.forward(hook.attention_output(number, out));
+        let h = h + self.o.forward(out);
         let n = ops::rms_norm(h.clone(), self.mlp_norm.val(), sizes.eps);
         let inner = ops::silu_mul(self.gate.forward(n.clone()), self.up.forward(n));
         h + self.down.forward(inner)

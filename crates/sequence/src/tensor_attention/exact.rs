@@ -34,9 +34,9 @@ impl Attention<'_> {
     pub fn exact(&self, team: &Team) -> Result<Vec<f64>, SequenceError> {
         self.check_exact()?;
         let mut out = vec![0.0; self.len() * self.values_dim];
-        team.split(&mut out, self.values_dim.max(1), |first, out| {
-            for (i, out) in out.chunks_exact_mut(self.values_dim.max(1)).enumerate() {
-                let running = self.attend(first / self.values_dim.max(1) + i);
+        team.split(&mut out, self.values_dim, |first, out| {
+            for (i, out) in out.chunks_exact_mut(self.values_dim).enumerate() {
+                let running = self.attend(first / self.values_dim + i);
                 for (out, sum) in out.iter_mut().zip(&running.out) {
                     *out = sum / running.sum;
                 }
@@ -58,7 +58,7 @@ impl Attention<'_> {
             keys: zeros(&self.keys),
             values: zeros(&self.values),
         };
-        for (i, dout) in dout.chunks_exact(self.values_dim.max(1)).enumerate() {
+        for (i, dout) in dout.chunks_exact(self.values_dim).enumerate() {
             self.back(i, dout, &mut out);
         }
         Ok(out)
@@ -141,7 +141,7 @@ impl Attention<'_> {
                 all.out.iter_mut().for_each(|x| *x *= fade);
             }
             mixed.fill(0.0);
-            let rows = values.chunks_exact(self.values_dim.max(1));
+            let rows = values.chunks_exact(self.values_dim);
             for (score, row) in scores.iter().zip(rows) {
                 let weight = (score - all.most).exp();
                 all.sum += weight;

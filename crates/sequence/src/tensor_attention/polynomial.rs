@@ -131,13 +131,13 @@ impl Polynomial {
         }
         let mut out = vec![0.0; n * width];
         let mut query = vec![0.0; self.features.len()];
-        for (i, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+        for (i, out) in out.chunks_exact_mut(width).enumerate() {
             if attention.causal {
                 sums.add(attention, &self.features, i);
                 sums.join();
             }
             self.query(attention, i, &mut query);
-            for (u, values) in query.iter().zip(sums.values.chunks_exact(width.max(1))) {
+            for (u, values) in query.iter().zip(sums.values.chunks_exact(width)) {
                 add(out, *u, values);
             }
             let sum = dot(&query, &sums.weights);
@@ -182,10 +182,10 @@ impl Polynomial {
             values: vec![vec![0.0; n * width]; attention.keys.len()],
         };
         let (mut query, mut plain, mut dquery) = (vec![0.0; r], vec![0.0; r], vec![0.0; r]);
-        for (i, dout) in dout.chunks_exact(width.max(1)).enumerate() {
+        for (i, dout) in dout.chunks_exact(width).enumerate() {
             self.query(attention, i, &mut query);
             let mut mixed = vec![0.0; width];
-            for (u, values) in query.iter().zip(sums.values.chunks_exact(width.max(1))) {
+            for (u, values) in query.iter().zip(sums.values.chunks_exact(width)) {
                 add(&mut mixed, *u, values);
             }
             let sum = dot(&query, &sums.weights);

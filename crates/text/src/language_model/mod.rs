@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::training::{Place, model_error};
-pub use recall::{Recall, record_text};
+pub use recall::Recall;
 
 /// Begins every window.
 pub const BOS: u32 = 256;

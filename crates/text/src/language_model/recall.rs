@@ -10,7 +10,7 @@ const KEY: usize = 4;
 const VALUE: usize = 4;
 
 /// The text of a record, `key=value;`, or of a question with its answer, `key?value;`.
-pub fn record_text(key: &[u8], value: &[u8], question: bool) -> Vec<u8> {
+fn record_text(key: &[u8], value: &[u8], question: bool) -> Vec<u8> {
     let mark = if question { b'?' } else { b'=' };
     [key, &[mark], value, b";"].concat()
 }

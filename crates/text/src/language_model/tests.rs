@@ -93,4 +93,7 @@ fn what_does_not_fit_is_refused() {
     };
     assert!(refuse(&text(), &short).contains("batch_tokens"));
     assert!(refuse("too short", &tiny()).contains("9 bytes"));
+    let mut gelu = tiny();
+    gelu.model.hidden_act = "gelu".into();
+    assert!(refuse(&text(), &gelu).contains("hidden_act"));
 }

@@ -93,7 +93,7 @@ impl Mlp {
             for rows in order.chunks(BATCH) {
                 let part: Vec<f32> = rows
                     .iter()
-                    .flat_map(|&i| x[i * inputs..][..inputs].to_vec())
+                    .flat_map(|&i| x[i * inputs..][..inputs].iter().copied())
                     .collect();
                 let classes: Vec<usize> = rows.iter().map(|&i| labels[i]).collect();
                 let gradients = self.gradient(&part, &classes);

@@ -57,6 +57,7 @@ struct Layer {
     groups: Vec<[f64; 3]>,
     /// Share of units whose partner is the same by correlation and by mutual information.
     by_information: Vec<f64>,
+    /// Units that never changed, of both networks of every pair.
     dead: usize,
 }
 
@@ -105,7 +106,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             }
         }
     }
-    report(&layers, &accuracy)
+    report(&layers, &accuracy, labels.len() - LEARN)
 }
 
 /// Activations of one layer.
@@ -171,7 +172,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     sum / f64::max(count, 1.0)
 }
 
-fn report(layers: &[Layer], accuracy: &[f64]) -> Result<Report, BenchError> {
+fn report(layers: &[Layer], accuracy: &[f64], told: usize) -> Result<Report, BenchError> {
     let three = |x: f64| format!("{x:.3}");
     let mut one = Shown::new(
         "one unit to one (mean correlation)",
@@ -188,7 +189,7 @@ fn report(layers: &[Layer], accuracy: &[f64]) -> Result<Report, BenchError> {
         &["from", "error", "units", "specification"],
     );
     let mut many = Shown::new(
-        "many units to many: 20 groups of both networks",
+        &format!("many units to many: {GROUPS} groups of both networks"),
         &[
             "layer",
             "with units of both",
@@ -267,6 +268,9 @@ fn report(layers: &[Layer], accuracy: &[f64]) -> Result<Report, BenchError> {
     let (trained, untrained, chance) =
         (of(&first.trained), of(&first.untrained), of(&first.chance));
     let many_error = sparse(4);
+    // Every network stands in equally many pairs.
+    let dead: usize = layers.iter().map(|l| l.dead).sum();
+    let units: usize = layers.iter().map(|l| 2 * HIDDEN * l.trained.len()).sum();
     let findings = vec![
         format!(
             "aim: trained far above not trained far above chance (0.73 / 0.43 / 0.06); {trained:.2} / \
@@ -281,10 +285,10 @@ fn report(layers: &[Layer], accuracy: &[f64]) -> Result<Report, BenchError> {
             reached(many_error.0 < 0.5 * single.0)
         ),
         format!(
-            "the networks tell {:.1} % of {} digits right; {} units never changed and were left out",
+            "the networks tell {:.1} % of {told} digits right; {:.0} % of their units never changed and were \
+             left out",
             100.0 * mean(accuracy.iter().copied()),
-            1797 - LEARN,
-            layers.iter().map(|l| l.dead).sum::<usize>()
+            100.0 * dead as f64 / units.max(1) as f64
         ),
     ];
     let svg = plot::bars(
@@ -294,7 +298,7 @@ fn report(layers: &[Layer], accuracy: &[f64]) -> Result<Report, BenchError> {
         None,
     )?;
     Ok(Report {
-        name: "convergent-learning".to_owned(),
+        name: EXPERIMENT.name.to_owned(),
         tables: vec![one, few, many],
         findings,
         values: json!({"results": values, "accuracy": accuracy}),

@@ -16,7 +16,7 @@ use keyfold_lm::store::kvquant::{
 };
 use serde_json::{Value, json};
 
-use super::long_context::{NOT_MEASURED, cache_dims, failed, given_text, holds};
+use super::long_context::{cache_dims, failed, holds, on_given_text, relative_error};
 use crate::plot;
 use crate::report::{Report, Table};
 use crate::{BenchError, BenchOptions, Experiment};
@@ -34,19 +34,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let (errors, bars) = numbers::errors(options, progress, &mut tables, &mut findings)?;
     let speed = speed::speed(options, progress, &mut tables, &mut findings)?;
-    let mut perplexity = Value::Null;
-    if let Some((model, tokens)) = given_text(options)? {
-        perplexity = text::perplexities(
-            options,
-            &model,
-            &tokens,
-            progress,
-            &mut tables,
-            &mut findings,
-        )?;
-    } else {
-        findings.push(NOT_MEASURED.to_owned());
-    }
+    let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
+        text::perplexities(options, model, tokens, progress, &mut tables, findings)
+    })?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         tables,
@@ -87,13 +77,6 @@ fn calibrated(
     statistics
         .calibrate(&made, None, &team)
         .map_err(failed("calibration"))
-}
-
-/// `|got - exact| / |exact|` over all numbers.
-fn relative_error(got: &[f32], exact: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let apart: f64 = got.iter().zip(exact).map(|(g, e)| square(g - e)).sum();
-    (apart / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
 }
 
 /// Rounds each row to even steps between its least and its greatest number.

@@ -104,7 +104,7 @@ pub(super) fn speed(
     let calibration = calibrated(&statistics, true, Weighting::Fisher, options.thread_count())?;
     drop(statistics);
     let mut all: Vec<Kept> = Vec::new();
-    progress.start("speed", "caches", Some(7));
+    progress.start("speed", "caches", Some(6));
     for (name, kind) in [
         ("f16", CacheType::F16),
         ("q8_0", CacheType::Q8_0),
@@ -174,7 +174,7 @@ pub(super) fn speed(
             plot::shown(allowed),
             plot::shown(told),
             held.map_or("not told".to_owned(), plot::shown),
-            plot::shown(row(&all[0]) / row(kept)),
+            plot::shown(all[0].store.bytes() as f64 / kept.store.bytes() as f64),
         ]);
         if kept.name.starts_with("kvquant") {
             least = least.min(faster / allowed);

@@ -22,6 +22,7 @@ use keyfold_lm::recall::{PromptSpec, RecallConfig, RecallPrompt};
 use keyfold_lm::roles::{Dims, KvStore, Prefill, Rows, Selector, StepCtx};
 use keyfold_lm::store::CacheType;
 use keyfold_lm::{Decoder, LmError, ModelFile, Policy, Session, SpecialTokens, Tokenizer};
+use serde_json::Value;
 
 pub(super) use self::attention::{Attention, cache_dims};
 use crate::{BenchError, BenchOptions};
@@ -168,6 +169,38 @@ pub(super) fn given_text(options: &BenchOptions) -> Result<Option<(Model, Vec<u3
         return Ok(None);
     };
     Ok(text(options, &model)?.map(|tokens| (model, tokens)))
+}
+
+/// What `measure` finds of the user's model on her text; where they were not given, a finding
+/// that says so.
+pub(super) fn on_given_text(
+    options: &BenchOptions,
+    findings: &mut Vec<String>,
+    measure: impl FnOnce(&Model, &[u32], &mut Vec<String>) -> Result<Value, BenchError>,
+) -> Result<Value, BenchError> {
+    match given_text(options)? {
+        Some((model, tokens)) => measure(&model, &tokens, findings),
+        None => {
+            findings.push(NOT_MEASURED.to_owned());
+            Ok(Value::Null)
+        }
+    }
+}
+
+/// How a table names the tokens that a method was calibrated on.
+pub(super) fn which_tokens(others: bool) -> &'static str {
+    if others {
+        "other"
+    } else {
+        "of the same (the text is too short for others)"
+    }
+}
+
+/// `|got - exact| / |exact|` over all numbers.
+pub(super) fn relative_error(got: &[f32], exact: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let apart: f64 = got.iter().zip(exact).map(|(g, e)| square(g - e)).sum();
+    (apart / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
 }
 
 /// A selector under a name; none reads everything.
@@ -410,4 +443,14 @@ pub(super) fn read_perplexity(
         Ok::<_, LmError>(model.session(policy))
     };
     perplexity(&mut session, tokens, &options, &NoProgress).map_err(failed(&model.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::relative_error;
+
+    #[test]
+    fn errors_are_relative_to_the_exact() {
+        assert!((relative_error(&[0.0, 3.0], &[4.0, 3.0]) - 0.8).abs() < 1e-9);
+    }
 }

@@ -16,8 +16,8 @@ use keyfold_lm::select::tidal::{Overlap, OverlapProbe, Tidal, TidalConfig};
 use serde_json::{Value, json};
 
 use super::{
-    Attention, Compared, Method, Model, NOT_MEASURED, cache_dims, failed, given_text, holds,
-    recall_all, windows,
+    Attention, Compared, Method, Model, cache_dims, failed, holds, on_given_text, recall_all,
+    windows,
 };
 use crate::plot;
 use crate::report::{Report, Table};
@@ -120,13 +120,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let sizes = sizes(options.scale);
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let (recall, bars) = recall(options, &sizes, progress, &mut tables, &mut findings)?;
-    let mut perplexity = Value::Null;
-    if let Some((model, tokens)) = given_text(options)? {
-        let (tables, findings) = (&mut tables, &mut findings);
-        perplexity = on_text(&model, &tokens, &sizes, progress, tables, findings)?;
-    } else {
-        findings.push(NOT_MEASURED.to_owned());
-    }
+    let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
+        on_text(model, tokens, &sizes, progress, &mut tables, findings)
+    })?;
     let time = time(options, &sizes, progress, &mut tables, &mut findings)?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),

@@ -91,12 +91,6 @@ fn mass(store: &dyn KvStore, queries: &[f32]) -> Vec<f32> {
     mass
 }
 
-fn relative_error(got: &[f32], exact: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let apart: f64 = got.iter().zip(exact).map(|(g, e)| square(g - e)).sum();
-    (apart / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
-}
-
 pub(super) fn errors(
     options: &BenchOptions,
     progress: &dyn Progress,

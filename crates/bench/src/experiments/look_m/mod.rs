@@ -16,7 +16,7 @@ use keyfold_lm::evict::{Merge, Ratios};
 use keyfold_lm::roles::{Dims, Evictor};
 use serde_json::{Value, json};
 
-use super::long_context::{NOT_MEASURED, cache_dims, failed, given_text, holds};
+use super::long_context::{cache_dims, failed, holds, on_given_text, relative_error};
 use crate::plot;
 use crate::report::{Report, Table};
 use crate::{BenchError, BenchOptions, Experiment};
@@ -31,19 +31,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let (errors, lines) = attention::errors(options, progress, &mut tables, &mut findings)?;
     let recall = recall::recall(options, progress, &mut tables, &mut findings)?;
-    let mut perplexity = Value::Null;
-    if let Some((model, tokens)) = given_text(options)? {
-        perplexity = text::perplexities(
-            options,
-            &model,
-            &tokens,
-            progress,
-            &mut tables,
-            &mut findings,
-        )?;
-    } else {
-        findings.push(NOT_MEASURED.to_owned());
-    }
+    let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
+        text::perplexities(options, model, tokens, progress, &mut tables, findings)
+    })?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         tables,

@@ -123,12 +123,14 @@ pub(super) fn recall(
                 {
                     session.step(key).map_err(failed(&name))?;
                     let (known, _) = answered(session.logits(), value);
-                    *right += f64::from(u8::from(known)) / prompts as f64;
+                    *right += f64::from(u8::from(known));
                     session
                         .truncate(prompt.tokens.len())
                         .map_err(failed(&name))?;
                 }
             }
+            // Divided once: all right is 1 exactly, however many prompts there are.
+            right.iter_mut().for_each(|r| *r /= prompts as f64);
         }
         let cell = |i: usize| {
             format!(

@@ -18,7 +18,7 @@ use keyfold_lm::select::power::PowerSelect;
 use serde_json::{Value, json};
 
 use super::long_context::{
-    Attention, Model, NOT_MEASURED, cache_dims, failed, given_text, holds, read_perplexity,
+    Attention, Model, cache_dims, failed, holds, on_given_text, read_perplexity,
 };
 use crate::plot::{self, Line};
 use crate::report::{Report, Table};
@@ -74,19 +74,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (share, lines) = shares(&mut tables);
     let time = time(options, progress, &mut tables, &mut findings)?;
     let relay = relay::relay(options, progress, &mut tables, &mut findings)?;
-    let mut perplexity = Value::Null;
-    if let Some((model, tokens)) = given_text(options)? {
-        perplexity = on_text(
-            options,
-            &model,
-            &tokens,
-            progress,
-            &mut tables,
-            &mut findings,
-        )?;
-    } else {
-        findings.push(NOT_MEASURED.to_owned());
-    }
+    let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
+        on_text(options, model, tokens, progress, &mut tables, findings)
+    })?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         tables,
@@ -139,14 +129,15 @@ fn reach(tables: &mut Vec<Table>, findings: &mut Vec<String>) -> Value {
         if *name == "power" {
             power = found
         } else {
-            others.extend(found)
+            others.push(found)
         }
     }
     tables.push(table);
     let fewest = others
         .iter()
-        .filter(|r| r.share == 1.0)
-        .all(|r| r.layers > power[0].layers);
+        .flat_map(|found| found.iter().zip(&power))
+        .filter(|(r, _)| r.share == 1.0)
+        .all(|(r, power)| r.layers > power.layers);
     findings.push(format!(
         "claim: what is reached grows exponentially with layers. All of 128 blocks are reached in {} layers and all of 1024 in \
          {}; every other mask needs more or misses some: {}.",

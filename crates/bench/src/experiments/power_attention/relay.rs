@@ -320,7 +320,9 @@ pub(super) fn relay(
         100.0 * shares[2],
         100.0 * shares[3],
         100.0 * shares[4],
-        holds(shares[1] > 0.95 && shares[1] >= shares[3] && shares[1] >= shares[4])
+        holds(
+            shares[..2].iter().all(|s| *s > 0.95) && shares[3..].iter().all(|s| *s < shares[1])
+        )
     ));
     Ok(json!(values))
 }

@@ -159,7 +159,7 @@ pub(super) fn products(
                 plot::shown(faster[0]),
                 plot::shown(faster[1]),
                 plot::shown(faster[2]),
-                "2.00".to_owned(),
+                plot::shown(inputs as f64 / lists[1].0.len() as f64),
             ]);
             values.push(json!({
                 "inputs": inputs, "outputs": outputs, "kind": kind.name(), "dense_seconds": best[0], "shares": shares,

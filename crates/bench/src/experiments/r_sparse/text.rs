@@ -21,7 +21,7 @@ use serde_json::json;
 
 use super::Part;
 use super::generator::NEARLY;
-use crate::experiments::long_context::{Model, failed, given_text, holds, windows};
+use crate::experiments::long_context::{Model, failed, given_text, holds, which_tokens, windows};
 use crate::report::Table;
 use crate::{BenchError, BenchOptions, Scale};
 
@@ -58,20 +58,19 @@ pub(super) fn run(
     };
     let context = model.context(wanted);
     let windows = windows(&model, &tokens, context, count)?;
-    // What is calibrated on is not what is measured on.
+    // What is calibrated on is not what is measured on, where the text is long enough.
     let used = windows.len() * context;
-    let rest = tokens
-        .get(used..)
-        .filter(|t| t.len() >= 768)
-        .unwrap_or(&tokens);
+    let other = tokens.get(used..).filter(|t| t.len() >= 768);
+    let rest = other.unwrap_or(&tokens);
     let (calibrated, rest) = rest.split_at(rest.len().min(512));
     let source = Source::new(&model, options, calibrated, windows, progress)?;
     let dense = mean(source.dense.iter().flatten().copied()).exp();
     let title = format!(
-        "perplexity of {}, second half of {} windows of {context} tokens; dense {dense:.3}; thresholds from {} other tokens",
+        "perplexity of {}, second half of {} windows of {context} tokens; dense {dense:.3}; thresholds from {} {} tokens",
         model.name,
         source.windows.len(),
         calibrated.len(),
+        which_tokens(other.is_some()),
     );
     let mut table = Table::new(
         &title,

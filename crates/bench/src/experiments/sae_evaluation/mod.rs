@@ -47,7 +47,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             reached(planted.occlusion[1] < planted.occlusion[0])
         ),
         format!(
-            "aim: a binary attribute is spread over many features (over-splitting); up to {} features stand \
+            "aim: a binary attribute is spread over several features (over-splitting); up to {} features stand \
              for one value alone, the best of them is active on {:.0} % of its prompts: {}",
             planted.splitting.0,
             100.0 * planted.splitting.1,
@@ -78,7 +78,11 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             sae.explained[0],
             sae.explained[1],
             sae.explained[2],
-            reached(sae.explained[2] <= sae.explained[0].max(sae.explained[1]))
+            if sae.explained == [0; 3] {
+                "none can be explained, so that nothing follows"
+            } else {
+                reached(sae.explained[2] <= sae.explained[0].max(sae.explained[1]))
+            }
         ),
     ];
     let svg = plot::bars(
@@ -88,7 +92,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         Some(task.patch),
     )?;
     Ok(Report {
-        name: "sae-evaluation".to_owned(),
+        name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
         values: json!({"planted": planted.values, "task": task.values}),

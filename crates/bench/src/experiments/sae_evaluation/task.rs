@@ -7,7 +7,7 @@ use keyfold_inspect::sae_evaluation::indirect_object::{
 };
 use keyfold_inspect::sae_evaluation::scores::Scores;
 use keyfold_inspect::sae_evaluation::{
-    ScaledSae, SupervisedDictionary, edits, recovered, train_sae, unexplained,
+    Coded, ScaledSae, SupervisedDictionary, edits, recovered, train_sae, unexplained,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -51,6 +51,8 @@ struct Tests<'m> {
     others: Vec<Vec<Prompt>>,
     clean: Pass,
     passes: Vec<Pass>,
+    /// What the model makes of the prompts with the true patch of each attribute.
+    patched: Vec<Pass>,
 }
 
 impl Tests<'_> {
@@ -67,11 +69,10 @@ impl Tests<'_> {
     /// true patch does.
     fn edited(&self, attribute: usize, rows: &[f32]) -> Result<[f64; 3], BenchError> {
         let found = self.outcome(rows)?;
-        let patched = self.outcome(&self.passes[attribute].heads[self.layer])?;
         Ok([
             found.share(self.prompts.iter().map(|p| p.io)),
             found.share(self.others[attribute].iter().map(|p| p.io)),
-            found.agreement(&patched),
+            found.agreement(&self.patched[attribute]),
         ])
     }
 }
@@ -141,14 +142,20 @@ fn at_layer(
                 .collect()
         })
         .collect();
+    let passes: Vec<Pass> = others
+        .iter()
+        .map(|o| model.pass(o, None))
+        .collect::<Result<_, _>>()?;
+    let patched: Vec<Pass> = passes
+        .iter()
+        .map(|p| model.pass(&tested, Some((layer, &p.heads[layer][..]))))
+        .collect::<Result<_, _>>()?;
     let tests = Tests {
         model,
         layer,
         clean: model.pass(&tested, None)?,
-        passes: others
-            .iter()
-            .map(|o| model.pass(o, None))
-            .collect::<Result<_, _>>()?,
+        passes,
+        patched,
         prompts: tested,
         others,
     };
@@ -268,13 +275,19 @@ fn at_layer(
             .collect();
         let explained: Vec<usize> = scores.iter().map(|s| s.meanings(0.8).len()).collect();
         let told = sae.code(tests.rows())?;
+        let targets: Vec<Coded> = tests
+            .passes
+            .iter()
+            .map(|p| sae.code(&p.heads[layer]))
+            .collect::<Result<_, _>>()?;
         let kept = keeps(&told.rows)?;
         let left = unexplained(tests.rows(), &told.rows, d);
         let mut lines = Vec::new();
         let mut shown: Option<([[f64; 3]; 3], f64)> = None;
         for (way, by_meaning) in [("greedy", false), ("by meaning", true)] {
             for m in FEATURES {
-                let (outcomes, weight) = edit(&tests, &sae, &scores, by_meaning, m)?;
+                let coded = (&told, &targets[..]);
+                let (outcomes, weight) = edit(&tests, &sae, coded, &scores, by_meaning, m)?;
                 lines.push(
                     json!({"way": way, "features": m, "edits": outcomes, "weight_io": weight}),
                 );
@@ -321,20 +334,20 @@ fn at_layer(
     })
 }
 
-/// Outcomes of edits of each attribute, and the mean weight of features changed for `io`.
+/// Outcomes of edits of each attribute, and the mean weight of features changed for `io`; the
+/// prompts and their counterfactuals are coded already.
 fn edit(
     tests: &Tests,
     sae: &ScaledSae,
+    (clean, targets): (&Coded, &[Coded]),
     scores: &[Scores],
     by_meaning: bool,
     m: usize,
 ) -> Result<([[f64; 3]; 3], f64), BenchError> {
-    let clean = sae.code(tests.rows())?;
     let mut outcomes = [[0.0; 3]; 3];
     let mut weight = 0.0;
-    for (attribute, outcome) in outcomes.iter_mut().enumerate() {
+    for ((attribute, outcome), coded) in outcomes.iter_mut().enumerate().zip(targets) {
         let target = &tests.passes[attribute].heads[tests.layer];
-        let coded = sae.code(target)?;
         let rankings = by_meaning.then(|| scores[attribute].ranking());
         let mut rows = Vec::with_capacity(tests.rows().len());
         for (i, (old, new)) in tests
@@ -344,13 +357,13 @@ fn edit(
             .enumerate()
         {
             let edit = match &rankings {
-                None => edits::greedy(sae, (tests.rows(), &clean), (&target[..], &coded), i, m),
+                None => edits::greedy(sae, (tests.rows(), clean), (&target[..], coded), i, m),
                 Some(ranking) => {
                     let chosen = (
                         &ranking[old.values()[attribute]][..],
                         &ranking[new.values()[attribute]][..],
                     );
-                    edits::by_score(sae, (tests.rows(), &clean), &coded, i, chosen, m)
+                    edits::by_score(sae, (tests.rows(), clean), coded, i, chosen, m)
                 }
             };
             rows.extend(edit.row);

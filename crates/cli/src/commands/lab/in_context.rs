@@ -308,16 +308,15 @@ fn circuits(args: &InContextArgs, heads: u16, globals: &Globals) -> anyhow::Resu
         )));
     }
     let progress = StderrProgress::new(globals.quiet, 20);
-    let (model, curve) = match &c.load {
-        Some(path) => {
-            let model = SoftmaxModel::load(path)?;
-            (config.d, config.tasks, config.heads) = (model.d, model.tasks, model.heads);
-            (model, Vec::new())
-        }
-        None => {
-            SoftmaxModel::new(&config).map_err(|e| wrong_use(e.to_string()))?;
-            train(&config, &progress)?
-        }
+    let loaded = c.load.as_deref().map(SoftmaxModel::load).transpose()?;
+    if let Some(model) = &loaded {
+        (config.d, config.tasks, config.heads) = (model.d, model.tasks, model.heads);
+    }
+    // Refuses what does not go together, of weights that were read as well.
+    SoftmaxModel::new(&config).map_err(|e| wrong_use(e.to_string()))?;
+    let (model, curve) = match loaded {
+        Some(model) => (model, Vec::new()),
+        None => train(&config, &progress)?,
     };
     if let Some(path) = &c.save {
         model.save(path).context("cannot keep the weights")?;

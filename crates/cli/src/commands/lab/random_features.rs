@@ -152,7 +152,7 @@ fn config(
         biased,
         heads: args.heads.map_or(heads, |h| h as usize),
         lambda: args.lambda,
-        memory: args.memory << 20,
+        memory: args.memory.saturating_mul(1 << 20),
         seed,
         ..RandomFeaturesConfig::default()
     }

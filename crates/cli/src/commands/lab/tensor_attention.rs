@@ -74,8 +74,9 @@ pub(super) fn run(args: &TensorAttentionArgs, globals: &Globals) -> anyhow::Resu
             return on_rows(args, globals, &values, rows.width);
         }
         None => {
-            if args.positions == 0 || args.dim == 0 || !(args.bound > 0.0 && args.bound.is_finite())
-            {
+            // Numbers are drawn from a range twice as wide.
+            let wide = 2.0 * args.bound;
+            if args.positions == 0 || args.dim == 0 || !(wide > 0.0 && wide.is_finite()) {
                 return Err(wrong_use("--positions, --dim and --bound must be above 0"));
             }
             let mut rng = StdRng::seed_from_u64(globals.seed);

@@ -87,7 +87,9 @@ impl FromStr for CacheArg {
             "matryoshka" => return Ok(Self::Matryoshka(rest.map(PathBuf::from))),
             _ => {
                 return Err(
-                    "choose f32, f16, q8_0, q4_0, kvquant:2, kvquant:3 or kvquant:4".into(),
+                    "choose f32, f16, q8_0, q4_0, kvquant:2, kvquant:3, kvquant:4 or \
+                     matryoshka:FILE"
+                        .into(),
                 );
             }
         };

@@ -121,6 +121,20 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
         CacheArg::KvQuant { bits } => Some(bits),
         CacheArg::Dense(_) | CacheArg::Matryoshka(_) => None,
     };
+    if args.fisher && bits.is_none() {
+        return Err(wrong_use(
+            "--fisher belongs to --cache kvquant; give both, or leave it out",
+        ));
+    }
+    if matches!(
+        &args.model.policy.cache.cache,
+        CacheArg::Matryoshka(Some(_))
+    ) {
+        return Err(wrong_use(
+            "the model would be read with the bases of that file while others are made; leave out :FILE, or give it \
+             as --bases FILE to share out ranks for them",
+        ));
+    }
     let Some(path) = &args.text else {
         return convert(args, bits, globals, &progress);
     };

@@ -107,12 +107,8 @@ impl LongArgs {
                 windows: 1,
                 ..self.settings.config(&model.lm)
             };
-            if prompt.len() * 2 < config.length * 3 {
-                progress.say(&format!(
-                    "--long changes prompts from {} tokens on; this one has {}",
-                    config.length * 3 / 2,
-                    prompt.len()
-                ));
+            if let Some(why) = config.too_short(prompt.len()) {
+                progress.say(&why);
                 return Ok(None);
             }
             let session = || model.session();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use anyhow::Context;
 use clap::ValueEnum;
 use keyfold_kernels::Team;
 use keyfold_kernels::blocks::BlockType;
@@ -149,7 +150,8 @@ pub(super) fn run(args: &SparsifyArgs, globals: &Globals) -> anyhow::Result<Outc
     let mut searched = None;
     let splits = match &args.rho {
         Rho::All(rho) => vec![split(*rho)],
-        Rho::File(path) => read_splits(&read(path)?)?,
+        Rho::File(path) => read_splits(&read(path)?)
+            .with_context(|| format!("cannot use --rho {}", path.display()))?,
         Rho::Search => {
             // Of a short text the same tokens again.
             let rest = if rest.len() < 32 { calibrated } else { rest };
@@ -187,12 +189,15 @@ pub(super) fn run(args: &SparsifyArgs, globals: &Globals) -> anyhow::Result<Outc
     let fingerprint = Decoder::load(&file)?.fingerprint();
     save(&out, fingerprint, calibrated.len(), &folded)?;
     let bytes = std::fs::metadata(&out)?.len();
-    let mean_rho = folded.iter().map(|m| m.split.rho).sum::<f64>() / folded.len().max(1) as f64;
+    let mean = |of: fn(&Split) -> f64| {
+        folded.iter().map(|m| of(&m.split)).sum::<f64>() / folded.len().max(1) as f64
+    };
+    let mean_rho = mean(|split| split.rho);
     let mut stdout = anstream::stdout().lock();
     if globals.json {
         let whole = json!({
             "file": out, "bytes": bytes, "matrices": folded.len(), "tokens": calibrated.len(),
-            "mean_rho": mean_rho, "sparsity": args.sparsity,
+            "mean_rho": mean_rho, "sparsity": mean(|split| split.sparsity),
             "search": searched.map(|(uniform, found)| json!({"uniform_loss": uniform, "loss": found})),
         });
         writeln!(stdout, "{}", serde_json::to_string_pretty(&whole)?)?;

@@ -307,8 +307,9 @@ pub fn linears(file: &ModelFile) -> Result<Vec<(usize, LinearName, DenseLinear)>
 /// Folds every linear map of a model: `splits` has one for each, layer by layer, or one for all.
 ///
 /// # Errors
-/// When there are as many splits as neither, one is no share, a tensor cannot be read, or a
-/// matrix has no singular values; [`LmError::Stopped`] where `progress` asked to stop.
+/// When there are as many splits as neither, one is no share, the cap leaves no channel, a tensor
+/// cannot be read, or a matrix has no singular values; [`LmError::Stopped`] where `progress`
+/// asked to stop.
 pub fn fold(
     file: &ModelFile,
     calibration: &Calibration,
@@ -324,6 +325,10 @@ pub fn fold(
             splits.len(),
             linears.len()
         );
+        return Err(LmError::Input { what });
+    }
+    if let Some(cap) = options.cap.filter(|cap| cap.is_nan() || *cap <= 0.0) {
+        let what = format!("r-sparse: cap = {cap} leaves no channel; it must be above 0");
         return Err(LmError::Input { what });
     }
     progress.start("folding", "matrices", Some(linears.len() as u64));

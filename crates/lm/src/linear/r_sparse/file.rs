@@ -273,6 +273,7 @@ impl RSparseFile {
                 "it was made of another model; make one of this: keyfold model sparsify",
             ));
         }
+        let unfit = |e: LmError| invalid(&self.path, e.to_string());
         for map in &self.maps {
             if map.split.rho > 0.0 && map.parts.threshold.is_none() {
                 let what = format!(
@@ -282,9 +283,10 @@ impl RSparseFile {
                 );
                 return Err(invalid(&self.path, what));
             }
-            let linear = RSparseLinear::new(map.parts.clone())
-                .map_err(|e| invalid(&self.path, e.to_string()))?;
-            decoder.replace(map.layer, map.name, Box::new(linear))?;
+            let linear = RSparseLinear::new(map.parts.clone()).map_err(unfit)?;
+            decoder
+                .replace(map.layer, map.name, Box::new(linear))
+                .map_err(unfit)?;
         }
         Ok(())
     }

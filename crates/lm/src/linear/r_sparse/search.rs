@@ -172,6 +172,8 @@ pub struct Trials<'a> {
     decoder: Arc<Decoder>,
     calibration: &'a Calibration,
     maps: Vec<Tried>,
+    /// Splits of less need more singular values than are kept.
+    sparsity: f64,
     windows: Vec<&'a [u32]>,
     team: Arc<Team>,
 }
@@ -223,6 +225,7 @@ impl<'a> Trials<'a> {
             decoder: Arc::new(decoder),
             calibration,
             maps,
+            sparsity,
             windows,
             team: Arc::clone(team),
         })
@@ -236,7 +239,8 @@ impl<'a> Trials<'a> {
     /// Mean of `-ln p` of the text's tokens, each read sparsely.
     ///
     /// # Errors
-    /// When there is not one split for each map, one is no share, or a session fails.
+    /// When there is not one split for each map, one is no share or of less sparsity than was
+    /// made ready for, or a session fails.
     pub fn loss(&self, splits: &[Split]) -> Result<f64, LmError> {
         if splits.len() != self.maps.len() {
             let what = format!(
@@ -248,6 +252,13 @@ impl<'a> Trials<'a> {
         }
         for (split, (layer, name, [inputs, outputs], setting)) in splits.iter().zip(&self.maps) {
             split.validate()?;
+            if split.sparsity < self.sparsity {
+                let what = format!(
+                    "r-sparse: a sparsity of {} is below the {} that this was made ready for",
+                    split.sparsity, self.sparsity
+                );
+                return Err(LmError::Input { what });
+            }
             let threshold = self.calibration.threshold(*layer, *name, split)?;
             *setting.write().unwrap_or_else(PoisonError::into_inner) = Setting {
                 threshold: threshold.unwrap_or(f32::INFINITY),

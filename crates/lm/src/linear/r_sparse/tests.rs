@@ -258,6 +258,12 @@ fn a_model_is_folded_saved_opened_and_written_with() {
         save(&path, model, 60, &folded.unwrap()).unwrap();
         RSparseFile::open(&path).unwrap()
     };
+    let no_channel = FoldOptions {
+        cap: Some(0.0),
+        ..FoldOptions::default()
+    };
+    let split = [Split::default()];
+    assert!(fold(&file, &calibration, &split, &no_channel, &NoProgress).is_err());
     let (dense, dense_bytes) = logits(Decoder::load(&file).unwrap(), &tokens, 20);
     // Nothing is left out: the same text.
     let all = make(Split {
@@ -360,4 +366,10 @@ fn a_search_loses_no_more_than_where_it_began() {
     };
     assert!(trials.search(&few, &NoProgress).is_err());
     assert!(trials.loss(&[half]).is_err());
+    // Less sparsity than singular values were found for.
+    let denser = Split {
+        sparsity: 0.2,
+        ..half
+    };
+    assert!(trials.loss(&vec![denser; trials.maps()]).is_err());
 }

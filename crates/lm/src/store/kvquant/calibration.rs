@@ -128,7 +128,8 @@ impl Calibration {
     pub fn check_sizes(&self, dims: &Dims) -> Result<(), Refusal> {
         let refuse = |what: String| Err(Refusal::setting(METHOD, what));
         let width = dims.kv_heads * dims.head_dim;
-        let found = self.layers.first().map_or(0, |l| l.upper.len());
+        let mut widths = self.layers.iter().map(|l| l.upper.len());
+        let found = widths.find(|&n| n != width).unwrap_or(width);
         if self.layers.len() != dims.layers || found != width {
             return refuse(format!(
                 "the calibration is of a model of {} layers and {found} channels of keys; this \
@@ -191,11 +192,11 @@ impl Calibration {
     }
 
     /// All tensors by name.
-    fn tensors(&self) -> BTreeMap<String, Cow<'_, [f32]>> {
+    fn tensors<'a>(&'a self) -> BTreeMap<String, Cow<'a, [f32]>> {
         let mut all = BTreeMap::new();
         for (n, layer) in self.layers.iter().enumerate() {
-            let mut put = |name: String, numbers: &'_ [f32]| {
-                all.insert(format!("layers.{n}.{name}"), Cow::Owned(numbers.to_vec()));
+            let mut put = |name: String, numbers: &'a [f32]| {
+                all.insert(format!("layers.{n}.{name}"), Cow::Borrowed(numbers));
             };
             put("k.upper".into(), &layer.upper);
             put("k.lower".into(), &layer.lower);
@@ -352,6 +353,9 @@ impl Calibration {
                     }
                     _ => [1.0, 0.0],
                 };
+                if !centroids.iter().chain(&norm).all(|x| x.is_finite()) {
+                    return None;
+                }
                 let size = [4, 8, 16].iter().position(|&n| n == centroids.len())?;
                 let mut all = [(); 3].map(|()| Fitted {
                     centroids: Vec::new(),
@@ -362,7 +366,7 @@ impl Calibration {
             };
             let (Some(of_keys), Some(of_values)) = (tables(keys), tables(values)) else {
                 return Err(wrong(format!(
-                    "layer {n} has no tables of 4, 8 or 16 numbers for keys and values"
+                    "layer {n} has no tables of 4, 8 or 16 finite numbers for keys and values"
                 )));
             };
             let finite = |x: &Vec<f32>| x.iter().all(|x| x.is_finite());

@@ -6,6 +6,7 @@ use keyfold_kernels::nuq::{BEHIND, GRANULE, Group};
 
 use super::quantizer::{Outlier, Scale};
 use super::sparse::Sparse;
+use crate::store::dense::kept_bias;
 
 /// A row that was taken out.
 pub(super) struct Packed {
@@ -167,10 +168,7 @@ impl Head {
                 p.value_outliers,
             );
         }
-        let bias = |row: &u32| old.bias.get(*row as usize).copied().unwrap_or(0.0);
-        if !old.bias.is_empty() {
-            self.bias = rows.iter().map(bias).collect();
-        }
+        self.bias = kept_bias(&old.bias, rows);
     }
 
     /// Drops the rows from `rows` on.

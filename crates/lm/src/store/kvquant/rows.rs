@@ -8,6 +8,16 @@ use super::quantizer::Outlier;
 use super::{KvQuantStore, Work};
 use crate::roles::{KvStore, Needs, RowSet};
 
+/// The outliers of the channels `span`, counted from its first.
+fn of_head(all: &[Outlier], span: Range<usize>) -> impl Iterator<Item = Outlier> + '_ {
+    let first = span.start;
+    let own = all.iter().filter(move |o| span.contains(&o.channel));
+    own.map(move |o| Outlier {
+        channel: o.channel - first,
+        residual: o.residual,
+    })
+}
+
 impl KvStore for KvQuantStore {
     fn needs(&self) -> Needs {
         Needs {
@@ -50,24 +60,14 @@ impl KvStore for KvQuantStore {
                 .encode(values, &mut w.scaled, codes, outliers);
             for kv_head in 0..kv_heads {
                 let span = kv_head * dim..(kv_head + 1) * dim;
-                let of_head = |all: &[Outlier]| -> Vec<Outlier> {
-                    let own = all.iter().filter(|o| span.contains(&o.channel));
-                    own.map(|o| Outlier {
-                        channel: o.channel - span.start,
-                        residual: o.residual,
-                    })
-                    .collect()
-                };
-                let (key_outliers, value_outliers) =
-                    (of_head(&work.key_outliers), of_head(&work.value_outliers));
                 self.head_mut(layer, kv_head).push(
                     position,
                     bits,
                     &work.key_codes[span.clone()],
                     &work.value_codes[span.clone()],
                     scale,
-                    key_outliers,
-                    value_outliers,
+                    of_head(&work.key_outliers, span.clone()),
+                    of_head(&work.value_outliers, span),
                 );
             }
         }

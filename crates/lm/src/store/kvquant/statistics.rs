@@ -207,10 +207,10 @@ impl Statistics {
         let of_channels: Vec<(f32, f32)> = (0..width).map(|c| ends(&mut of_channel(c))).collect();
         let rows = seen.values.chunks_exact(width);
         let of_tokens: Vec<(f32, f32)> = rows.map(|r| ends(&mut r.iter().copied())).collect();
-        let keys = fit(&seen.keys, &seen.key_weights, config, |at| {
+        let keys = fit(&seen.keys, &seen.key_weights, width, config, |at| {
             of_channels[at % width]
         });
-        let values = fit(&seen.values, &seen.value_weights, config, |at| {
+        let values = fit(&seen.values, &seen.value_weights, width, config, |at| {
             of_tokens[at / width]
         });
         let all = |which: fn(&(f32, f32)) -> f32| -> Vec<f32> {
@@ -226,16 +226,17 @@ impl Statistics {
     }
 }
 
-/// Tables for numbers, each between its ends.
+/// Tables for numbers `[tokens, width]`, each between its ends.
 fn fit(
     numbers: &[f32],
     weights: &[f32],
+    width: usize,
     config: &CalibrationConfig,
     ends: impl Fn(usize) -> (f32, f32),
 ) -> [Fitted; 3] {
     let step = numbers.len().div_ceil(MOST_SAMPLES).max(1);
     // A step that shares a factor with the width would leave out channels.
-    let step = (step..).find(|s| s % 2 == 1).unwrap_or(step);
+    let step = (step..).find(|&s| gcd(s, width) == 1).unwrap_or(step);
     let mut samples = Vec::with_capacity(numbers.len() / step + 1);
     for at in (0..numbers.len()).step_by(step) {
         let (upper, lower) = ends(at);
@@ -258,4 +259,9 @@ fn fit(
         norm: samples.norm(&centroids),
         centroids,
     })
+}
+
+/// The greatest common divisor.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -157,7 +157,6 @@ pub(super) fn of_columns(mean: Vec<f32>, columns: &Mat<f64>) -> HeadBasis {
 #[derive(Debug, Clone)]
 pub struct Moments {
     dims: Dims,
-    tokens: u64,
     /// Of keys and values, `[layers, kv_heads]`.
     heads: Vec<[Sums; 2]>,
     turned: Vec<f32>,
@@ -181,7 +180,6 @@ impl Moments {
             second: vec![0.0; d * d],
         };
         Self {
-            tokens: 0,
             heads: vec![[sums.clone(), sums]; dims.layers * dims.kv_heads],
             dims,
             turned: Vec::new(),
@@ -213,14 +211,11 @@ impl Moments {
                 sums.tokens += n as u64;
             }
         }
-        if layer == 0 {
-            self.tokens += n as u64;
-        }
     }
 
     /// Tokens so far.
     pub fn tokens(&self) -> u64 {
-        self.tokens
+        self.heads.first().map_or(0, |[keys, _]| keys.tokens)
     }
 
     /// Principal components of every head, the greatest variance first; the sign of the first

@@ -51,8 +51,8 @@ impl Ranks {
                 self.values.len()
             ));
         }
-        let fits = |&&rank: &&usize| rank == 0 || rank > dims.head_dim;
-        match self.keys.iter().chain(&self.values).find(fits) {
+        let unfit = |&&rank: &&usize| rank == 0 || rank > dims.head_dim;
+        match self.keys.iter().chain(&self.values).find(unfit) {
             Some(rank) => refuse(format!(
                 "matryoshka: rank {rank} is not between 1 and the {} dimensions of a head",
                 dims.head_dim
@@ -156,10 +156,7 @@ pub fn search_ranks(
             false,
             tokens.len(),
         )?;
-        let mut policy = Policy::dense(decoder, CacheType::F32, 0)?;
-        if let Policy::Roles { store: s, .. } = &mut policy {
-            *s = Box::new(store);
-        }
+        let policy = Policy::of(decoder, Box::new(store));
         let mut session = Session::new(Arc::clone(decoder), policy, Arc::clone(team));
         session.keep_hidden(true);
         session.prefill(tokens, &NoProgress)?;

@@ -67,11 +67,14 @@ fn all_dimensions_are_the_dense_cache() {
     assert_near(&values, &other_values, 1e-5, "values");
     // The same rows are dropped, replaced and kept.
     for store in [&mut ours as &mut dyn KvStore, &mut dense] {
+        store.set_bias(0, 1, (0..10).map(|row| row as f32).collect());
         store.keep(0, 1, &[1, 4, 9, 15]);
         store.write(0, 1, &[2], &numbers(7, D), &numbers(8, D));
         store.truncate(12);
     }
     assert_eq!(ours.positions(0, 1), [1, 4, 9]);
+    assert_eq!(ours.bias(0, 1), [1.0, 4.0, 9.0]);
+    assert_eq!(dense.bias(0, 1), [1.0, 4.0, 9.0]);
     assert_eq!(ours.positions(1, 0).len(), 12);
     let (mut a, mut b) = (vec![0.0; 3], vec![0.0; 3]);
     ours.dot(0, 1, &queries[..D], RowSet::Range(0, 3), &mut a);
@@ -284,14 +287,8 @@ impl World {
             store = Box::new(ours.unwrap());
         }
         let decoder = Arc::new(decoder);
-        let mut policy = Policy::dense(&decoder, CacheType::F32, 0).unwrap();
-        if let Policy::Roles {
-            store: s,
-            selector: sel,
-            ..
-        } = &mut policy
-        {
-            *s = store;
+        let mut policy = Policy::of(&decoder, store);
+        if let Policy::Roles { selector: sel, .. } = &mut policy {
             *sel = selector;
         }
         Session::new(decoder, policy, Arc::clone(&self.team))
@@ -374,10 +371,7 @@ fn a_greedy_search_reaches_its_target_and_loses_less_than_the_same_for_all() {
     assert!((kept - 0.75).abs() < 1e-9, "{kept}");
     let states = |ranks: &Ranks| {
         let store = MatryoshkaStore::new(dims, Arc::clone(&bases), ranks, CacheType::F32, false, 0);
-        let mut policy = Policy::dense(&decoder, CacheType::F32, 0).unwrap();
-        if let Policy::Roles { store: place, .. } = &mut policy {
-            *place = Box::new(store.unwrap());
-        }
+        let policy = Policy::of(&decoder, Box::new(store.unwrap()));
         let mut session = Session::new(Arc::clone(&decoder), policy, Arc::clone(&team));
         session.keep_hidden(true);
         session.prefill(&tokens, &NoProgress).unwrap();

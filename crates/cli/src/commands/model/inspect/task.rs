@@ -169,9 +169,13 @@ impl Task {
                 ),
             }
         };
+        let vocab = subject.loaded.decoder.config().dims.vocab;
         let one = |answer: &str| -> anyhow::Result<u32> {
             match subject.tokenizer.encode(answer, SpecialTokens::Plain)?[..] {
-                [token] => Ok(token),
+                [token] if (token as usize) < vocab => Ok(token),
+                [token] => anyhow::bail!(
+                    "the answer '{answer}' is token {token}, and the model knows {vocab}"
+                ),
                 ref tokens => anyhow::bail!(
                     "the answer '{answer}' is {} tokens; it must be one",
                     tokens.len()
