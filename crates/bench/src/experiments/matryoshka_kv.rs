@@ -16,7 +16,7 @@ use keyfold_lm::perplexity::log_probability;
 use keyfold_lm::recall::{PromptSpec, RecallConfig, RecallPrompt};
 use keyfold_lm::roles::{Dims, KvStore, Rows};
 use keyfold_lm::store::matryoshka::{
-    Bases, MatryoshkaStore, RankSearch, Ranks, principal, search_ranks,
+    Around, Bases, MatryoshkaStore, RankSearch, Ranks, principal, search_ranks,
 };
 use keyfold_lm::store::{CacheType, DenseStore};
 use keyfold_lm::{LmError, Policy, Session};
@@ -24,6 +24,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use super::long_context::answers::{Way, answers};
 use super::long_context::{
     Model, NOT_MEASURED, answered, cache_dims, failed, given_text, holds, which_tokens, windows,
 };
@@ -41,7 +42,7 @@ const KEPT: [f64; 5] = [1.0, 0.75, 0.5, 0.375, 0.25];
 
 /// What a part of the experiment gives.
 struct Part {
-    table: Table,
+    tables: Vec<Table>,
     findings: Vec<String>,
     values: Value,
     lines: Vec<Line>,
@@ -56,18 +57,18 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         recall.lines,
         ("Recall of the constructed model", "attention on the answer"),
     );
-    let mut tables = vec![recall.table];
+    let mut tables = recall.tables;
     let mut perplexity = Value::Null;
     match text {
         Some(part) => {
-            tables.push(part.table);
+            tables.extend(part.tables);
             findings.extend(part.findings);
             perplexity = part.values;
             (lines, title) = (part.lines, ("Perplexity", "perplexity"));
         }
         None => findings.push(NOT_MEASURED.to_owned()),
     }
-    tables.push(time.table);
+    tables.extend(time.tables);
     findings.extend(time.findings);
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
@@ -79,8 +80,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
 }
 
 /// Principal components over some texts.
-fn components(model: &Model, texts: &[&[u32]]) -> Result<Bases, BenchError> {
-    principal(&model.decoder, texts, &model.team, &NoProgress).map_err(failed(&model.name))
+fn components(model: &Model, texts: &[&[u32]], around: Around) -> Result<Bases, BenchError> {
+    let found = principal(&model.decoder, texts, around, &model.team, &NoProgress);
+    found.map_err(failed(&model.name))
 }
 
 /// A session whose cache keeps so much, in 16 bits.
@@ -139,7 +141,7 @@ fn recall(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, Bench
         .map(prompt)
         .collect::<Result<_, _>>()
         .map_err(failed("recall prompt"))?;
-    let pca = Arc::new(components(&model, &texts)?);
+    let pca = Arc::new(components(&model, &texts, Around::Mean)?);
     let ways = [
         ("cut", Arc::new(Bases::plain(&dims))),
         ("random", Arc::new(Bases::random(&dims, options.seed))),
@@ -228,7 +230,7 @@ fn recall(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, Bench
         },
     )];
     Ok(Part {
-        table,
+        tables: vec![table],
         findings,
         values: json!(values),
         lines,
@@ -276,10 +278,9 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
     let rest = other.unwrap_or(&tokens);
     let rest = &rest[..rest.len().min(calibrated)];
     let dims = model.dims();
-    let pca = Arc::new(components(
-        &model,
-        &rest.chunks(context).collect::<Vec<_>>(),
-    )?);
+    let texts: Vec<&[u32]> = rest.chunks(context).collect();
+    let pca = Arc::new(components(&model, &texts, Around::Mean)?);
+    let around_zero = Arc::new(components(&model, &texts, Around::Zero)?);
     let name = model.name.clone();
     let f16 = losses(&|| with_kind(&model, CacheType::F16), &windows, &name)?;
     let title = format!(
@@ -297,11 +298,12 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
         "cut",
         "random",
         "principal",
-        "principal, greedy ranks",
+        "principal around zero",
+        "principal around zero, greedy ranks",
         "4 or 8 bits of as many bytes",
     ];
     let mut table = Table::new(&title, &columns);
-    let mut lines: Vec<Line> = columns[2..6]
+    let mut lines: Vec<Line> = columns[2..7]
         .iter()
         .map(|n| ((*n).to_owned(), Vec::new()))
         .collect();
@@ -309,7 +311,8 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
     let ways = [
         Arc::new(Bases::plain(&dims)),
         Arc::new(Bases::random(&dims, options.seed)),
-        Arc::clone(&pca),
+        pca,
+        Arc::clone(&around_zero),
     ];
     let mut half = Vec::new();
     progress.start("perplexity", "shares", Some(KEPT.len() as u64));
@@ -318,10 +321,10 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
         let kept = uniform.kept(&dims);
         let mut row = Vec::new();
         let mut bytes = 0;
-        for ((bases, line), by) in ways
-            .iter()
-            .zip(&mut lines)
-            .zip(["cut", "random", "principal"])
+        for ((bases, line), by) in
+            ways.iter()
+                .zip(&mut lines)
+                .zip(["cut", "random", "principal", "principal around zero"])
         {
             if progress.cancelled() {
                 return Err(BenchError::Cancelled);
@@ -340,11 +343,12 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
                 ..RankSearch::default()
             };
             let text = &rest[..rest.len().min(searched)];
-            let ranks = search_ranks(&model.decoder, &pca, text, &search, &model.team, progress);
+            let bases = &around_zero;
+            let ranks = search_ranks(&model.decoder, bases, text, &search, &model.team, progress);
             let ranks = ranks.map_err(failed(&name))?;
-            let found = losses(&|| session(&model, &pca, &ranks), &windows, &name)?;
+            let found = losses(&|| session(&model, bases, &ranks), &windows, &name)?;
             greedy = format!("{:.3}", found.0.exp());
-            lines[3].1.push((kept, found.0.exp()));
+            lines[4].1.push((kept, found.0.exp()));
             values.push(json!({
                 "by": "greedy", "kept": ranks.kept(&dims), "perplexity": found.0.exp(), "bytes": found.1, "ranks": ranks,
             }));
@@ -370,6 +374,7 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
             cell(0),
             cell(1),
             cell(2),
+            cell(3),
             greedy,
             other,
         ]);
@@ -380,24 +385,58 @@ fn on_text(options: &BenchOptions, progress: &dyn Progress) -> Result<Option<Par
     }
     progress.finish();
     let greedy = half
-        .get(3)
+        .get(4)
         .map_or("not searched".to_owned(), |p| format!("{p:.3}"));
-    let findings = vec![format!(
+    let mut findings = vec![format!(
         "claim (for trained bases): over 90 % of the accuracy with 40 % of the cache, where PCA collapses. Untrained, at half: \
-         perplexity {:.3} in principal components, greedy ranks {greedy}, rows cut {:.1}, random basis {:.1}, 16 bits {:.3}; a \
+         perplexity {:.3} in principal components, {:.3} in those around zero, with greedy ranks {greedy}, rows cut {:.1}, random basis {:.1}, 16 bits {:.3}; a \
          collapse as the paper says: {}.",
         half[2],
+        half[3],
         half[0],
         half[1],
         f16.0.exp(),
         holds(half[2] > 1.5 * f16.0.exp()),
     )];
+    let mut tables = vec![table];
+    let said = side_by_side(
+        options,
+        &model,
+        &around_zero,
+        progress,
+        &mut tables,
+        &mut findings,
+    )?;
     Ok(Some(Part {
-        table,
+        tables,
         findings,
-        values: json!(values),
+        values: json!({"ways": values, "answers": said}),
         lines,
     }))
+}
+
+/// Records and chat answers from caches of fewer numbers.
+fn side_by_side(
+    options: &BenchOptions,
+    model: &Model,
+    bases: &Arc<Bases>,
+    progress: &dyn Progress,
+    tables: &mut Vec<Table>,
+    findings: &mut Vec<String>,
+) -> Result<Value, BenchError> {
+    let dims = model.dims();
+    let mut ways = vec![Way::dense(model)];
+    for keep in [0.75, 0.5] {
+        let ranks = Ranks::uniform(&dims, keep);
+        let policy = move |_| {
+            let kind = CacheType::F16;
+            let store = MatryoshkaStore::new(dims, Arc::clone(bases), &ranks, kind, false, 0);
+            let store = Box::new(store.map_err(failed(&model.name))?);
+            Ok(Policy::of(&model.decoder, store))
+        };
+        ways.push(Way::new(format!("{keep} of the numbers"), model, policy));
+    }
+    answers(options, &ways, progress, tables, findings)
 }
 
 fn with_kind(model: &Model, kind: CacheType) -> Result<Session, BenchError> {
@@ -509,7 +548,7 @@ fn time(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, BenchEr
     }
     progress.finish();
     Ok(Part {
-        table,
+        tables: vec![table],
         findings,
         values: json!(values),
         lines: Vec::new(),

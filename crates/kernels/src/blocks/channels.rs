@@ -238,19 +238,17 @@ fn add_unpacked<V: Eight>(
     out: &mut [f32],
 ) {
     let columns = first..first + out.len();
-    UNPACKED.with_borrow_mut(|numbers| {
-        numbers.resize(out.len(), 0.0);
-        for (&channel, factor) in channels.iter().zip(factors) {
-            decode_body::<V>(
-                weights.kind,
-                part_of(weights, channel as usize, &columns),
-                numbers,
-            );
-            for (out, x) in out.iter_mut().zip(&*numbers) {
-                *out += factor * x;
-            }
+    // Taken out, since a closure would be compiled for the oldest processors.
+    let mut numbers = UNPACKED.take();
+    numbers.resize(out.len(), 0.0);
+    for (&channel, factor) in channels.iter().zip(factors) {
+        let row = part_of(weights, channel as usize, &columns);
+        decode_body::<V>(weights.kind, row, &mut numbers);
+        for (out, x) in out.iter_mut().zip(&numbers) {
+            *out += factor * x;
         }
-    });
+    }
+    UNPACKED.set(numbers);
 }
 
 /// Eight outputs at `8 * i`.

@@ -21,17 +21,19 @@ simd! {
     fn backward_checked(gate: &mut [f32], up: &mut [f32], gradient: &[f32]) = backward_body;
 }
 
-/// With `s = σ(gate)`: `g · up · s (1 + gate (1 - s))` and `g · gate · s`.
+/// With `s = σ(gate)`: `g · up · s (1 + gate (1 - s))` and `g · gate · s`, of one register.
+#[inline(always)]
+fn step<V: Vector>(gate: &mut [f32], up: &mut [f32], g: &[f32]) {
+    let (x, y, g) = (V::load(gate), V::load(up), V::load(g));
+    let one = V::splat(1.0);
+    let s = math::sigmoid(x);
+    let slope = s.mul(x.mul_add(one.sub(s), one));
+    g.mul(y).mul(slope).store(gate);
+    g.mul(x.mul(s)).store(up);
+}
+
 #[inline(always)]
 fn backward_body<V: Vector>(gate: &mut [f32], up: &mut [f32], gradient: &[f32]) {
-    let step = |gate: &mut [f32], up: &mut [f32], g: &[f32]| {
-        let (x, y, g) = (V::load(gate), V::load(up), V::load(g));
-        let one = V::splat(1.0);
-        let s = math::sigmoid(x);
-        let slope = s.mul(x.mul_add(one.sub(s), one));
-        g.mul(y).mul(slope).store(gate);
-        g.mul(x.mul(s)).store(up);
-    };
     let whole = gate.len() - gate.len() % V::LEN;
     let (gates, gate) = gate.split_at_mut(whole);
     let (ups, up) = up.split_at_mut(whole);
@@ -40,7 +42,10 @@ fn backward_body<V: Vector>(gate: &mut [f32], up: &mut [f32], gradient: &[f32]) 
         .chunks_exact_mut(V::LEN)
         .zip(ups.chunks_exact_mut(V::LEN))
         .zip(gradients.chunks_exact(V::LEN));
-    blocks.for_each(|((gate, up), g)| step(gate, up, g));
+    // A loop and no closure: a closure is compiled for the oldest processors.
+    for ((gate, up), g) in blocks {
+        step::<V>(gate, up, g);
+    }
     let rest = gate.len();
     if rest > 0 {
         let mut padded = [[0.0f32; 32]; 3];
@@ -48,7 +53,7 @@ fn backward_body<V: Vector>(gate: &mut [f32], up: &mut [f32], gradient: &[f32]) 
         padded[1][..rest].copy_from_slice(up);
         padded[2][..rest].copy_from_slice(gradient);
         let [x, y, g] = &mut padded;
-        step(&mut x[..V::LEN], &mut y[..V::LEN], &g[..V::LEN]);
+        step::<V>(&mut x[..V::LEN], &mut y[..V::LEN], &g[..V::LEN]);
         gate.copy_from_slice(&x[..rest]);
         up.copy_from_slice(&y[..rest]);
     }

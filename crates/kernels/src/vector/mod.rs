@@ -1,7 +1,9 @@
 //! Several numbers at once, on whatever vector unit the machine has.
 //!
 //! A kernel is written once, over [`Vector`]; [`simd!`] compiles it for AVX2 and
-//! FMA and for any machine, and chooses when the program runs.
+//! FMA and for any machine, and chooses when the program runs. A kernel's body has no closure
+//! around its arithmetic: what the compiler does not inline it makes for any machine, and every
+//! operation becomes a call.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]

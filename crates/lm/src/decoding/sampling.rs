@@ -7,6 +7,7 @@ use super::DecodingError;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 /// How a token is drawn. The default draws from the model's own distribution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,18 +158,38 @@ impl Sampler {
             self.choices.truncate(top_k);
         }
         if top_p < 1.0 {
-            self.choices.sort_unstable_by(likelier);
-            let total: f32 = self.choices.iter().map(|c| c.1).sum();
-            let mut sum = 0.0;
-            let inside = self.choices.iter().take_while(|c| {
-                let before = sum;
-                sum += c.1;
-                before < top_p * total
-            });
-            let kept = inside.count().max(1);
+            let kept = sort_share(&mut self.choices, top_p, likelier).max(1);
             self.choices.truncate(kept);
         }
     }
+}
+
+/// Moves the likeliest choices that hold a `share` of all to the front, sorted, and tells how
+/// many. Mostly few of tens of thousands do, so that the others are not sorted.
+fn sort_share(
+    choices: &mut [(u32, f32)],
+    share: f32,
+    likelier: impl Fn(&(u32, f32), &(u32, f32)) -> Ordering,
+) -> usize {
+    let total: f32 = choices.iter().map(|c| c.1).sum();
+    let (mut sorted, mut next, mut sum) = (0, 64, 0.0);
+    while sorted < choices.len() {
+        let rest = &mut choices[sorted..];
+        let count = next.min(rest.len());
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count - 1, &likelier);
+        }
+        rest[..count].sort_unstable_by(&likelier);
+        for (place, choice) in rest[..count].iter().enumerate() {
+            if sum >= share * total {
+                return sorted + place;
+            }
+            sum += choice.1;
+        }
+        sorted += count;
+        next *= 8;
+    }
+    choices.len()
 }
 
 /// The token of the highest logit, the first of equals; 0 where all are NaN.
@@ -233,6 +254,31 @@ mod tests {
         };
         assert_eq!(draw(3), draw(3));
         assert_ne!(draw(3), draw(4));
+    }
+
+    #[test]
+    fn a_share_of_many_choices_is_that_of_a_full_sort() {
+        let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        // Few values, so that many are equal.
+        let choices: Vec<(u32, f32)> = (0..3000u32)
+            .map(|i| {
+                (
+                    i,
+                    0.5f32.powi((i.wrapping_mul(2_654_435_761) >> 20) as i32 % 12),
+                )
+            })
+            .collect();
+        let mut all = choices.clone();
+        all.sort_unstable_by(likelier);
+        let total: f32 = all.iter().map(|c| c.1).sum();
+        for share in [1e-4, 0.1, 0.5, 0.9, 0.999] {
+            let mut some = choices.clone();
+            let kept = sort_share(&mut some, share, likelier);
+            assert_eq!(some[..kept], all[..kept], "{share}");
+            let held: f32 = all[..kept].iter().map(|c| c.1).sum();
+            assert!(held > share * total * 0.999, "{share}");
+            assert!(held - all[kept - 1].1 < share * total * 1.001, "{share}");
+        }
     }
 
     #[test]

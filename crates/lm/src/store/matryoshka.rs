@@ -35,7 +35,7 @@ mod ranks;
 #[cfg(feature = "train")]
 mod train;
 
-pub use bases::{Bases, HeadBasis, Moments, principal};
+pub use bases::{Around, Bases, HeadBasis, Moments, principal};
 pub use cayley::{from_cayley, to_cayley};
 pub use file::{load, save};
 pub use fold::fold_output;

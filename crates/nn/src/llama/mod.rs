@@ -208,13 +208,26 @@ impl Llama {
         starts: &[usize],
         hook: &mut dyn AttentionHook,
     ) -> Tensor<1> {
-        let states = self.states(tokens, starts, hook);
-        let (rows, targets): (Vec<u32>, Vec<u32>) = starts
+        let rows: Vec<u32> = starts
             .windows(2)
             .flat_map(|t| t[0]..t[1].saturating_sub(1).max(t[0]))
-            .map(|row| (row as u32, tokens[row + 1]))
-            .unzip();
-        ops::cross_entropy(ops::rows(states, &rows), self.output_table(), &targets)
+            .map(|row| row as u32)
+            .collect();
+        self.loss_after(&rows, tokens, starts, hook)
+    }
+
+    /// The same for chosen tokens: the mean of the negative log-probability of what follows
+    /// each of `rows`, none of which may be the last token of a text.
+    pub fn loss_after(
+        &self,
+        rows: &[u32],
+        tokens: &[u32],
+        starts: &[usize],
+        hook: &mut dyn AttentionHook,
+    ) -> Tensor<1> {
+        let states = self.states(tokens, starts, hook);
+        let targets: Vec<u32> = rows.iter().map(|&row| tokens[row as usize + 1]).collect();
+        ops::cross_entropy(ops::rows(states, rows), self.output_table(), &targets)
     }
 
     /// The weights by their official names.

@@ -9,6 +9,8 @@
 //! loss = mean over tokens of -log p(byte | bytes before it in the window)
 //! ```
 //!
+//! of all tokens of text, and of those of records that can be known.
+//!
 //! The last steps have longer windows (`long_length` from `long_from` of the steps on), so
 //! that the model works at those lengths. Without a share of recall it is a plain
 //! language model. With `attention = "blocks"` it learns on PowerAttention's mask (Chen et al.
@@ -169,6 +171,28 @@ impl LanguageModelConfig {
 pub struct Windows {
     tokens: Vec<u32>,
     starts: Vec<usize>,
+    /// The tokens after which the next one counts.
+    rows: Vec<u32>,
+}
+
+impl Windows {
+    fn none() -> Self {
+        Self {
+            tokens: Vec::new(),
+            starts: vec![0],
+            rows: Vec::new(),
+        }
+    }
+
+    /// One window more, whose bytes at `counted` count in the loss.
+    fn push(&mut self, bytes: impl Iterator<Item = u32>, counted: impl Iterator<Item = usize>) {
+        // The token before byte i stands at i, since the begin token comes first.
+        let start = self.tokens.len();
+        self.rows.extend(counted.map(|byte| (start + byte) as u32));
+        self.tokens.push(BOS);
+        self.tokens.extend(bytes);
+        self.starts.push(self.tokens.len());
+    }
 }
 
 struct LanguageTask<'a> {
@@ -182,18 +206,19 @@ struct LanguageTask<'a> {
 }
 
 impl LanguageTask<'_> {
-    /// One window of `length` tokens, the begin token first.
-    fn window(&self, length: usize, seed: u64, recall: bool) -> Vec<u32> {
+    /// Adds a window of `length` tokens, the begin token first.
+    fn add_window(&self, windows: &mut Windows, length: usize, seed: u64, recall: bool) {
         let bytes = length - 1;
-        let mut tokens = vec![BOS];
         if recall {
-            tokens.extend(Recall::new(seed).tokens(bytes));
+            let mut recall = Recall::new(seed);
+            let tokens = recall.tokens(bytes);
+            windows.push(tokens.into_iter(), recall.known());
         } else {
             let room = (self.text.len() - bytes) as f64;
             let from = (random::unit(seed, 0) * room) as usize;
-            tokens.extend(self.text[from..from + bytes].iter().map(|&b| u32::from(b)));
+            let text = &self.text[from..from + bytes];
+            windows.push(text.iter().map(|&b| u32::from(b)), 0..bytes);
         }
-        tokens
     }
 }
 
@@ -207,16 +232,15 @@ impl Task for LanguageTask<'_> {
 
     fn batch(&mut self, number: u64) -> Result<Windows, LearnError> {
         let length = self.config.length_at(number, self.all);
-        let mut windows = Windows {
-            tokens: Vec::new(),
-            starts: vec![0],
-        };
+        let mut windows = Windows::none();
         let seed = random::derive(self.config.seed, 1 + number);
         for window in 0..(self.config.batch_tokens / length) as u64 {
             let seed = random::derive(seed, window);
             let recall = random::unit(seed, 1) < self.config.recall_share;
-            windows.tokens.extend(self.window(length, seed, recall));
-            windows.starts.push(windows.tokens.len());
+            self.add_window(&mut windows, length, seed, recall);
+        }
+        if windows.rows.is_empty() {
+            self.add_window(&mut windows, length, seed, false);
         }
         Ok(windows)
     }
@@ -226,7 +250,14 @@ impl Task for LanguageTask<'_> {
     }
 
     fn loss(model: &Llama, batch: Windows) -> Loss {
-        model.loss(&batch.tokens, &batch.starts, &mut NoHook).into()
+        let Windows {
+            tokens,
+            starts,
+            rows,
+        } = batch;
+        model
+            .loss_after(&rows, &tokens, &starts, &mut NoHook)
+            .into()
     }
 
     /// Bits a byte of held-out text decide; the share of values that are recalled stands by.

@@ -1,5 +1,10 @@
-//! Records `key=value;` and, later, questions `key?value;`: what a model can answer only by
+//! Records `key=value;` and, later, questions `?key=value;`: what a model can answer only by
 //! looking back. Between records may stand words that do not matter.
+//!
+//! A question repeats its record, so that from its second letter on every byte of it can be
+//! known; these bytes alone count in the loss, for the others are drawn at random. Windows
+//! hold 2 to 64 records, few as often as many, and then only questions: few are easy to tell
+//! apart, and a model that looks back among few soon does so among many.
 
 use std::ops::Range;
 
@@ -9,10 +14,9 @@ use keyfold_nn::random;
 const KEY: usize = 4;
 const VALUE: usize = 4;
 
-/// The text of a record, `key=value;`, or of a question with its answer, `key?value;`.
-fn record_text(key: &[u8], value: &[u8], question: bool) -> Vec<u8> {
-    let mark = if question { b'?' } else { b'=' };
-    [key, &[mark], value, b";"].concat()
+/// The text of a record.
+fn record_text(key: &[u8], value: &[u8]) -> Vec<u8> {
+    [key, b"=", value, b";"].concat()
 }
 
 /// Makes one window of records and questions.
@@ -41,22 +45,25 @@ impl Recall {
         (0..len).map(|_| from[self.below(from.len())]).collect()
     }
 
-    /// `bytes` bytes as tokens. A third of what follows the first records are questions.
+    /// `bytes` bytes as tokens. A third of what follows the first record are questions, and
+    /// all after the last.
     pub fn tokens(&mut self, bytes: usize) -> Vec<u32> {
         let mut text: Vec<u8> = Vec::with_capacity(bytes + 32);
         let mut records: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let most = 2usize << self.below(6);
         while text.len() < bytes {
-            let ask = records.len() > 3 && self.below(3) == 0;
+            let ask = records.len() >= most || (!records.is_empty() && self.below(3) == 0);
             if ask {
                 let which = self.below(records.len());
                 let (key, value) = records[which].clone();
+                text.push(b'?');
                 let from = text.len() + KEY + 1;
-                text.extend(record_text(&key, &value, true));
+                text.extend(record_text(&key, &value));
                 self.answers.push(from..from + VALUE);
             } else {
                 let key = self.word(KEY, b"abcdefghijklmnopqrstuvwxyz");
                 let value = self.word(VALUE, b"0123456789");
-                text.extend(record_text(&key, &value, false));
+                text.extend(record_text(&key, &value));
                 records.push((key, value));
             }
             if self.below(4) == 0 {
@@ -68,6 +75,14 @@ impl Recall {
         text.truncate(bytes);
         self.answers.retain(|answer| answer.end <= bytes);
         text.into_iter().map(u32::from).collect()
+    }
+
+    /// The bytes of what [`tokens`](Self::tokens) gave that can be known from those before
+    /// them: of every answered question all but its mark and its first letter.
+    pub fn known(&self) -> impl Iterator<Item = usize> {
+        self.answers
+            .iter()
+            .flat_map(|answer| answer.start - KEY..answer.end)
     }
 
     /// Where the bytes of the answers lie in what [`tokens`](Self::tokens) gave.

@@ -17,6 +17,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::experiments::long_context::answers::{Way, answers};
 use crate::experiments::long_context::{Model, read_perplexity, windows};
 use crate::{Scale, plot};
 
@@ -208,18 +209,99 @@ pub(super) fn perplexities(
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let plain = perplexity(
-        options, model, "as it is", tokens, progress, tables, findings,
-    )?;
+    let tables_of = Tables::new(options, model, tokens)?;
+    let name = "as it is";
+    let plain = perplexity(options, model, name, &tables_of, progress, tables, findings)?;
+    let said = side_by_side(options, model, &tables_of, progress, tables, findings)?;
     let config = model.decoder.config();
     if config.qkv_bias || config.qk_norm {
         findings.push("outliers are not put into models with biases or norms of keys.".to_owned());
-        return Ok(json!({ "plain": plain }));
+        return Ok(json!({ "plain": plain, "answers": said }));
     }
     let changed = with_outliers(model, options.seed)?;
+    let tables_of = Tables::new(options, &changed, tokens)?;
     let name = "with outlier channels";
-    let outliers = perplexity(options, &changed, name, tokens, progress, tables, findings)?;
-    Ok(json!({ "plain": plain, "outliers": outliers }))
+    let outliers = perplexity(
+        options, &changed, name, &tables_of, progress, tables, findings,
+    )?;
+    Ok(json!({ "plain": plain, "answers": said, "outliers": outliers }))
+}
+
+/// Records and chat answers from caches of all kinds.
+fn side_by_side(
+    options: &BenchOptions,
+    model: &Model,
+    tables_of: &Tables,
+    progress: &dyn Progress,
+    tables: &mut Vec<Table>,
+    findings: &mut Vec<String>,
+) -> Result<Value, BenchError> {
+    let mut ways = vec![Way::dense(model)];
+    for kind in [CacheType::Q8_0, CacheType::Q4_0] {
+        let policy = move |_| Ok(Policy::of(&model.decoder, dense(model, kind)?));
+        ways.push(Way::new(kind.blocks().name(), model, policy));
+    }
+    for bits in BITS {
+        let policy = move |_| {
+            let config = config(bits, Datatype::Nuq, true);
+            let store = KvQuantStore::new(model.decoder.config(), config, &tables_of.outliers);
+            let store: Box<dyn KvStore> = Box::new(store.map_err(failed("kvquant"))?);
+            Ok(Policy::of(&model.decoder, store))
+        };
+        let name = format!("KVQuant, {bits} bits and 1 % outliers");
+        ways.push(Way::new(name, model, policy));
+    }
+    answers(options, &ways, progress, tables, findings)
+}
+
+fn dense(model: &Model, kind: CacheType) -> Result<Box<dyn KvStore>, BenchError> {
+    let store = DenseStore::new(model.dims(), kind, 0);
+    let store = store.ok_or_else(|| BenchError::data(&model.name, "rows do not fit the heads"))?;
+    Ok(Box::new(store))
+}
+
+/// Calibrations on the end of a text, whose beginning is measured.
+struct Tables<'a> {
+    measured: &'a [u32],
+    /// Of keys after rotary embedding, and before it, without outliers and with them.
+    after: Calibration,
+    before: Calibration,
+    outliers: Calibration,
+}
+
+impl<'a> Tables<'a> {
+    fn new(options: &BenchOptions, model: &Model, tokens: &'a [u32]) -> Result<Self, BenchError> {
+        let blocks = match options.scale {
+            Scale::Smoke => 1,
+            Scale::Small => 6,
+            Scale::Full => 32,
+        };
+        let (dims, context) = (model.dims(), model.context(512));
+        let interleaved = (model.decoder.config().rope()).is_some_and(|r| r.interleaved);
+        let mut both = Both {
+            before: Statistics::new(dims, 1, interleaved),
+            after: Statistics::new(dims, 1, false),
+        };
+        let end = tokens.len().saturating_sub(blocks * 512);
+        let (measured, rest) = tokens.split_at(end.max(tokens.len() / 2));
+        for window in windows(model, rest, context, blocks)? {
+            both.before.begin_sequence();
+            both.after.begin_sequence();
+            let mut session = model.session(model.policy(window.len(), None, None)?);
+            let read = session.observe(&window, &NoProgress, &mut both);
+            read.map_err(failed(&model.name))?;
+        }
+        let calibrate = |statistics: &Statistics, outliers| {
+            let threads = options.thread_count();
+            calibrated(statistics, outliers, Weighting::default(), threads)
+        };
+        Ok(Self {
+            measured,
+            after: calibrate(&both.after, false)?,
+            before: calibrate(&both.before, false)?,
+            outliers: calibrate(&both.before, true)?,
+        })
+    }
 }
 
 /// Perplexities of one model in all caches.
@@ -228,53 +310,22 @@ fn perplexity(
     options: &BenchOptions,
     model: &Model,
     which: &str,
-    tokens: &[u32],
+    tables_of: &Tables,
     progress: &dyn Progress,
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let (wanted, count, blocks) = match options.scale {
-        Scale::Smoke => (256, 1, 1),
-        Scale::Small => (1024, 2, 6),
-        Scale::Full => (2048, 20, 32),
+    let (wanted, count) = match options.scale {
+        Scale::Smoke => (256, 1),
+        Scale::Small => (1024, 2),
+        Scale::Full => (2048, 20),
     };
     let (dims, context) = (model.dims(), model.context(wanted));
-    let threads = options.thread_count();
-    let interleaved = (model.decoder.config().rope()).is_some_and(|r| r.interleaved);
-    // The end of the text calibrates, its beginning is measured.
-    let mut both = Both {
-        before: Statistics::new(dims, 1, interleaved),
-        after: Statistics::new(dims, 1, false),
-    };
-    let end = tokens.len().saturating_sub(blocks * 512);
-    let measured = &tokens[..end.max(tokens.len() / 2)];
-    for window in windows(model, &tokens[measured.len()..], 512.min(context), blocks)? {
-        both.before.begin_sequence();
-        both.after.begin_sequence();
-        let mut session = model.session(model.policy(window.len(), None, None)?);
-        let read = session.observe(&window, &NoProgress, &mut both);
-        read.map_err(failed(&model.name))?;
-    }
-    let calibrate = |statistics: &Statistics, outliers| {
-        calibrated(statistics, outliers, Weighting::default(), threads)
-    };
-    let tables_of = [
-        calibrate(&both.after, false)?,
-        calibrate(&both.before, false)?,
-        calibrate(&both.before, true)?,
-    ];
-    drop(both);
     let read = |store: &dyn Fn() -> Result<Box<dyn KvStore>, BenchError>| {
         let policy = || -> Result<Policy, BenchError> { Ok(Policy::of(&model.decoder, store()?)) };
         Ok::<f64, BenchError>(
-            read_perplexity(model, measured, (context, count), &policy)?.perplexity,
+            read_perplexity(model, tables_of.measured, (context, count), &policy)?.perplexity,
         )
-    };
-    let dense = |kind: CacheType| -> Result<Box<dyn KvStore>, BenchError> {
-        let store = DenseStore::new(dims, kind, 0);
-        let store =
-            store.ok_or_else(|| BenchError::data(&model.name, "rows do not fit the heads"))?;
-        Ok(Box::new(store))
     };
     let ways = [
         "integers for each token",
@@ -287,7 +338,7 @@ fn perplexity(
     progress.start(which, "caches", Some(3 + 3 * ways.len() as u64));
     let mut plain = Vec::new();
     for kind in [CacheType::F16, CacheType::Q8_0, CacheType::Q4_0] {
-        plain.push(read(&|| dense(kind))?);
+        plain.push(read(&|| dense(model, kind))?);
         progress.advance(1);
     }
     let title = format!(
@@ -318,9 +369,9 @@ fn perplexity(
                         let width = dims.kv_heads * dims.head_dim;
                         return Ok(Box::new(PerToken { store, bits, width }));
                     }
-                    1 => KvQuantStore::after_rope(dims, config, &tables_of[0]),
-                    2 | 3 => KvQuantStore::new(model.decoder.config(), config, &tables_of[1]),
-                    _ => KvQuantStore::new(model.decoder.config(), config, &tables_of[2]),
+                    1 => KvQuantStore::after_rope(dims, config, &tables_of.after),
+                    2 | 3 => KvQuantStore::new(model.decoder.config(), config, &tables_of.before),
+                    _ => KvQuantStore::new(model.decoder.config(), config, &tables_of.outliers),
                 };
                 Ok(Box::new(store.map_err(failed("kvquant"))?))
             };

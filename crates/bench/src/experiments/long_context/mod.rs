@@ -2,6 +2,7 @@
 //! on one reading of a context, and the time of attention by itself.
 
 pub(super) mod act_qkv;
+pub(super) mod answers;
 mod attention;
 pub(super) mod double_sparsity;
 mod labels;
@@ -21,7 +22,9 @@ use keyfold_lm::perplexity::{
 use keyfold_lm::recall::{PromptSpec, RecallConfig, RecallPrompt};
 use keyfold_lm::roles::{Dims, KvStore, Prefill, Rows, Selector, StepCtx};
 use keyfold_lm::store::CacheType;
-use keyfold_lm::{Decoder, LmError, ModelFile, Policy, Session, SpecialTokens, Tokenizer};
+use keyfold_lm::{
+    ChatTemplate, Decoder, LmError, ModelFile, Policy, Session, SpecialTokens, Tokenizer,
+};
 use serde_json::Value;
 
 pub(super) use self::attention::{Attention, cache_dims};
@@ -47,6 +50,7 @@ pub(super) struct Model {
     pub(super) decoder: Arc<Decoder>,
     pub(super) team: Arc<Team>,
     tokenizer: Option<Arc<Tokenizer>>,
+    template: Option<Arc<ChatTemplate>>,
     /// Where a constructed model lies.
     _folder: Option<tempfile::TempDir>,
 }
@@ -62,6 +66,7 @@ impl Model {
             decoder: Arc::new(Decoder::load(&file).map_err(failed(name))?),
             team: Arc::new(Team::new(options.thread_count())),
             tokenizer: Some(Arc::new(file.tokenizer().map_err(failed(name))?)),
+            template: file.chat_template().map_err(failed(name))?.map(Arc::new),
             name: name.clone(),
             _folder: None,
         }))
@@ -78,6 +83,7 @@ impl Model {
             decoder: Arc::new(Decoder::load(&file).map_err(failed(name))?),
             team: Arc::new(Team::new(threads)),
             tokenizer: None,
+            template: None,
             _folder: Some(folder),
         })
     }
@@ -89,6 +95,7 @@ impl Model {
             decoder,
             team: Arc::clone(&self.team),
             tokenizer: self.tokenizer.clone(),
+            template: self.template.clone(),
             _folder: None,
         }
     }

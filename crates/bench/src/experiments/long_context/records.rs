@@ -21,6 +21,62 @@ const NAMES: [&str; 16] = [
     "silver", "bridge", "castle", "island", "meadow", "rocket", "thunder",
 ];
 
+/// How records are written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Style {
+    /// Sentences, for models that read English.
+    Sentences,
+    /// As `keyfold train language-model` has them, for its models of bytes.
+    Bytes,
+}
+
+impl Style {
+    fn of(model: &Model) -> Result<Self, BenchError> {
+        // Such a model knows 256 bytes and four signs.
+        let bytes = model.dims().vocab == 260 && model.encode("a=1;")?.len() == 4;
+        Ok(if bytes { Self::Bytes } else { Self::Sentences })
+    }
+
+    fn intro(self) -> &'static str {
+        match self {
+            Self::Sentences => "Here are the codes of all doors.\n",
+            Self::Bytes => "",
+        }
+    }
+
+    fn key(self, rng: &mut StdRng, number: usize) -> String {
+        match self {
+            Self::Sentences => {
+                let of = |rng: &mut StdRng| NAMES[rng.random_range(0..NAMES.len())];
+                format!("{}-{}-{number}", of(rng), of(rng))
+            }
+            Self::Bytes => (0..4).map(|_| rng.random_range('a'..='z')).collect(),
+        }
+    }
+
+    fn record(self, key: &str, code: &str) -> String {
+        match self {
+            Self::Sentences => format!("The code of door {key} is {code}.\n"),
+            Self::Bytes => format!("{key}={code};"),
+        }
+    }
+
+    fn question(self, key: &str) -> String {
+        match self {
+            Self::Sentences => format!("\nThe code of door {key} is"),
+            Self::Bytes => format!("?{key}="),
+        }
+    }
+
+    /// The value as it follows the question.
+    fn answer(self, code: &str) -> String {
+        match self {
+            Self::Sentences => format!(" {code}"),
+            Self::Bytes => code.to_owned(),
+        }
+    }
+}
+
 impl Records {
     pub(super) fn new(
         model: &Model,
@@ -28,25 +84,21 @@ impl Records {
         depth: f64,
         rng: &mut StdRng,
     ) -> Result<Self, BenchError> {
-        let line = |rng: &mut StdRng, i: usize| {
-            let of = |rng: &mut StdRng| NAMES[rng.random_range(0..NAMES.len())];
-            let key = format!("{}-{}-{i}", of(rng), of(rng));
-            (key, rng.random_range(1000..10_000u32).to_string())
-        };
-        let intro = model.encode("Here are the codes of all doors.\n")?;
-        let mut prompt = [model.prefix(), intro].concat();
+        let style = Style::of(model)?;
+        let mut prompt = [model.prefix(), model.encode(style.intro())?].concat();
         let mut all = Vec::new();
         let room = 24;
         while prompt.len() + room < length {
-            let (key, code) = line(rng, all.len());
-            prompt.extend(model.encode(&format!("The code of door {key} is {code}.\n"))?);
+            let key = style.key(rng, all.len());
+            let code = rng.random_range(1000..10_000u32).to_string();
+            prompt.extend(model.encode(&style.record(&key, &code))?);
             all.push((key, code));
         }
         let at = ((all.len() as f64 * depth) as usize).min(all.len().saturating_sub(1));
         let (key, code) = &all[at];
-        let question = model.encode(&format!("\nThe code of door {key} is"))?;
-        // The value as it follows the question, and as it stands in the record.
-        let both = model.encode(&format!("\nThe code of door {key} is {code}"))?;
+        let asked = style.question(key);
+        let question = model.encode(&asked)?;
+        let both = model.encode(&(asked + &style.answer(code)))?;
         let value = both
             .get(question.len()..)
             .map_or(Vec::new(), <[u32]>::to_vec);

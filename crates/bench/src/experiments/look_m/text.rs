@@ -6,18 +6,18 @@ use keyfold_lm::{LmError, Policy};
 
 use super::*;
 use crate::Scale;
-use crate::experiments::long_context::Model;
+use crate::experiments::long_context::{Model, answers};
 use keyfold_core::NoProgress;
 
 pub(super) fn perplexities(
-    options: &BenchOptions,
+    bench: &BenchOptions,
     model: &Model,
     tokens: &[u32],
     progress: &dyn Progress,
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let (wanted, windows, decoded) = match options.scale {
+    let (wanted, windows, decoded) = match bench.scale {
         Scale::Smoke => (256, 1, 16),
         Scale::Small => (1024, 4, 96),
         Scale::Full => (2048, 20, 256),
@@ -86,6 +86,34 @@ pub(super) fn perplexities(
          rows {dense:.2}); merging helps: {}.",
         found[0][1], found[1][1], found[2][1], found[3][1], holds(found[1][1] < found[0][1]),
     ));
+    let said = side_by_side(bench, model, &ways, progress, tables, findings)?;
     let names: Vec<String> = ways.iter().map(|w| w.name()).collect();
-    Ok(json!({"dense": dense, "ways": names, "keep": keeps, "perplexity": found}))
+    Ok(json!({"dense": dense, "ways": names, "keep": keeps, "perplexity": found, "answers": said}))
+}
+
+/// Records and chat answers after prompts were thinned to a half and to a fifth.
+fn side_by_side(
+    options: &BenchOptions,
+    model: &Model,
+    ways: &[Way],
+    progress: &dyn Progress,
+    tables: &mut Vec<Table>,
+    findings: &mut Vec<String>,
+) -> Result<Value, BenchError> {
+    let mut compared = vec![answers::Way::dense(model)];
+    for keep in [0.5, 0.2] {
+        for &way in ways {
+            let policy = move |length| {
+                let mut policy = model.policy(length, None, None)?;
+                if let Policy::Roles { evictor: to, .. } = &mut policy {
+                    *to = Some(way.evictor(keep, model.dims())?);
+                }
+                Ok(policy)
+            };
+            let name = way.name().replace("text prior", "H2O");
+            let name = format!("{name}, {keep} kept");
+            compared.push(answers::Way::new(name, model, policy));
+        }
+    }
+    answers::answers(options, &compared, progress, tables, findings)
 }

@@ -21,13 +21,14 @@ use serde_json::json;
 
 use super::Part;
 use super::generator::NEARLY;
+use crate::experiments::long_context::answers::{Way, answers};
 use crate::experiments::long_context::{Model, failed, given_text, holds, which_tokens, windows};
 use crate::report::Table;
 use crate::{BenchError, BenchOptions, Scale};
 
-/// Which channels a way keeps.
+/// Which channels are kept.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Keep {
     Split(f64),
     Random,
 }
@@ -88,18 +89,18 @@ pub(super) fn run(
     };
     let mut rows = vec![(
         "all channels, packed anew".to_owned(),
-        Way::Split(1.0),
+        Keep::Split(1.0),
         whole.sparsity,
     )];
     for &sparsity in sparsities {
         for (name, way) in [
-            ("|x|", Way::Split(1.0)),
-            ("|x| by column norm", Way::Split(NEARLY)),
-            ("rho 0.95", Way::Split(0.95)),
-            ("low rank only", Way::Split(0.0)),
-            ("random channels", Way::Random),
+            ("|x|", Keep::Split(1.0)),
+            ("|x| by column norm", Keep::Split(NEARLY)),
+            ("rho 0.95", Keep::Split(0.95)),
+            ("low rank only", Keep::Split(0.0)),
+            ("random channels", Keep::Random),
         ] {
-            let weak = matches!(way, Way::Random | Way::Split(0.0));
+            let weak = matches!(way, Keep::Random | Keep::Split(0.0));
             if !weak || sparsity == 0.5 {
                 rows.push((name.to_owned(), way, sparsity));
             }
@@ -113,10 +114,10 @@ pub(super) fn run(
             return Err(BenchError::Cancelled);
         }
         let splits = match way {
-            Way::Split(rho) => vec![Split { rho, sparsity }; source.factors.len()],
-            Way::Random => vec![Split { rho: 1.0, sparsity }; source.factors.len()],
+            Keep::Split(rho) => vec![Split { rho, sparsity }; source.factors.len()],
+            Keep::Random => vec![Split { rho: 1.0, sparsity }; source.factors.len()],
         };
-        let decoder = source.decoder(&splits, way == Way::Random, options.seed)?;
+        let decoder = source.decoder(&splits, way == Keep::Random, options.seed)?;
         let [all, tenth] = source.perplexity(decoder)?;
         let over = 100.0 * (all / dense - 1.0);
         table.row([
@@ -158,10 +159,20 @@ pub(super) fn run(
         findings.push(found);
         searched = value;
     }
+    let mut tables = vec![table];
+    let half = source.decoder(&vec![Split::default(); source.factors.len()], false, 0)?;
+    let half = model.replaced(half);
+    let ways = [
+        Way::dense(&model),
+        Way::new("half of the weights", &half, |length| {
+            half.policy(length, None, None)
+        }),
+    ];
+    let said = answers(options, &ways, progress, &mut tables, &mut findings)?;
     Ok(Some(Part {
-        tables: vec![table],
+        tables,
         findings,
-        values: json!({"dense": dense, "ways": values, "search": searched}),
+        values: json!({"dense": dense, "ways": values, "search": searched, "answers": said}),
         lines,
     }))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use keyfold_lm::store::matryoshka::{
-    Bases, RankSearch, Ranks, fold_output, load, principal, search_ranks,
+    Around, Bases, RankSearch, Ranks, fold_output, load, principal, search_ranks,
 };
 use keyfold_lm::{Decoder, ModelFile};
 
@@ -63,6 +63,15 @@ enum RanksArg {
     Uniform,
 }
 
+/// Around what principal components are sought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum AroundArg {
+    /// The mean of keys or values, as the authors do
+    Mean,
+    /// Zero: values of first tokens that take much attention stay small
+    Zero,
+}
+
 /// What only the calibration of `--cache matryoshka` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct BasesArgs {
@@ -75,6 +84,9 @@ pub(super) struct BasesArgs {
     /// matryoshka: numbers that a head gives up at a time [default: a quarter of a head]
     #[arg(long, value_name = "N", default_value_t = 0)]
     interval: usize,
+    /// matryoshka: around what principal components are sought
+    #[arg(long, value_name = "WHAT", default_value = "mean")]
+    around: AroundArg,
     /// matryoshka: search ranks for these bases ('keyfold train matryoshka-kv') in place of
     /// principal components
     #[arg(long, value_name = "FILE")]
@@ -95,7 +107,13 @@ impl BasesArgs {
         let keep = checked(keep.unwrap_or(0.5))?;
         let bases = match &self.bases {
             Some(path) => load(path, &loaded.decoder)?.0,
-            None => principal(&loaded.decoder, blocks, &loaded.team, progress)?,
+            None => {
+                let around = match self.around {
+                    AroundArg::Mean => Around::Mean,
+                    AroundArg::Zero => Around::Zero,
+                };
+                principal(&loaded.decoder, blocks, around, &loaded.team, progress)?
+            }
         };
         if self.ranks == RanksArg::Uniform {
             return Ok((bases, Ranks::uniform(&dims, keep)));

@@ -60,7 +60,7 @@ pub(super) fn run(args: &MatryoshkaArgs, globals: &Globals) -> anyhow::Result<Ou
     let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
     let seen = &tokens[..tokens.len().min(SEEN)];
     let windows: Vec<&[u32]> = seen.chunks(config.length.max(1)).collect();
-    let start = principal(&decoder, &windows, &team, &progress)?;
+    let start = principal(&decoder, &windows, config.around, &team, &progress)?;
     args.training.watch(globals, "matryoshka-kv", |place| {
         let place = Watched {
             out: place.out,

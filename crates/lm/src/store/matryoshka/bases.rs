@@ -10,6 +10,7 @@ use keyfold_kernels::Team;
 use keyfold_kernels::{add_bias, dot, matmul_nn, matmul_nt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// How far `U Uᵀ` may be from the identity, by its largest number.
@@ -153,6 +154,19 @@ pub(super) fn of_columns(mean: Vec<f32>, columns: &Mat<f64>) -> HeadBasis {
     }
 }
 
+/// Around what principal directions are sought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Around {
+    /// The mean, as the authors do. Rows far from it but near zero, such as the values of a
+    /// first token that takes much attention, lose what the mean has outside the kept
+    /// directions.
+    #[default]
+    Mean,
+    /// Zero: what is near zero stays there.
+    Zero,
+}
+
 /// Means and second moments of keys and values over a text.
 #[derive(Debug, Clone)]
 pub struct Moments {
@@ -223,9 +237,10 @@ impl Moments {
     ///
     /// # Errors
     /// When nothing was seen or it was not finite.
-    pub fn bases(&self) -> Result<Bases, LmError> {
+    pub fn bases(&self, around: Around) -> Result<Bases, LmError> {
         let of = |which: usize| -> Result<Vec<HeadBasis>, LmError> {
-            self.heads.iter().map(|both| both[which].basis()).collect()
+            let heads = self.heads.iter();
+            heads.map(|both| both[which].basis(around)).collect()
         };
         Ok(Bases {
             keys: of(0)?,
@@ -235,7 +250,7 @@ impl Moments {
 }
 
 impl Sums {
-    fn basis(&self) -> Result<HeadBasis, LmError> {
+    fn basis(&self, around: Around) -> Result<HeadBasis, LmError> {
         let failed = || LmError::Input {
             what: "matryoshka: keys or values of the text have no principal components; is it \
                    empty, or the model damaged?"
@@ -245,7 +260,10 @@ impl Sums {
         if self.tokens == 0 || !self.second.iter().all(|x| x.is_finite()) {
             return Err(failed());
         }
-        let mean: Vec<f64> = self.first.iter().map(|x| x / n).collect();
+        let mean: Vec<f64> = match around {
+            Around::Mean => self.first.iter().map(|x| x / n).collect(),
+            Around::Zero => vec![0.0; d],
+        };
         let covariance = Mat::from_fn(d, d, |i, j| self.second[i * d + j] / n - mean[i] * mean[j]);
         let eigen = covariance
             .self_adjoint_eigen(Side::Lower)
@@ -280,6 +298,7 @@ impl Observer for Moments {
 pub fn principal(
     decoder: &Arc<Decoder>,
     texts: &[&[u32]],
+    around: Around,
     team: &Arc<Team>,
     progress: &dyn Progress,
 ) -> Result<Bases, LmError> {
@@ -296,5 +315,5 @@ pub fn principal(
         progress.advance(1);
     }
     progress.finish();
-    moments.bases()
+    moments.bases(around)
 }

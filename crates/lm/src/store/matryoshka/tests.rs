@@ -178,7 +178,7 @@ fn principal_components_find_the_plane_that_rows_lie_in() {
     moments.add(0, first, first);
     moments.add(0, second, second);
     assert_eq!(moments.tokens(), 60);
-    let bases = moments.bases().unwrap();
+    let bases = moments.bases(Around::Mean).unwrap();
     bases
         .keys
         .iter()
@@ -191,7 +191,14 @@ fn principal_components_find_the_plane_that_rows_lie_in() {
     let expected: Vec<f32> = rows.chunks(2 * D).flat_map(|r| r[D..].to_vec()).collect();
     assert_near(&keys, &expected, 1e-4, "keys");
     assert_near(&values, &expected, 1e-4, "values");
-    assert!(Moments::new(dims).bases().is_err());
+    assert!(Moments::new(dims).bases(Around::Mean).is_err());
+    // Three directions, since the mean is one of them now.
+    let bases = moments.bases(Around::Zero).unwrap();
+    assert!(bases.keys.iter().all(|basis| basis.mean == [0.0; D]));
+    let mut ours = store(dims, &bases, &Ranks::all(&dims, 3), false);
+    ours.append(0, &positions, &rows, &rows);
+    ours.read(0, 1, 0..60, &mut keys, &mut values);
+    assert_near(&values, &expected, 1e-4, "values around zero");
 }
 
 #[test]
@@ -259,7 +266,7 @@ impl World {
             .map(|i| (i * i * 7 + i) % dims.vocab as u32)
             .collect();
         let team = Arc::new(Team::new(2));
-        let bases = principal(&decoder, &[&tokens[..]], &team, &NoProgress).unwrap();
+        let bases = principal(&decoder, &[&tokens[..]], Around::Mean, &team, &NoProgress).unwrap();
         let bases = Arc::new(bases);
         Self {
             file,
@@ -357,7 +364,7 @@ fn a_greedy_search_reaches_its_target_and_loses_less_than_the_same_for_all() {
     let (decoder, team) = (Arc::new(decoder), Arc::new(Team::new(2)));
     let dims = decoder.config().dims;
     let tokens: Vec<u32> = (0..120u32).map(|i| (i * i * 7 + i) % 64).collect();
-    let bases = principal(&decoder, &[&tokens[..]], &team, &NoProgress).unwrap();
+    let bases = principal(&decoder, &[&tokens[..]], Around::Mean, &team, &NoProgress).unwrap();
     let bases = Arc::new(bases);
     let search =
         |config: &RankSearch| search_ranks(&decoder, &bases, &tokens, config, &team, &NoProgress);

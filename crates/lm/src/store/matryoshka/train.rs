@@ -23,7 +23,7 @@ use keyfold_train::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Bases, HeadBasis, Ranks, from_cayley, save, to_cayley};
+use super::{Around, Bases, HeadBasis, Ranks, from_cayley, save, to_cayley};
 use crate::trainable::{device, load};
 use crate::{Decoder, LmError, ModelFile};
 
@@ -38,6 +38,8 @@ pub struct TrainingConfig {
     pub windows: usize,
     /// Ranks are drawn from its multiples; an eighth of a head's dimensions where it is 0.
     pub interval: usize,
+    /// Around what the principal components are sought that the training starts from.
+    pub around: Around,
     /// Weight of the divergence from the model with all dimensions.
     pub distillation: f64,
     /// Weight of the cross-entropy of the next token.
@@ -58,6 +60,7 @@ impl Default for TrainingConfig {
             length: 2048,
             windows: 1,
             interval: 0,
+            around: Around::Mean,
             distillation: 0.25,
             cross_entropy: 0.75,
             held_out: 0.05,
@@ -416,7 +419,14 @@ mod tests {
             .map(|i| (i % 37 * 5 + i % 11) % dims.vocab as u32)
             .collect();
         let team = Arc::new(Team::new(2));
-        let start = principal(&decoder, &[&tokens[..100]], &team, &NoProgress).unwrap();
+        let start = principal(
+            &decoder,
+            &[&tokens[..100]],
+            Around::Mean,
+            &team,
+            &NoProgress,
+        )
+        .unwrap();
         let config = TrainingConfig {
             length: 32,
             windows: 2,
