@@ -7,6 +7,9 @@
 //!
 //! - [`Bert`]: the BERT family, loaded from and saved to a model folder,
 //! - [`Llama`]: decoders of Llama's kind,
+//! - [`HaxModel`]: language models of Mamba layers, with attention to few keys or without,
+//! - [`MixerEncoder`]: encoders of Hydra and the mixers that it is compared with,
+//! - [`mixers`]: layers of Mamba, Mamba-2, Hydra and matrices,
 //! - [`Linear`], [`LayerNorm`], [`Embedding`]: its parts, with PyTorch's layout of weights,
 //! - [`ops`]: the functions under them, with their gradients,
 //! - [`AdamW`]: the optimiser in one pass,
@@ -18,14 +21,19 @@
 mod bert;
 pub mod checkpoint;
 mod error;
+mod hax_model;
 mod layers;
 mod llama;
+mod mixer_encoder;
+pub mod mixers;
 pub mod ops;
 mod optim;
 pub mod random;
 
 pub use bert::{Bert, BertConfig, Family, Packed};
 pub use error::ModelError;
+pub use hax_model::{HaxKind, HaxModel, HaxModelConfig, HaxStates};
 pub use layers::{Embedding, LayerNorm, Linear};
 pub use llama::{AttentionHook, Llama, LlamaConfig, LlamaSizes, NoHook, RopeSizes, Tensors};
+pub use mixer_encoder::{MixerEncoder, MixerEncoderConfig, MixerKind};
 pub use optim::AdamW;

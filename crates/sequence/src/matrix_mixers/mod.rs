@@ -16,6 +16,11 @@
 //! The quasiseparable family is [`crate::hydra`]. `T` in the scales is the longest sequence
 //! that a layer is made for, not the one at hand. Cost `T²` times the width of `v`.
 
+mod gradients;
+mod waves;
+
+pub use gradients::MixerGradients;
+
 use crate::SequenceError;
 use keyfold_kernels::{matmul_nn, matmul_nt, softmax_rows};
 
@@ -105,22 +110,28 @@ impl MatrixMixer<'_> {
             }
             Self::Vandermonde(of) => {
                 of.check(t)?;
-                let d = of.dim;
-                each(&|row, column| {
-                    let angle = |x: f32, place: usize| (around * EPSILON * x * place as f32).cos();
-                    let pairs = (0..d).map(|i| (of.queries[row * d + i], of.keys[column * d + i]));
-                    pairs.map(|(q, k)| angle(q, column) - angle(k, row)).sum()
-                })
+                let mut by_column = vec![0.0; t * t];
+                let mut out = vec![0.0; t * t];
+                for i in 0..of.dim {
+                    waves::add_cosines(&angles(of.queries, of.dim, i), 1.0, &mut by_column);
+                    waves::add_cosines(&angles(of.keys, of.dim, i), -1.0, &mut out);
+                }
+                add_transposed(&mut out, &by_column, t);
+                out
             }
             Self::Cauchy { of, bias } => {
                 of.check(t)?;
-                let d = of.dim;
-                let raised = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x.exp() + bias).collect() };
-                let (q, k) = (raised(of.queries), raised(of.keys));
-                each(&|row, column| {
-                    let pairs = q[row * d..][..d].iter().zip(&k[column * d..][..d]);
-                    pairs.map(|(q, k)| 1.0 / (q + k + TINY)).sum()
-                })
+                let (q, k) = of.raised(bias);
+                let mut out = vec![0.0; t * t];
+                for (row, out) in out.chunks_exact_mut(t).enumerate() {
+                    for (i, keys) in k.chunks_exact(t).enumerate() {
+                        let q = q[row * of.dim + i] + TINY;
+                        out.iter_mut()
+                            .zip(keys)
+                            .for_each(|(m, k)| *m += 1.0 / (q + k));
+                    }
+                }
+                out
             }
             Self::LowRank(of) => of.products(t)?,
             Self::Attention(of) => {
@@ -174,6 +185,16 @@ impl QueriesKeys<'_> {
         shape("the keys", self.keys, positions, self.dim)
     }
 
+    /// `exp + bias` of the queries `[T, d]` and of the keys, by number `[d, T]`.
+    fn raised(&self, bias: f32) -> (Vec<f32>, Vec<f32>) {
+        let d = self.dim;
+        let t = self.keys.len() / d;
+        let raise = |x: f32| x.exp() + bias;
+        let queries = self.queries.iter().map(|&x| raise(x)).collect();
+        let keys = (0..self.keys.len()).map(|i| raise(self.keys[i % t * d + i / t]));
+        (queries, keys.collect())
+    }
+
     /// `queries · keysᵀ`.
     fn products(&self, positions: usize) -> Result<Vec<f32>, SequenceError> {
         self.check(positions)?;
@@ -181,6 +202,22 @@ impl QueriesKeys<'_> {
         let (q, k) = (self.queries, self.keys);
         matmul_nt(&mut out, q, k, positions, positions, self.dim, 1);
         Ok(out)
+    }
+}
+
+/// `2π ε x` for number `i` of each vector.
+fn angles(vectors: &[f32], dim: usize, i: usize) -> Vec<f64> {
+    let factor = f64::from(std::f32::consts::TAU * EPSILON);
+    let numbers = vectors.chunks_exact(dim).map(|v| factor * f64::from(v[i]));
+    numbers.collect()
+}
+
+/// `out += matrixᵀ`, both `[t, t]`.
+fn add_transposed(out: &mut [f32], matrix: &[f32], t: usize) {
+    for (row, out) in out.chunks_exact_mut(t).enumerate() {
+        for (column, out) in out.iter_mut().enumerate() {
+            *out += matrix[column * t + row];
+        }
     }
 }
 

@@ -1,0 +1,194 @@
+//! The layer of Mamba.
+//!
+//! A. Gu and T. Dao, 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces.
+//! `Di = expand · D` channels, `N` state numbers of each, `R` the rank of the steps:
+//!
+//! ```text
+//! x, z = W_in u                  x = silu(conv(x))
+//! δ, B, C = W_x x                Δ = softplus(W_dt δ + b_dt)      A = -exp(A_log)
+//! out = W_out (scan(x, Δ, A, B, C, D) silu(z))
+//! ```
+//!
+//! Time and memory grow with the number of positions.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use keyfold_core::weights::Weights;
+use serde::{Deserialize, Serialize};
+
+use super::{Conv, Scanned, Source, part, rates, refused};
+use crate::checkpoint::NamedTensor;
+use crate::layers::parameter;
+use crate::ops::{self, ConvShape, Course, SelectiveInputs};
+use crate::{ModelError, random};
+
+/// Sizes of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MambaConfig {
+    /// `D`.
+    pub d_model: usize,
+    /// `N`.
+    pub d_state: usize,
+    /// Width of the convolution.
+    pub d_conv: usize,
+    /// `Di / D`.
+    pub expand: usize,
+    /// `R`; 0 stands for a sixteenth of `d_model`.
+    pub dt_rank: usize,
+}
+
+impl Default for MambaConfig {
+    /// mamba-130m.
+    fn default() -> Self {
+        Self {
+            d_model: 768,
+            d_state: 16,
+            d_conv: 4,
+            expand: 2,
+            dt_rank: 0,
+        }
+    }
+}
+
+impl MambaConfig {
+    /// `Di` and `R`.
+    fn sizes(&self) -> Result<(usize, usize), ModelError> {
+        let di = self.expand * self.d_model;
+        if di == 0 || self.d_state == 0 || self.d_conv == 0 {
+            return Err(refused(
+                "d_model, expand, d_state and d_conv must be at least 1",
+            ));
+        }
+        let rank = match self.dt_rank {
+            0 => self.d_model.div_ceil(16),
+            rank => rank,
+        };
+        Ok((di, rank))
+    }
+}
+
+/// A layer of Mamba.
+#[derive(Module, Debug)]
+pub struct Mamba {
+    in_proj: Param<Tensor<2>>,
+    conv1d: Conv,
+    x_proj: Param<Tensor<2>>,
+    dt_proj: Param<Tensor<2>>,
+    dt_bias: Param<Tensor<1>>,
+    a_log: Param<Tensor<2>>,
+    d: Param<Tensor<1>>,
+    out_proj: Param<Tensor<2>>,
+}
+
+impl Mamba {
+    /// A layer as the authors begin one, matrices from a normal distribution of `deviation`.
+    ///
+    /// # Errors
+    /// When a size is 0.
+    pub fn init(
+        config: &MambaConfig,
+        deviation: f32,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        Self::from(config, &mut Source::drawn(deviation, seed), device)
+    }
+
+    /// Reads `prefix.in_proj.weight` and so on.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    pub fn load(
+        config: &MambaConfig,
+        weights: &Weights,
+        prefix: &str,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        Self::from(config, &mut Source::read(weights, prefix), device)
+    }
+
+    pub(crate) fn from(
+        config: &MambaConfig,
+        source: &mut Source,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let (di, rank) = config.sizes()?;
+        let (d, n) = (config.d_model, config.d_state);
+        let bound = (rank as f64).sqrt().recip();
+        let steps = |_, seed| -> Vec<f32> {
+            let number = |i| bound * (2.0 * random::unit(seed, i) - 1.0);
+            (0..(di * rank) as u64).map(|i| number(i) as f32).collect()
+        };
+        let decays = |_, _| (0..di * n).map(|i| ((i % n + 1) as f32).ln()).collect();
+        Ok(Self {
+            in_proj: source.normal("in_proj.weight", [2 * di, d], device)?,
+            conv1d: source.conv("conv1d", di, config.d_conv, device)?,
+            x_proj: source.normal("x_proj.weight", [rank + 2 * n, di], device)?,
+            dt_proj: parameter(
+                source.numbers("dt_proj.weight", &[di, rank], steps)?,
+                [di, rank],
+                device,
+            ),
+            dt_bias: source.dt_bias("dt_proj.bias", di, device)?,
+            a_log: parameter(source.numbers("A_log", &[di, n], decays)?, [di, n], device),
+            d: source.vector("D", vec![1.0; di], device)?,
+            out_proj: source.normal("out_proj.weight", [d, di], device)?,
+        })
+    }
+
+    /// `[rows, d_model]` to the same; each position sees itself and those before it in its text.
+    pub fn forward(&self, u: Tensor<2>, starts: &[usize]) -> Tensor<2> {
+        let Scanned { z, y, .. } = self.scan(u, starts);
+        self.finish(z, y)
+    }
+
+    /// Up to the scan.
+    pub(crate) fn scan(&self, u: Tensor<2>, starts: &[usize]) -> Scanned {
+        let [di, n] = self.a_log.dims();
+        let rank = self.dt_proj.dims()[1];
+        let shape = ConvShape {
+            ahead: 0,
+            silu: true,
+        };
+        let x = self
+            .conv1d
+            .part(part(&u, &self.in_proj, 0..di), 0..di, starts, shape);
+        let of = |from: usize, len: usize| part(&x, &self.x_proj, from..from + len);
+        let dt = ops::linear(of(0, rank), self.dt_proj.val(), None);
+        let inputs = SelectiveInputs {
+            x: x.clone(),
+            dt: ops::softplus(dt, self.dt_bias.val()),
+            a: rates(&self.a_log),
+            b: of(rank, n),
+            c: of(rank + n, n),
+            d: Some(self.d.val()),
+        };
+        Scanned {
+            z: part(&u, &self.in_proj, di..2 * di),
+            y: ops::selective_scan(inputs, starts, Course::default()),
+            x,
+        }
+    }
+
+    /// From what the scan gave on.
+    pub(crate) fn finish(&self, z: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+        ops::linear(ops::silu_mul(z, y), self.out_proj.val(), None)
+    }
+
+    /// The tensors as `prefix.in_proj.weight` and so on.
+    pub fn tensors(&self, prefix: &str) -> Vec<NamedTensor> {
+        let name = |part: &str| format!("{prefix}.{part}");
+        let mut all = vec![
+            NamedTensor::new(name("in_proj.weight"), &self.in_proj.val()),
+            NamedTensor::new(name("x_proj.weight"), &self.x_proj.val()),
+            NamedTensor::new(name("dt_proj.weight"), &self.dt_proj.val()),
+            NamedTensor::new(name("dt_proj.bias"), &self.dt_bias.val()),
+            NamedTensor::new(name("A_log"), &self.a_log.val()),
+            NamedTensor::new(name("D"), &self.d.val()),
+            NamedTensor::new(name("out_proj.weight"), &self.out_proj.val()),
+        ];
+        all.extend(self.conv1d.tensors(&name("conv1d")));
+        all
+    }
+}

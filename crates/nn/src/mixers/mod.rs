@@ -1,0 +1,238 @@
+//! Layers that mix the positions of a text by scans and matrices, to be trained.
+//!
+//! `[rows, d_model]` in and out, with the rows of all texts one after the other and `starts` as
+//! everywhere in this crate. Tensors have the names and shapes of the authors' modules.
+
+mod hax;
+mod hydra;
+mod mamba;
+mod mamba2;
+mod matrix;
+
+pub use hax::{Hax, HaxBase, HaxLayerConfig, Sparse};
+pub use hydra::{Hydra, HydraConfig};
+pub use mamba::{Mamba, MambaConfig};
+pub use mamba2::{Mamba2, Mamba2Config};
+pub use matrix::{MatrixFamily, MatrixMixer, MatrixMixerConfig};
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use keyfold_core::weights::Weights;
+
+use crate::checkpoint::NamedTensor;
+use crate::layers::parameter;
+use crate::ops::{self, ConvShape};
+use crate::{ModelError, random};
+
+/// What is added under the roots of the norms.
+const EPS: f64 = 1e-5;
+
+/// A causal layer between its scan and its end.
+pub(crate) struct Scanned {
+    /// The gate before its silu, `[rows, Di]`.
+    pub(crate) z: Tensor<2>,
+    /// What the scan read, `[rows, Di]`.
+    pub(crate) x: Tensor<2>,
+    /// What it gave, `[rows, Di]`.
+    pub(crate) y: Tensor<2>,
+}
+
+/// Where a layer's tensors come from: drawn or read.
+pub(crate) enum Source<'a> {
+    /// Random numbers; each tensor takes the next of the seed's streams.
+    Drawn {
+        /// Deviation of matrices.
+        deviation: f32,
+        /// The seed.
+        seed: u64,
+        /// Streams taken so far.
+        taken: u64,
+    },
+    /// Tensors `prefix.name`.
+    Read {
+        /// Where they are.
+        weights: &'a Weights,
+        /// What stands before the name.
+        prefix: String,
+    },
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn drawn(deviation: f32, seed: u64) -> Self {
+        Self::Drawn {
+            deviation,
+            seed,
+            taken: 0,
+        }
+    }
+
+    pub(crate) fn read(weights: &'a Weights, prefix: impl Into<String>) -> Self {
+        Self::Read {
+            weights,
+            prefix: prefix.into(),
+        }
+    }
+
+    /// The tensors of a part of the layer.
+    pub(crate) fn part(&mut self, name: &str) -> Self {
+        match self {
+            Self::Drawn {
+                deviation,
+                seed,
+                taken,
+            } => {
+                *taken += 1;
+                Self::drawn(*deviation, random::derive(*seed, *taken))
+            }
+            Self::Read { weights, prefix } => Self::read(weights, format!("{prefix}.{name}")),
+        }
+    }
+
+    /// A tensor, or what `draw` makes from a deviation and a seed.
+    fn numbers(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        draw: impl FnOnce(f32, u64) -> Vec<f32>,
+    ) -> Result<Vec<f32>, ModelError> {
+        match self {
+            Self::Drawn {
+                deviation,
+                seed,
+                taken,
+            } => {
+                *taken += 1;
+                Ok(draw(*deviation, random::derive(*seed, *taken)))
+            }
+            Self::Read { weights, prefix } => {
+                Ok(weights.tensor(&format!("{prefix}.{name}"), shape)?)
+            }
+        }
+    }
+
+    /// A tensor drawn from a normal distribution.
+    pub(crate) fn normal<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Param<Tensor<D>>, ModelError> {
+        let count = shape.iter().product();
+        let normal = |deviation, seed| random::normal(seed, count, deviation);
+        let numbers = self.numbers(name, &shape, normal)?;
+        Ok(parameter(numbers, shape, device))
+    }
+
+    /// A vector that begins as `start`.
+    pub(crate) fn vector(
+        &mut self,
+        name: &str,
+        start: Vec<f32>,
+        device: &Device,
+    ) -> Result<Param<Tensor<1>>, ModelError> {
+        let length = start.len();
+        let numbers = self.numbers(name, &[length], |_, _| start)?;
+        Ok(parameter(numbers, [length], device))
+    }
+
+    /// Biases of steps: softplus of them is spread evenly by its logarithm from 0.001 to 0.1.
+    fn dt_bias(
+        &mut self,
+        name: &str,
+        count: usize,
+        device: &Device,
+    ) -> Result<Param<Tensor<1>>, ModelError> {
+        let draw = |_, seed| (0..count as u64).map(|i| first_bias(seed, i)).collect();
+        let numbers = self.numbers(name, &[count], draw)?;
+        Ok(parameter(numbers, [count], device))
+    }
+
+    /// The weight of a depthwise convolution, `[channels, 1, width]` in files, evenly within
+    /// `±1/√width`.
+    fn conv(
+        &mut self,
+        name: &str,
+        channels: usize,
+        width: usize,
+        device: &Device,
+    ) -> Result<Conv, ModelError> {
+        let bound = (width as f64).sqrt().recip();
+        let even = |seed: u64, count: usize| -> Vec<f32> {
+            let number = |i| bound * (2.0 * random::unit(seed, i) - 1.0);
+            (0..count as u64).map(|i| number(i) as f32).collect()
+        };
+        let weight = self.numbers(
+            &format!("{name}.weight"),
+            &[channels, 1, width],
+            |_, seed| even(seed, channels * width),
+        )?;
+        let bias = self.numbers(&format!("{name}.bias"), &[channels], |_, seed| {
+            even(seed, channels)
+        })?;
+        Ok(Conv {
+            weight: parameter(weight, [channels, width], device),
+            bias: parameter(bias, [channels], device),
+        })
+    }
+}
+
+/// A bias with `softplus(bias)` between 0.001 and 0.1.
+fn first_bias(seed: u64, i: u64) -> f32 {
+    let (least, most) = (1e-3f64.ln(), 0.1f64.ln());
+    let dt = (least + (most - least) * random::unit(seed, i))
+        .exp()
+        .max(1e-4);
+    (dt + (-(-dt).exp_m1()).ln()) as f32
+}
+
+/// A depthwise convolution.
+#[derive(Module, Debug)]
+pub(crate) struct Conv {
+    /// `[channels, width]`.
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl Conv {
+    /// Some channels of the convolution, of `x` that has these alone.
+    fn part(
+        &self,
+        x: Tensor<2>,
+        channels: std::ops::Range<usize>,
+        starts: &[usize],
+        shape: ConvShape,
+    ) -> Tensor<2> {
+        let weight = self.weight.val().narrow(0, channels.start, channels.len());
+        let bias = self.bias.val().narrow(0, channels.start, channels.len());
+        ops::depthwise_conv(x, weight, bias, starts, shape)
+    }
+
+    fn width(&self) -> usize {
+        self.weight.dims()[1]
+    }
+
+    fn tensors(&self, name: &str) -> [NamedTensor; 2] {
+        let mut weight = NamedTensor::new(format!("{name}.weight"), &self.weight.val());
+        weight.shape.insert(1, 1);
+        [
+            weight,
+            NamedTensor::new(format!("{name}.bias"), &self.bias.val()),
+        ]
+    }
+}
+
+/// Some outputs of a projection `[outputs, inputs]` without bias.
+fn part(u: &Tensor<2>, weight: &Param<Tensor<2>>, outputs: std::ops::Range<usize>) -> Tensor<2> {
+    let weight = weight.val().narrow(0, outputs.start, outputs.len());
+    ops::linear(u.clone(), weight, None)
+}
+
+/// `-exp(A_log)`.
+fn rates<const D: usize>(a_log: &Param<Tensor<D>>) -> Tensor<D> {
+    a_log.val().exp().neg()
+}
+
+/// Refuses sizes of a layer.
+pub(crate) fn refused(what: impl Into<String>) -> ModelError {
+    crate::error::invalid(std::path::Path::new("the configuration"), what)
+}
