@@ -21,5 +21,5 @@ pub use encoder::{EncodeError, Encoder, EncoderIdentity, Role};
 pub use model_folder::{ModelFolder, ModelFolderError};
 pub use progress::{NoProgress, Progress, StopAfter};
 pub use scorers::{PairScorer, SparseEncoder, SparseVector};
-pub use seed::seed_of;
+pub use seed::{normal, seed_of};
 pub use vectors::{Vectors, VectorsError};

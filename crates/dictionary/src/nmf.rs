@@ -7,14 +7,13 @@
 
 use keyfold_core::Progress;
 use keyfold_kernels as kernels;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::DictionaryError;
 use crate::error::check_rows;
-use crate::online::normal;
 
 /// Settings; names and values as in scikit-learn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,15 +82,12 @@ pub fn nmf(
             let mut rng = StdRng::seed_from_u64(config.seed);
             let mean = rows.iter().map(|x| f64::from(*x)).sum::<f64>() / rows.len() as f64;
             let size = (mean / k as f64).sqrt() as f32;
-            let h: Vec<f32> = (0..k * width)
-                .map(|_| (size * normal(&mut rng)).abs())
-                .collect();
-            (
-                (0..n * k)
-                    .map(|_| (size * normal(&mut rng)).abs())
-                    .collect(),
-                h,
-            )
+            let mut drawn = |count: usize| -> Vec<f32> {
+                let one = |_| (size * keyfold_core::normal(|| rng.random()) as f32).abs();
+                (0..count).map(one).collect()
+            };
+            let h = drawn(k * width);
+            (drawn(n * k), h)
         }
     };
     if w.len() != n * k || h.len() != k * width {

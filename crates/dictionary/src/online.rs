@@ -339,15 +339,8 @@ fn begin_again(d: &mut [f32], rows: &[f32], rng: &mut StdRng) {
     let spread = (row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n as f32).sqrt();
     let noise = 0.01 * if spread > 0.0 { spread } else { 1.0 };
     for (d, x) in d.iter_mut().zip(row) {
-        *d = x + noise * normal(rng);
+        *d = x + noise * keyfold_core::normal(|| rng.random()) as f32;
     }
-}
-
-/// A number of mean 0 and variance 1 (Box and Muller 1958).
-pub(crate) fn normal(rng: &mut StdRng) -> f32 {
-    let (radius, angle): (f64, f64) = (rng.random(), rng.random());
-    let radius = (-2.0 * (1.0 - radius).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * angle).cos()) as f32
 }
 
 impl Learner for Online {

@@ -4,10 +4,9 @@ use std::sync::LazyLock;
 
 use rand::{Rng, RngCore};
 
-/// A number of mean 0 and variance 1 (Box and Muller 1958).
+/// A number of mean 0 and variance 1.
 pub(crate) fn normal(rng: &mut impl RngCore) -> f64 {
-    let (radius, angle): (f64, f64) = (rng.random(), rng.random());
-    (-2.0 * (1.0 - radius).ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    keyfold_core::normal(|| rng.random())
 }
 
 /// Layers of the ziggurat.

@@ -52,9 +52,7 @@ pub(crate) fn apart(a: &[f32], b: &[f64]) -> f64 {
 }
 
 pub(crate) fn normal(rng: &mut StdRng) -> f32 {
-    let (radius, angle): (f64, f64) = (rng.random(), rng.random());
-    let radius = (-2.0 * (1.0 - radius).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * angle).cos()) as f32
+    keyfold_core::normal(|| rng.random()) as f32
 }
 
 /// Random directions, `[rows, width]`.

@@ -261,11 +261,7 @@ fn decorrelate(w: &[f32], rank: usize) -> Result<Vec<f32>, IcaError> {
 /// Normally distributed numbers.
 fn normal(seed: u64, count: usize) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut draw = || {
-        // Box and Muller 1958.
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
-    };
+    let mut draw = || keyfold_core::normal(|| rng.random()) as f32;
     (0..count).map(|_| draw()).collect()
 }
 

@@ -352,6 +352,5 @@ fn child(a: &[f64], b: &[f64], config: &SearchConfig, rng: &mut StdRng) -> Vec<f
 
 /// A normally distributed number.
 fn normal(rng: &mut StdRng) -> f64 {
-    let (u, v): (f64, f64) = (rng.random(), rng.random());
-    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    keyfold_core::normal(|| rng.random())
 }

@@ -32,12 +32,7 @@ impl AngularLsh {
     /// Directions of normally distributed numbers.
     pub fn new(dim: usize, directions: usize, gray: Gray, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        // Two normal numbers of two even ones (Box and Muller).
-        let mut normal = || {
-            let (u, v): (f64, f64) = (rng.random(), rng.random());
-            let length = (-2.0 * (1.0 - u).ln()).sqrt();
-            (length * (std::f64::consts::TAU * v).cos()) as f32
-        };
+        let mut normal = || keyfold_core::normal(|| rng.random()) as f32;
         let directions = (0..directions * dim).map(|_| normal()).collect();
         Self::with_directions(directions, dim, gray)
     }

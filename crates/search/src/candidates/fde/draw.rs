@@ -1,7 +1,5 @@
 //! Random numbers for planes, projections and sketches.
 
-use std::f64::consts::TAU;
-
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -55,8 +53,7 @@ impl Draw {
     }
 }
 
-/// A number drawn from N(0, 1) (Box and Muller 1958).
+/// A number drawn from N(0, 1).
 pub(super) fn standard_normal(rng: &mut StdRng) -> f32 {
-    let (radius, angle): (f64, f64) = (rng.random(), rng.random());
-    ((-2.0 * (1.0 - radius).ln()).sqrt() * (TAU * angle).cos()) as f32
+    keyfold_core::normal(|| rng.random()) as f32
 }
