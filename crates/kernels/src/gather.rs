@@ -23,7 +23,7 @@ simd! {
 }
 
 #[inline(always)]
-fn axpy_body<V: Eight>(y: &mut [f32], factor: f32, x: &[f32]) {
+pub(crate) fn axpy_body<V: Eight>(y: &mut [f32], factor: f32, x: &[f32]) {
     let f = V::splat(factor);
     let mut blocks = y.chunks_exact_mut(8);
     let xs = x.chunks_exact(8);
@@ -74,15 +74,45 @@ simd! {
     fn gather_add_any(y: &mut [f32], table: &[f32], rows: &[u32], factors: &[f32]) = gather_add_body;
 }
 
+/// Numbers of `y` that stay in registers while rows are added to them.
+const TILE: usize = 64;
+
 #[inline(always)]
 fn gather_add_body<V: Eight>(y: &mut [f32], table: &[f32], rows: &[u32], factors: &[f32]) {
     let dim = y.len();
     let row = |i: usize| &table[rows[i] as usize * dim..][..dim];
+    let mut tiles = y.chunks_exact_mut(TILE);
+    let mut first = 0;
+    for tile in &mut tiles {
+        let mut sums = [V::splat(0.0); TILE / 8];
+        for (sum, y) in sums.iter_mut().zip(tile.chunks_exact(8)) {
+            *sum = V::load(y);
+        }
+        for (i, &factor) in factors.iter().enumerate() {
+            // The first tile brings the rest of its rows.
+            if first == 0 && i + AHEAD < rows.len() {
+                V::prefetch(row(i + AHEAD));
+            }
+            let x = &row(i)[first..first + TILE];
+            let factor = V::splat(factor);
+            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(8)) {
+                *sum = V::load(x).mul_add(factor, *sum);
+            }
+        }
+        for (sum, y) in sums.iter().zip(tile.chunks_exact_mut(8)) {
+            sum.store(y);
+        }
+        first += TILE;
+    }
+    let rest = tiles.into_remainder();
+    if rest.is_empty() {
+        return;
+    }
     for (i, &factor) in factors.iter().enumerate() {
-        if i + AHEAD < rows.len() {
+        if first == 0 && i + AHEAD < rows.len() {
             V::prefetch(row(i + AHEAD));
         }
-        axpy_body::<V>(y, factor, row(i));
+        axpy_body::<V>(rest, factor, &row(i)[first..]);
     }
 }
 
@@ -95,11 +125,11 @@ mod tests {
     proptest! {
         #[test]
         fn all_agree_with_sums_in_f64(
-            dim in 1usize..70,
+            dim in 1usize..150,
             picks in prop::collection::vec((0u32..6, -2f32..2.0), 0..9),
-            numbers in prop::collection::vec(-1f32..1.0, 6 * 69 + 69),
+            numbers in prop::collection::vec(-1f32..1.0, 7 * 149),
         ) {
-            let (table, x) = (&numbers[..6 * dim], &numbers[6 * 69..][..dim]);
+            let (table, x) = (&numbers[..6 * dim], &numbers[6 * 149..][..dim]);
             let (rows, factors): (Vec<u32>, Vec<f32>) = picks.into_iter().unzip();
             let row = |i: u32| &table[i as usize * dim..][..dim];
             let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-5;

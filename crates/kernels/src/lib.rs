@@ -28,6 +28,7 @@ mod hamming;
 pub mod kmeans;
 pub mod labels;
 mod lanes;
+mod lasso;
 pub mod learn;
 mod mapped;
 mod math;
@@ -50,6 +51,7 @@ pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
 pub use gather::{axpy, gather_add, gather_dots};
 pub use hamming::hamming_distances;
+pub use lasso::{lasso_sweep, place_of_largest};
 pub use mapped::MappedFile;
 pub use matmul::{
     Matrix, centroid_scores, matmul_nn, matmul_nn_strided, matmul_nt, matmul_nt_strided, product,

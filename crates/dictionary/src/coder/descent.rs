@@ -4,13 +4,13 @@
 //! along itself, `v ← S(c_j + g_jj v, α) / g_jj` with the soft threshold `S`, and `c` loses
 //! its move times a row of the Gram matrix. Coordinates enter one at a time, the one that
 //! violates the conditions of a minimum most, and those that entered are gone through
-//! again; so few rows of the Gram matrix are touched. When none enters any more, the minimum for
+//! again, on a Gram matrix of their own; so few rows of the whole one are touched. When none enters any more, the minimum for
 //! the signs that are there is solved for at once (`G_SS δ = c_S - α s`; Lee, Battle, Raina and
 //! Ng 2007), since coordinates creep where atoms are alike.
 
 use keyfold_kernels as kernels;
 
-use super::work::{Work, largest};
+use super::work::Work;
 use crate::Codes;
 
 /// Moves that are smaller than this part of the largest number end the sweeps, where the
@@ -26,6 +26,11 @@ const ROUNDS: usize = 4;
 /// Sweeps over the coordinates in use, at most, as scikit-learn's `max_iter`.
 const SWEEPS: usize = 1000;
 
+/// Times that coordinates in use are gone through before another may enter, at most, and the part
+/// of the largest number below which moves end that.
+const ROUNDS_IN_USE: usize = 3;
+const NEAR: f32 = 0.02;
+
 /// Coordinates for which equations are solved, at most.
 const SOLVED: usize = 200;
 
@@ -38,7 +43,7 @@ pub(super) fn encode(
     codes: &mut Codes,
 ) {
     work.begin(c);
-    let top = c[largest(c, positive)].abs();
+    let top = c[kernels::place_of_largest(c, !positive)].abs();
     settle(work, gram, c, alpha, positive, top);
     push_sorted(&work.active, &work.values, codes);
 }
@@ -96,36 +101,48 @@ fn descend(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32, positive: b
             }
             _ => {}
         }
-        let (moved, size) = sweep(work, gram, c, alpha, positive);
-        let still = moved <= TOLERANCE * size;
+        let still = sweep(work, gram, c, alpha, positive);
         settled = next.is_none() && (solve(work, gram, c, alpha) || still);
     }
 }
 
-/// Moves every coordinate that is in use to its minimum; gives the largest move and number.
-fn sweep(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32, positive: bool) -> (f32, f32) {
-    let n = c.len();
-    let (mut moved, mut size) = (0f32, 0f32);
-    for (j, value) in work.active.iter().zip(&mut work.values) {
-        let j = *j as usize;
-        let row = &gram[j * n..][..n];
-        let new = shrink(c[j] + row[j] * *value, alpha, positive) / row[j];
-        let by = new - *value;
-        if by != 0.0 {
-            kernels::axpy(c, -by, row);
-            *value = new;
-            moved = moved.max(by.abs());
+/// Goes through the coordinates in use, with their products alone, until they hardly move, and
+/// then takes what they moved from the products with all atoms. True when nothing moves any more.
+fn sweep(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32, positive: bool) -> bool {
+    work.block.grow(gram, c.len(), &work.active);
+    let (gram_in_use, stride) = work.block.rows();
+    work.near.clear();
+    work.near.extend(work.active.iter().map(|j| c[*j as usize]));
+    work.factors.clear();
+    work.factors.extend_from_slice(&work.values);
+    let mut still = false;
+    for round in 0..ROUNDS_IN_USE {
+        let (moved, size) = kernels::lasso_sweep(
+            &mut work.values,
+            &mut work.near,
+            gram_in_use,
+            stride,
+            alpha,
+            positive,
+        );
+        still = round == 0 && moved <= TOLERANCE * size;
+        if moved <= NEAR * size {
+            break;
         }
-        size = size.max(new.abs());
     }
-    (moved, size)
+    // By how much each number became less.
+    for (before, value) in work.factors.iter_mut().zip(&work.values) {
+        *before -= value;
+    }
+    kernels::gather_add(c, gram, &work.active, &work.factors);
+    still
 }
 
 /// The coordinate at 0 whose product is most above `bound`.
 fn worst(c: &[f32], work: &Work, gram: &[f32], bound: f32, positive: bool) -> Option<usize> {
     let n = c.len();
     let size = |j: usize| if positive { c[j] } else { c[j].abs() };
-    let first = largest(c, positive);
+    let first = kernels::place_of_largest(c, !positive);
     if size(first) <= bound {
         return None;
     }
@@ -206,13 +223,6 @@ fn solve(work: &mut Work, gram: &[f32], c: &mut [f32], alpha: f32) -> bool {
         kernels::axpy(c, left, row);
     }
     first.is_none()
-}
-
-fn shrink(x: f32, alpha: f32, positive: bool) -> f32 {
-    match positive && x < 0.0 {
-        true => 0.0,
-        false => (x.abs() - alpha).max(0.0).copysign(x),
-    }
 }
 
 /// Appends a row by the numbers of the atoms.

@@ -8,7 +8,7 @@
 use keyfold_kernels as kernels;
 
 use super::descent;
-use super::work::{Work, largest};
+use super::work::Work;
 use crate::Codes;
 
 pub(super) fn encode(
@@ -21,7 +21,7 @@ pub(super) fn encode(
 ) {
     work.begin(c);
     let n = c.len();
-    let first = largest(c, positive);
+    let first = kernels::place_of_largest(c, !positive);
     let mut lambda = if positive { c[first] } else { c[first].abs() };
     let start = lambda;
     // Below this nothing but rounding is left.

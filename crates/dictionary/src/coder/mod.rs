@@ -27,9 +27,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::check_rows;
 use crate::{Codes, DictionaryError};
 
-/// Rows whose products with all atoms are made together. Of one size whatever the number
-/// of threads is, so that it changes no bit.
-const BLOCK: usize = 256;
+/// Rows whose products with all atoms are made together; few, so that a batch of some hundred
+/// has work for all threads. Of one size whatever the number of threads is, so that it changes no
+/// bit.
+const BLOCK: usize = 32;
 
 /// How rows are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

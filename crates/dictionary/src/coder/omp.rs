@@ -6,7 +6,7 @@
 
 use keyfold_kernels as kernels;
 
-use super::work::{Work, largest};
+use super::work::Work;
 use crate::Codes;
 
 /// When to stop.
@@ -35,7 +35,7 @@ pub(super) fn encode(
         if limit.tol.is_some_and(|tol| rest <= tol) {
             break;
         }
-        let best = largest(c, false);
+        let best = kernels::place_of_largest(c, true);
         // Nothing goes with the rest any more, or only by rounding.
         if work.used[best] || c[best] * c[best] <= 1e-12 * energy {
             break;

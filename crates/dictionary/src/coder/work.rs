@@ -15,6 +15,9 @@ pub(super) struct Work {
     pub(super) values: Vec<f32>,
     pub(super) factors: Vec<f32>,
     pub(super) triangle: Triangle,
+    /// Products of the rest with the atoms in use.
+    pub(super) near: Vec<f32>,
+    pub(super) block: Block,
 }
 
 impl Work {
@@ -29,6 +32,8 @@ impl Work {
             values: Vec::new(),
             factors: Vec::new(),
             triangle: Triangle::default(),
+            near: Vec::new(),
+            block: Block::default(),
         }
     }
 
@@ -48,6 +53,43 @@ impl Work {
         self.values.clear();
         self.factors.clear();
         self.triangle.clear();
+        self.block.len = 0;
+    }
+}
+
+/// The Gram matrix of the atoms in use.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Block {
+    /// `[stride, stride]`, of which `len` rows and columns are in use.
+    numbers: Vec<f32>,
+    stride: usize,
+    len: usize,
+}
+
+impl Block {
+    /// Takes in the atoms that are new in `active`; `gram` has rows of `n`. Those before must be
+    /// the same as at the last call.
+    pub(super) fn grow(&mut self, gram: &[f32], n: usize, active: &[u32]) {
+        if active.len() > self.stride {
+            self.stride = (2 * active.len()).max(16);
+            self.numbers.clear();
+            self.numbers.resize(self.stride * self.stride, 0.0);
+            self.len = 0;
+        }
+        for i in self.len..active.len() {
+            let row = &gram[active[i] as usize * n..][..n];
+            for (j, other) in active[..=i].iter().enumerate() {
+                let product = row[*other as usize];
+                self.numbers[i * self.stride + j] = product;
+                self.numbers[j * self.stride + i] = product;
+            }
+        }
+        self.len = active.len();
+    }
+
+    /// All numbers, and those of a row.
+    pub(super) fn rows(&self) -> (&[f32], usize) {
+        (&self.numbers, self.stride)
     }
 }
 
@@ -105,24 +147,4 @@ impl Triangle {
             b[..i].iter_mut().zip(row).for_each(|(b, l)| *b -= l * x);
         }
     }
-}
-
-/// The place of the number largest in absolute value, or largest of all when `positive`;
-/// the first of equal ones. Eight at a time, as the compiler makes vectors of it.
-pub(super) fn largest(numbers: &[f32], positive: bool) -> usize {
-    let size = |x: f32| if positive { x } else { x.abs() };
-    let mut most = [f32::NEG_INFINITY; 16];
-    let (blocks, rest) = numbers.as_chunks::<16>();
-    for block in blocks {
-        for (most, x) in most.iter_mut().zip(block) {
-            let x = size(*x);
-            *most = if x > *most { x } else { *most };
-        }
-    }
-    let rest = rest.iter().map(|x| size(*x));
-    let most = most
-        .into_iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, f32::max);
-    numbers.iter().position(|x| size(*x) == most).unwrap_or(0)
 }

@@ -179,6 +179,67 @@ fn files_of_others_are_read_and_written_unchanged() {
 }
 
 #[test]
+fn new_ones_are_read_as_they_were_written() {
+    let d = 6;
+    let (x, told) = (rows(40, d, 4), rows(40, d, 5));
+    let new = |architecture, d_out: usize, skip_connection| {
+        let config = SaeConfig {
+            architecture,
+            d_sae: 14,
+            d_out,
+            k: 3,
+            skip_connection,
+            ..SaeConfig::default()
+        };
+        let mut training = Training::new(config, d).unwrap();
+        let targets = match d_out {
+            0 => x.clone(),
+            n => told.chunks_exact(d).flat_map(|t| t[..n].to_vec()).collect(),
+        };
+        training.step(&x, &targets).unwrap();
+        training.sae()
+    };
+    use Layout::{OpenAi, SaeLens, Sparsify};
+    use SaeMethod::{BatchTopK, Gated, JumpRelu, Standard, TopK};
+    let folder = tempfile::tempdir().unwrap();
+    for (at, (method, d_out, skip, layout)) in [
+        (Standard, 0, false, SaeLens),
+        (TopK, 0, false, SaeLens),
+        (BatchTopK, 0, false, SaeLens),
+        (Gated, 0, false, SaeLens),
+        (JumpRelu, 0, false, SaeLens),
+        (Standard, 4, false, SaeLens),
+        (Standard, d, true, SaeLens),
+        (JumpRelu, 4, true, SaeLens),
+        (TopK, 0, false, Sparsify),
+        (TopK, d, true, Sparsify),
+        (Standard, 0, false, OpenAi),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sae = new(method, d_out, skip);
+        let path = folder.path().join(at.to_string());
+        let file = SaeFile::new(sae.clone(), layout).unwrap();
+        file.save(&path).unwrap();
+        let again = SaeFile::load(&path).unwrap();
+        let case = format!("{method:?} to {d_out}, skip {skip}, {layout:?}");
+        assert_eq!(again.sae, sae, "{case}");
+        assert_eq!(again.layout, layout, "{case}");
+        assert_eq!(again.config, file.config, "{case}");
+        assert_eq!(sae.w_skip.iter().any(|x| *x != 0.0), skip, "{case}");
+    }
+    for (sae, layout, part) in [
+        (new(Gated, 0, false), Sparsify, "top-k"),
+        (new(TopK, 4, false), Sparsify, "output width"),
+        (new(TopK, 0, false), OpenAi, "SAELens"),
+    ] {
+        let error = SaeFile::new(sae, layout).unwrap_err().to_string();
+        assert!(error.contains(part), "no '{part}' in: {error}");
+    }
+}
+
+#[test]
 fn what_is_no_autoencoder_or_of_an_unknown_kind_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = SaeFile::load(folder.path()).unwrap_err().to_string();
