@@ -19,20 +19,21 @@
 //! Shapes: features `[n, M (d + 1)]`. Cost: `M (d+1)² + 2 M N (d+1)` a row; the solution
 //! `F² n + F³` or `n² F + n³`.
 
-use std::path::Path;
+mod saved;
+mod synthetic;
 
 use faer::Mat;
-use keyfold_core::atomic;
 use keyfold_kernels as kernels;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::random::normal;
 use crate::{InspectError, algebra};
+
+pub use synthetic::{Target, synthetic};
 
 /// Penalties that are tried, times examples and mean square of a feature.
 pub const LAMBDAS: [f64; 4] = [1e-6, 1e-4, 1e-2, 1.0];
@@ -407,94 +408,7 @@ impl RandomFeaturePredictor {
             .sum();
         Ok(error / spread.max(1e-300))
     }
-
-    /// Writes the predictor as safetensors, whole or not at all.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), InspectError> {
-        let format = |e: &dyn std::fmt::Display| InspectError::format(path, e.to_string());
-        let config = serde_json::to_string(&self.features.config).map_err(|e| format(&e))?;
-        let sizes = [self.features.d, self.features.set_size];
-        let numbers = [self.scale, self.mean, self.lambda];
-        let notes = [
-            ("format", FORMAT.to_owned()),
-            ("d", self.features.d.to_string()),
-            ("set_size", self.features.set_size.to_string()),
-            ("checksum", checksum(sizes, &config, numbers, &self.v)),
-            ("config", config),
-        ];
-        let bytes = |x: &[f64]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let (v, rest) = (bytes(&self.v), bytes(&numbers));
-        let view = |count: usize, bytes| TensorView::new(Dtype::F64, vec![count], bytes);
-        let views = [
-            ("v", view(self.v.len(), &v).map_err(|e| format(&e))?),
-            ("scale_mean_lambda", view(3, &rest).map_err(|e| format(&e))?),
-        ];
-        let notes = notes.map(|(name, text)| (name.to_owned(), text));
-        let bytes = safetensors::serialize(views, Some(notes.into())).map_err(|e| format(&e))?;
-        atomic::write(path, &bytes).map_err(|e| InspectError::io(path, e))
-    }
-
-    /// Reads a predictor; the heads are drawn again from their seed.
-    ///
-    /// # Errors
-    /// When the file is not there, damaged, or of another version.
-    pub fn load(path: &Path) -> Result<Self, InspectError> {
-        let bytes = std::fs::read(path).map_err(|e| InspectError::io(path, e))?;
-        let damaged = |what: &str| InspectError::format(path, what);
-        let none = || damaged("it is no predictor of 'keyfold lab random-features'");
-        let (_, head) = SafeTensors::read_metadata(&bytes).map_err(|_| none())?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|_| none())?;
-        let notes = head.metadata().as_ref().ok_or_else(none)?;
-        let note = |name: &str| notes.get(name).ok_or_else(none);
-        if note("format")? != FORMAT {
-            return Err(damaged(&format!(
-                "it is of the format '{}'; '{FORMAT}' is read",
-                note("format")?
-            )));
-        }
-        let number = |name: &str| note(name)?.parse::<usize>().map_err(|_| none());
-        let numbers = |name: &str| -> Result<Vec<f64>, InspectError> {
-            let tensor = file.tensor(name).map_err(|_| none())?;
-            let parts = tensor.data().as_chunks::<8>().0.iter();
-            Ok(parts.map(|b| f64::from_le_bytes(*b)).collect())
-        };
-        let [scale, mean, lambda] = numbers("scale_mean_lambda")?[..] else {
-            return Err(none());
-        };
-        let (d, set_size, v) = (number("d")?, number("set_size")?, numbers("v")?);
-        let settings = note("config")?;
-        let config: RandomFeaturesConfig = serde_json::from_str(settings).map_err(|_| none())?;
-        // Before heads are drawn: a damaged number must not ask for endless memory.
-        let right = checksum([d, set_size], settings, [scale, mean, lambda], &v);
-        if config.heads.saturating_mul(d.saturating_add(1)) != v.len()
-            || &right != note("checksum")?
-        {
-            return Err(damaged(
-                "its numbers do not give its checksum; it was cut off or changed",
-            ));
-        }
-        Ok(Self {
-            features: RandomFeatures::new(&config, d, set_size)?,
-            scale,
-            mean,
-            lambda,
-            v,
-        })
-    }
 }
-
-/// Of sizes (`d`, `set_size`), settings as they are written, and everything that was learned
-/// (scale, mean, lambda, `v`).
-fn checksum([d, set_size]: [usize; 2], config: &str, numbers: [f64; 3], v: &[f64]) -> String {
-    let mut bytes = format!("{d} {set_size} {config}").into_bytes();
-    bytes.extend(numbers.iter().chain(v).flat_map(|x| x.to_le_bytes()));
-    blake3::hash(&bytes).to_hex()[..32].to_owned()
-}
-
-/// With its version.
-const FORMAT: &str = "keyfold-random-features-1";
 
 /// The penalty that errs least on examples held out.
 fn best_lambda(
@@ -523,51 +437,6 @@ fn best_lambda(
     let scored = solutions.iter().map(error).zip(LAMBDAS);
     let best = scored.min_by(|a, b| a.0.total_cmp(&b.0));
     Ok(best.map_or(LAMBDAS[1], |(_, lambda)| lambda))
-}
-
-/// A function of query and set that can be learned: `1/N Σ_i <x_0, x_i>^p <β, x_i>^q`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
-    /// Power of the product with the query.
-    pub query_power: u32,
-    /// Power of the product with a direction `β` that is the same in all examples.
-    pub direction_power: u32,
-}
-
-/// Examples with vectors drawn from the sphere; `β` depends on `seed` alone, the examples also
-/// on `draw`.
-pub fn synthetic(
-    target: Target,
-    (d, set): (usize, usize),
-    count: usize,
-    seed: u64,
-    draw: u64,
-) -> Vec<Example> {
-    let beta = on_sphere(d, &mut StdRng::seed_from_u64(seed));
-    let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(draw + 1));
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter()
-            .zip(b)
-            .map(|(a, b)| f64::from(*a) * f64::from(*b))
-            .sum()
-    };
-    let mut example = || {
-        let q = on_sphere(d, &mut rng);
-        let set: Vec<Vec<f32>> = (0..set).map(|_| on_sphere(d, &mut rng)).collect();
-        let term = |x: &Vec<f32>| {
-            dot(&q, x).powi(target.query_power as i32)
-                * dot(&beta, x).powi(target.direction_power as i32)
-        };
-        let y = set.iter().map(term).sum::<f64>() / set.len() as f64;
-        Example { q, set, y }
-    };
-    (0..count).map(|_| example()).collect()
-}
-
-fn on_sphere(d: usize, rng: &mut StdRng) -> Vec<f32> {
-    let mut x: Vec<f32> = (0..d).map(|_| normal(rng) as f32).collect();
-    kernels::normalize_rows(&mut x, d);
-    x
 }
 
 #[cfg(test)]

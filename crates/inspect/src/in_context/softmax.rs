@@ -20,249 +20,30 @@
 //! Shapes: `Q, K, V [heads (d + tasks), d + tasks]`, `O [tasks, heads (d + tasks)]`. Cost of a
 //! step: `batch · heads · L (d + tasks)` eight times.
 
+mod config;
+mod prompts;
+mod saved;
 mod theory;
 mod training;
 
-use std::path::Path;
-
-use keyfold_core::atomic;
 use keyfold_core::seed_of;
 use keyfold_kernels as kernels;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::InspectError;
-use crate::random::normals;
 use crate::small_transformer::draw;
 
+pub use config::{Init, SoftmaxConfig};
+pub use prompts::Prompts;
 pub use theory::{
     Estimator, approximate_gradient, approximate_loss, best_mu, single_head_optimum, two_head_step,
 };
 #[cfg(test)]
 pub(crate) use training::gradient;
 pub use training::train;
-
-/// How weights begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum Init {
-    /// Evenly from `±1/√fan_in`.
-    #[default]
-    Random,
-    /// All matrices a millionth of the identity; the output is drawn.
-    SmallId,
-    /// Queries and keys a ten-thousandth of the identity; the rest is drawn.
-    SmallIdQk,
-    /// Queries and keys a millionth of the identity, the queries of half the heads negative.
-    OppoSmallId,
-}
-
-/// Settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SoftmaxConfig {
-    /// Numbers of `x`.
-    pub d: usize,
-    /// Examples of a prompt.
-    #[serde(rename = "L")]
-    pub length: usize,
-    /// Heads.
-    pub heads: usize,
-    /// Variance of the noise.
-    pub sigma2: f64,
-    /// Linear functions at once, each of a part of `x`.
-    pub tasks: usize,
-    /// Standard deviations of the numbers of `x`; empty for 1 each.
-    pub spread: Vec<f64>,
-    /// How weights begin.
-    pub init: Init,
-    /// Prompts of a step.
-    pub batch_size: usize,
-    /// Learning rate of Adam.
-    pub learning_rate: f64,
-    /// Steps.
-    pub steps: usize,
-    /// Seed of weights and prompts.
-    pub seed: u64,
-}
-
-impl Default for SoftmaxConfig {
-    fn default() -> Self {
-        Self {
-            d: 5,
-            length: 40,
-            heads: 2,
-            sigma2: 0.1,
-            tasks: 1,
-            spread: Vec::new(),
-            init: Init::Random,
-            batch_size: 256,
-            learning_rate: 1e-3,
-            steps: 20_000,
-            seed: 0,
-        }
-    }
-}
-
-impl SoftmaxConfig {
-    /// Numbers of a row: `x` and one `y` for each task.
-    fn row(&self) -> usize {
-        self.d + self.tasks
-    }
-
-    /// Numbers of `x` that a task sees; those of all tasks together cover `x`.
-    fn task_dim(&self) -> usize {
-        match self.tasks {
-            1 => self.d,
-            // With two tasks of d = 6: x[..4] and x[2..].
-            _ => (self.d * 2).div_ceil(self.tasks + 1),
-        }
-    }
-
-    fn task_start(&self, task: usize) -> usize {
-        match self.tasks {
-            1 => 0,
-            tasks => task * (self.d - self.task_dim()) / (tasks - 1),
-        }
-    }
-
-    fn check(&self) -> Result<(), InspectError> {
-        let counts = [
-            ("d", self.d),
-            ("L", self.length),
-            ("heads", self.heads),
-            ("tasks", self.tasks),
-            ("batch_size", self.batch_size),
-        ];
-        if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
-            return Err(InspectError::settings(format!("{name} must be at least 1")));
-        }
-        if !(self.sigma2 >= 0.0 && self.sigma2.is_finite()) {
-            return Err(InspectError::settings(format!(
-                "sigma2 is {}; it must be 0 or more",
-                self.sigma2
-            )));
-        }
-        if self.tasks > self.d {
-            return Err(InspectError::settings(format!(
-                "{} tasks cannot share {} numbers of x; take fewer tasks",
-                self.tasks, self.d
-            )));
-        }
-        if self.init == Init::OppoSmallId && !self.heads.is_multiple_of(2) {
-            return Err(InspectError::settings(
-                "oppo_small_id needs an even number of heads",
-            ));
-        }
-        let good = |s: &f64| *s > 0.0 && s.is_finite();
-        if !self.spread.is_empty() && (self.spread.len() != self.d || !self.spread.iter().all(good))
-        {
-            return Err(InspectError::settings(format!(
-                "spread needs {} numbers above 0, one for each of x",
-                self.d
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// Prompts: rows `(x, y)` and a query, with what is to be predicted.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Prompts {
-    /// `[count, length, row]`
-    pub z: Vec<f32>,
-    /// `[count, d]`
-    pub queries: Vec<f32>,
-    /// `[count, tasks]`
-    pub targets: Vec<f32>,
-    /// Examples of a prompt.
-    pub length: usize,
-    /// Numbers of a row.
-    pub row: usize,
-}
-
-impl Prompts {
-    /// Draws prompts of any length. One task: `β ~ N(0, I/d)`, and the target has noise too;
-    /// several: `β ~ N(0, I)` over the part of `x` that the task sees, noise as much larger,
-    /// and none on the target.
-    pub fn sample(config: &SoftmaxConfig, length: usize, count: usize, seed: u64) -> Self {
-        let mut rng = SmallRng::seed_from_u64(seed);
-        let mut out = Self {
-            z: Vec::new(),
-            queries: Vec::new(),
-            targets: Vec::new(),
-            length,
-            row: config.row(),
-        };
-        out.draw(config, count, &mut rng);
-        out
-    }
-
-    /// Draws `count` prompts in place of those that are there.
-    fn draw(&mut self, config: &SoftmaxConfig, count: usize, rng: &mut SmallRng) {
-        let (d, tasks, row, length) = (config.d, config.tasks, self.row, self.length);
-        let dim = config.task_dim();
-        let (scale, noise) = match tasks {
-            1 => (1.0 / (d as f32).sqrt(), config.sigma2.sqrt() as f32),
-            _ => (1.0, ((dim as f64) * config.sigma2).sqrt() as f32),
-        };
-        self.z.resize(count * length * row, 0.0);
-        self.queries.resize(count * d, 0.0);
-        self.targets.resize(count * tasks, 0.0);
-        normals(rng, &mut self.z);
-        normals(rng, &mut self.queries);
-        let spread = |x: &mut [f32]| {
-            let parts = x.iter_mut().zip(&config.spread);
-            parts.for_each(|(x, s)| *x *= *s as f32);
-        };
-        let mut beta = vec![0.0; tasks * dim];
-        let mut extra = vec![0.0; tasks];
-        for prompt in 0..count {
-            normals(rng, &mut beta);
-            beta.iter_mut().for_each(|b| *b *= scale);
-            let of = |x: &[f32], task: usize| -> f32 {
-                let seen = &x[config.task_start(task)..][..dim];
-                let beta = &beta[task * dim..][..dim];
-                seen.iter().zip(beta).map(|(x, b)| x * b).sum()
-            };
-            for z in self.z[prompt * length * row..][..length * row].chunks_exact_mut(row) {
-                let (x, y) = z.split_at_mut(d);
-                spread(x);
-                // What was drawn for y is its noise.
-                y.iter_mut()
-                    .enumerate()
-                    .for_each(|(task, y)| *y = of(x, task) + noise * *y);
-            }
-            let query = &mut self.queries[prompt * d..][..d];
-            spread(query);
-            let targets = &mut self.targets[prompt * tasks..][..tasks];
-            if tasks == 1 {
-                normals(rng, &mut extra);
-            }
-            for (task, y) in targets.iter_mut().enumerate() {
-                *y = of(query, task) + if tasks == 1 { noise * extra[task] } else { 0.0 };
-            }
-        }
-    }
-
-    /// Number of prompts.
-    pub fn len(&self) -> usize {
-        self.z.len() / (self.length * self.row).max(1)
-    }
-
-    /// True when there is no prompt.
-    pub fn is_empty(&self) -> bool {
-        self.z.is_empty()
-    }
-
-    fn prompt(&self, i: usize) -> (&[f32], &[f32]) {
-        let (size, d) = (self.length * self.row, self.queries.len() / self.len());
-        (&self.z[i * size..][..size], &self.queries[i * d..][..d])
-    }
-}
 
 /// One layer of attention; names of the weights are those of the authors' `state_dict`.
 #[derive(Debug, Clone, PartialEq)]
@@ -455,88 +236,6 @@ impl SoftmaxModel {
             }
         }
         heads
-    }
-
-    /// Writes safetensors with the authors' names.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), InspectError> {
-        let row = self.row();
-        let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let parts = self
-            .named()
-            .map(|(name, numbers, shape)| (name, bytes(numbers), shape));
-        let mut views = Vec::new();
-        for (name, bytes, shape) in &parts {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes)
-                .map_err(|e| InspectError::format(path, e.to_string()))?;
-            views.push((name.as_str(), view));
-        }
-        let tasks = [("tasks".to_owned(), (row - self.d).to_string())];
-        let bytes = safetensors::serialize(views, Some(tasks.into()))
-            .map_err(|e| InspectError::format(path, e.to_string()))?;
-        atomic::write(path, &bytes).map_err(|e| InspectError::io(path, e))
-    }
-
-    fn named(&self) -> [(String, &Vec<f32>, [usize; 2]); 4] {
-        let (row, heads) = (self.row(), self.heads);
-        let name = |part: &str| format!("attention_layer.{part}_proj.weight");
-        [
-            (name("q"), &self.q, [heads * row, row]),
-            (name("k"), &self.k, [heads * row, row]),
-            (name("v"), &self.v, [heads * row, row]),
-            (name("o"), &self.o, [self.tasks, heads * row]),
-        ]
-    }
-
-    /// Reads what [`save`](Self::save) wrote, or the authors' weights as safetensors.
-    ///
-    /// # Errors
-    /// When the file is not there or does not hold such weights.
-    pub fn load(path: &Path) -> Result<Self, InspectError> {
-        let bytes = std::fs::read(path).map_err(|e| InspectError::io(path, e))?;
-        let damaged = |what: String| InspectError::format(path, what);
-        let file = SafeTensors::deserialize(&bytes)
-            .map_err(|e| damaged(format!("it is no safetensors file ({e})")))?;
-        let read = |part: &str| {
-            let name = format!("attention_layer.{part}_proj.weight");
-            let view = file
-                .tensor(&name)
-                .map_err(|_| damaged(format!("it has no tensor '{name}'")))?;
-            if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
-                return Err(damaged(format!("'{name}' is no matrix of 32-bit floats")));
-            }
-            let numbers = view.data().as_chunks::<4>().0.iter();
-            let numbers: Vec<f32> = numbers.map(|b| f32::from_le_bytes(*b)).collect();
-            match numbers.iter().all(|x| x.is_finite()) {
-                true => Ok((numbers, view.shape().to_vec())),
-                false => Err(damaged(format!(
-                    "'{name}' holds numbers that are not finite"
-                ))),
-            }
-        };
-        let (q, shape) = read("q")?;
-        let (k, v, o) = (read("k")?, read("v")?, read("o")?);
-        let (inner, row, tasks) = (shape[0], shape[1], o.1[0]);
-        let fits = row > tasks
-            && tasks > 0
-            && inner.is_multiple_of(row)
-            && k.1 == shape
-            && v.1 == shape
-            && o.1[1] == inner;
-        if !fits {
-            return Err(damaged("its matrices do not fit together".to_owned()));
-        }
-        Ok(Self {
-            d: row - tasks,
-            tasks,
-            heads: inner / row,
-            q,
-            k: k.0,
-            v: v.0,
-            o: o.0,
-        })
     }
 }
 

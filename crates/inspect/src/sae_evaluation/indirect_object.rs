@@ -8,153 +8,21 @@
 //! is trained by cross-entropy of the last word until it names the indirect object. Its places
 //! to look at are the outputs of the heads at the last word (`blocks.L.attn.hook_z`).
 
+mod prompts;
+
 use keyfold_core::{Progress, seed_of};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
-use super::Attribute;
 use crate::InspectError;
 use crate::small_transformer::{Adam, BlockConfig, Blocks, Edit, Layout, Trace, draw, warm_cosine};
 
+pub use prompts::{ATTRIBUTES, Prompt, attributes, vocabulary};
+use prompts::{NAMES, TEMPLATES};
+
 /// Prompts whose gradient is made together.
 const PART: usize = 16;
-
-const NAMES: [&str; 40] = [
-    "Ada", "Ben", "Carl", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivan", "June", "Kurt", "Lena",
-    "Max", "Nora", "Otto", "Paul", "Rita", "Sam", "Tess", "Uwe", "Vera", "Will", "Xena", "Yann",
-    "Zoe", "Anna", "Bert", "Cleo", "Dirk", "Ella", "Finn", "Gina", "Hugo", "Ida", "Jack", "Kate",
-    "Leo", "Mara", "Nick", "Olga",
-];
-const OBJECTS: [&str; 6] = ["book", "ring", "kite", "lamp", "cake", "drum"];
-const PLACES: [&str; 6] = ["farm", "port", "shop", "zoo", "park", "lab"];
-
-/// Sentences of one length: `A` and `B` are the first two names, `C` the third, `P` a place, `O`
-/// an object.
-const TEMPLATES: [&str; 3] = [
-    "Then A and B had a long quarrel about the game and afterwards C replied to",
-    "Then A and B had much fun at the P ; C gave a O to",
-    "Then A and B worked at the P . C wanted to give a O to",
-];
-
-/// A prompt by its parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prompt {
-    template: usize,
-    place: usize,
-    object: usize,
-    /// Name of the indirect object.
-    pub io: usize,
-    /// Name of the subject.
-    pub s: usize,
-    /// Whether the subject is named first.
-    pub io_second: bool,
-}
-
-/// The attributes, in the order of [`attributes`].
-pub const ATTRIBUTES: [&str; 3] = ["io", "s", "io_pos"];
-
-/// Words that the model knows.
-pub fn vocabulary() -> Vec<&'static str> {
-    let mut words: Vec<&str> = Vec::new();
-    let parts = TEMPLATES.iter().flat_map(|t| t.split(' '));
-    let plain = parts.filter(|w| !["A", "B", "C", "P", "O"].contains(w));
-    for word in NAMES.into_iter().chain(OBJECTS).chain(PLACES).chain(plain) {
-        if !words.contains(&word) {
-            words.push(word);
-        }
-    }
-    words
-}
-
-impl Prompt {
-    /// Draws prompts; names come from the first `names` of the list.
-    ///
-    /// # Errors
-    /// When `names` is no number from 2 to all.
-    pub fn sample(count: usize, names: usize, seed: u64) -> Result<Vec<Self>, InspectError> {
-        if !(2..=NAMES.len()).contains(&names) {
-            return Err(InspectError::settings(format!(
-                "prompts need 2 to {} names, not {names}",
-                NAMES.len()
-            )));
-        }
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut one = || {
-            let io = rng.random_range(0..names);
-            let s = (io + rng.random_range(1..names)) % names;
-            Self {
-                template: rng.random_range(0..TEMPLATES.len()),
-                place: rng.random_range(0..PLACES.len()),
-                object: rng.random_range(0..OBJECTS.len()),
-                io,
-                s,
-                io_second: rng.random(),
-            }
-        };
-        Ok((0..count).map(|_| one()).collect())
-    }
-
-    /// The same prompt with one attribute changed: a name that is in neither place, or the other
-    /// order.
-    pub fn counterfactual(self, attribute: usize, rng: &mut StdRng) -> Self {
-        let mut new = || loop {
-            let name = rng.random_range(0..NAMES.len());
-            if name != self.io && name != self.s {
-                return name;
-            }
-        };
-        match attribute {
-            0 => Self { io: new(), ..self },
-            1 => Self { s: new(), ..self },
-            _ => Self {
-                io_second: !self.io_second,
-                ..self
-            },
-        }
-    }
-
-    /// The values of the attributes.
-    pub fn values(self) -> [usize; 3] {
-        [self.io, self.s, usize::from(self.io_second)]
-    }
-
-    /// The words of the prompt.
-    pub fn words(self) -> Vec<&'static str> {
-        let (first, second) = match self.io_second {
-            false => (self.io, self.s),
-            true => (self.s, self.io),
-        };
-        let word = |w: &'static str| match w {
-            "A" => NAMES[first],
-            "B" => NAMES[second],
-            "C" => NAMES[self.s],
-            "P" => PLACES[self.place],
-            "O" => OBJECTS[self.object],
-            other => other,
-        };
-        TEMPLATES[self.template].split(' ').map(word).collect()
-    }
-}
-
-/// The attributes of prompts.
-pub fn attributes(prompts: &[Prompt]) -> Vec<Attribute> {
-    let names = || NAMES.map(str::to_owned).to_vec();
-    let values = [
-        names(),
-        names(),
-        vec!["first".to_owned(), "second".to_owned()],
-    ];
-    let of = |at: usize| prompts.iter().map(|p| p.values()[at]).collect();
-    let parts = ATTRIBUTES.iter().zip(values).enumerate();
-    parts
-        .map(|(at, (name, values))| Attribute {
-            name: (*name).to_owned(),
-            values,
-            of: of(at),
-        })
-        .collect()
-}
 
 /// Settings of the training.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -478,90 +346,4 @@ fn argmax(row: &[f32]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use keyfold_core::NoProgress;
-
-    use super::*;
-
-    #[test]
-    fn prompts_have_one_length_and_name_the_subject_twice() {
-        let prompts = Prompt::sample(200, 40, 1).unwrap();
-        for prompt in &prompts {
-            let words = prompt.words();
-            assert_eq!(words.len(), 16, "{words:?}");
-            let count = |name: usize| words.iter().filter(|w| **w == NAMES[name]).count();
-            assert_eq!((count(prompt.io), count(prompt.s)), (1, 2));
-            assert_eq!(words[1] == NAMES[prompt.io], !prompt.io_second);
-        }
-        assert!(Prompt::sample(1, 1, 0).is_err());
-        assert_eq!(&vocabulary()[..40], &NAMES);
-    }
-
-    #[test]
-    fn a_counterfactual_changes_one_attribute() {
-        let mut rng = StdRng::seed_from_u64(1);
-        for prompt in Prompt::sample(50, 40, 2).unwrap() {
-            for attribute in 0..3 {
-                let other = prompt.counterfactual(attribute, &mut rng);
-                for (at, (a, b)) in prompt.values().iter().zip(other.values()).enumerate() {
-                    assert_eq!(*a != b, at == attribute);
-                }
-                assert_ne!(other.io, other.s);
-            }
-        }
-    }
-
-    #[test]
-    fn the_gradient_is_that_of_differences() {
-        let config = SmallModelConfig {
-            d_model: 8,
-            heads: 2,
-            ..SmallModelConfig::default()
-        };
-        let model = SmallModel::new(config).unwrap();
-        let prompts = Prompt::sample(4, 40, 3).unwrap();
-        let (_, gradient) = model.gradient(&prompts, 4);
-        let loss = |model: &SmallModel| model.gradient(&prompts, 4).0 / 4.0;
-        let step = 1e-2;
-        for at in (0..model.weights.len()).step_by(53) {
-            let (mut up, mut down) = (model.clone(), model.clone());
-            up.weights[at] += step;
-            down.weights[at] -= step;
-            let difference = (loss(&up) - loss(&down)) / f64::from(2.0 * step);
-            let analytic = f64::from(gradient[at]);
-            assert!(
-                (analytic - difference).abs() < 1e-3 * (1.0 + 10.0 * difference.abs()),
-                "{at}: {analytic} {difference}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_pass_with_its_own_activations_is_the_same_pass() {
-        let model = SmallModel::new(SmallModelConfig::default()).unwrap();
-        let prompts = Prompt::sample(20, 40, 3).unwrap();
-        let plain = model.pass(&prompts, None).unwrap();
-        let again = model.pass(&prompts, Some((1, &plain.heads[1]))).unwrap();
-        assert_eq!(plain, again);
-        let zeros = vec![0.0; plain.heads[1].len()];
-        let without = model.pass(&prompts, Some((1, &zeros))).unwrap();
-        assert_ne!(plain.names, without.names);
-        assert_eq!(plain.heads[0], without.heads[0]);
-        assert!(model.pass(&prompts, Some((2, &zeros))).is_err());
-        assert!(model.pass(&prompts[..1], Some((1, &zeros))).is_err());
-    }
-
-    #[test]
-    fn training_lowers_the_loss() {
-        let config = SmallModelConfig {
-            d_model: 16,
-            heads: 2,
-            steps: 60,
-            batch_size: 32,
-            ..SmallModelConfig::default()
-        };
-        let mut model = SmallModel::new(config).unwrap();
-        let curve = model.train(&NoProgress).unwrap();
-        assert!(curve[59] < 0.93 * curve[0], "{curve:?}");
-    }
-}
+mod tests;
