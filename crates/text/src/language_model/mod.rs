@@ -11,8 +11,10 @@
 //!
 //! of all tokens of text, and of those of records that can be known.
 //!
-//! The last steps have longer windows (`long_length` from `long_from` of the steps on), so
-//! that the model works at those lengths. Without a share of recall it is a plain
+//! The first steps (`practice` of them) have short windows and nothing but records: a model that
+//! looks back 64 tokens learns in some hundred steps what it does not learn in thousands on
+//! longer windows, and keeps it. The last steps have longer windows (`long_length` from
+//! `long_from` of the steps on), so that the model works at those lengths. Without a share of recall it is a plain
 //! language model. With `attention = "blocks"` it learns on PowerAttention's mask (Chen et al.
 //! 2025), so that `keyfold lm --prefill power --select power` reads it as it was trained.
 
@@ -33,6 +35,9 @@ use serde_json::json;
 use crate::training::{Place, model_error};
 pub use recall::Recall;
 
+/// Tokens of the shortest windows.
+const SHORT: usize = 64;
+
 /// Begins every window.
 pub const BOS: u32 = 256;
 
@@ -48,6 +53,9 @@ pub struct LanguageModelConfig {
     pub mask: BlockMask,
     /// Share of windows that are records to recall.
     pub recall_share: f64,
+    /// The share of steps, at the beginning, whose windows are short and records alone; only
+    /// where there is a share of recall.
+    pub practice: f64,
     /// Tokens of a window.
     pub length: usize,
     /// Tokens of a window at the end of the training.
@@ -87,6 +95,7 @@ impl Default for LanguageModelConfig {
                 ..BlockMask::default()
             },
             recall_share: 0.4,
+            practice: 0.15,
             length: 512,
             long_length: 2048,
             long_from: 0.8,
@@ -122,9 +131,9 @@ impl LanguageModelConfig {
             ));
         }
         let longest = self.length.max(self.long_length);
-        if self.length < 64 || self.long_length < 64 || longest > self.batch_tokens {
+        if self.length < SHORT || self.long_length < SHORT || longest > self.batch_tokens {
             return wrong(format!(
-                "length and long_length must be at least 64 and at most batch_tokens ({})",
+                "length and long_length must be at least {SHORT} and at most batch_tokens ({})",
                 self.batch_tokens
             ));
         }
@@ -136,6 +145,7 @@ impl LanguageModelConfig {
         }
         for (name, share) in [
             ("recall_share", self.recall_share),
+            ("practice", self.practice),
             ("long_from", self.long_from),
             ("held_out", self.held_out),
         ] {
@@ -157,12 +167,15 @@ impl LanguageModelConfig {
         }
     }
 
-    /// Tokens of a window of micro-batch `number` of `all`.
-    fn length_at(&self, number: u64, all: u64) -> usize {
-        if (number as f64) < self.long_from * all as f64 {
-            self.length
+    /// Tokens of a window of micro-batch `number` of `all`, and the share of records.
+    fn stage(&self, number: u64, all: u64) -> (usize, f64) {
+        let part = number as f64 / all.max(1) as f64;
+        if part < self.practice && self.recall_share > 0.0 {
+            (SHORT, 1.0)
+        } else if part < self.long_from {
+            (self.length, self.recall_share)
         } else {
-            self.long_length
+            (self.long_length, self.recall_share)
         }
     }
 }
@@ -231,12 +244,12 @@ impl Task for LanguageTask<'_> {
     }
 
     fn batch(&mut self, number: u64) -> Result<Windows, LearnError> {
-        let length = self.config.length_at(number, self.all);
+        let (length, recall_share) = self.config.stage(number, self.all);
         let mut windows = Windows::none();
         let seed = random::derive(self.config.seed, 1 + number);
         for window in 0..(self.config.batch_tokens / length) as u64 {
             let seed = random::derive(seed, window);
-            let recall = random::unit(seed, 1) < self.config.recall_share;
+            let recall = random::unit(seed, 1) < recall_share;
             self.add_window(&mut windows, length, seed, recall);
         }
         if windows.rows.is_empty() {

@@ -82,6 +82,25 @@ fn answers_lie_where_the_window_has_the_values_of_earlier_records() {
 }
 
 #[test]
+fn short_records_come_first_and_long_windows_last() {
+    let config = LanguageModelConfig {
+        recall_share: 0.25,
+        practice: 0.1,
+        length: 128,
+        long_length: 256,
+        ..tiny()
+    };
+    let stages: Vec<_> = [0, 9, 10, 79, 80].map(|n| config.stage(n, 100)).into();
+    let (usual, long) = ((128, 0.25), (256, 0.25));
+    assert_eq!(stages, [(64, 1.0), (64, 1.0), usual, usual, long]);
+    let plain = LanguageModelConfig {
+        recall_share: 0.0,
+        ..config
+    };
+    assert_eq!(plain.stage(0, 100), (128, 0.0));
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut short = tiny();
