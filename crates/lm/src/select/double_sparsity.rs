@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::labels::{LabelParts, Labels};
 use super::rankings::{Channel, Rankings};
 use super::side::{Notes, SideCache};
-use super::{Budget, Work, choose_lists, of_group, pick, reads_all, sort_unique, works};
+use super::{Budget, Work, choose_each, greatest, reads_all};
 use crate::refusal::Refusal;
 use crate::roles::{Dims, KvStore, Reads, Rows, Selector, StepCtx};
 use crate::store::matryoshka::Bases;
@@ -202,7 +202,7 @@ impl DoubleSparsity {
             config,
             dims,
             cache,
-            works: works(&dims, lists),
+            works: vec![Work::default(); dims.heads],
         })
     }
 
@@ -239,7 +239,7 @@ impl DoubleSparsity {
             config,
             dims,
             cache,
-            works: works(&dims, 1),
+            works: vec![Work::default(); dims.heads],
         })
     }
 
@@ -279,22 +279,16 @@ impl Selector for DoubleSparsity {
             LabelHeads::PerKvHead => Reads::PerKvHead,
             LabelHeads::PerHead => Reads::PerHead,
         };
-        choose_lists(works, reads, team, rows, |head, work| {
-            let sets = &cache.of(layer, head).0;
-            let of_set = dims.group() / sets.len();
-            let mut queries = of_group(queries, head, &dims).chunks_exact(dims.head_dim);
-            for (labels, list) in sets.iter().zip(&mut work.lists) {
-                work.label.clear();
-                for query in queries.by_ref().take(of_set) {
-                    labels.of_query(query, &mut work.label);
-                }
-                labels.scores(&work.label, &mut work.scores);
-                let k = budget.of(labels.len());
-                for scores in work.scores.chunks_exact(labels.len()) {
-                    pick(scores, k, config.keep_newest, &mut work.chosen, list);
-                }
-            }
-            work.lists.iter_mut().for_each(sort_unique);
+        choose_each(works, reads, &dims, team, rows, |head, work| {
+            let sets = &cache.of(layer, head / dims.group()).0;
+            // One set for all query heads of the group, or one for each.
+            let labels = &sets[head % dims.group() % sets.len()];
+            work.label.clear();
+            let query = &queries[head * dims.head_dim..][..dims.head_dim];
+            labels.of_query(query, &mut work.label);
+            labels.scores(&work.label, &mut work.scores);
+            let k = budget.of(labels.len());
+            greatest(&work.scores, k, config.keep_newest, &mut work.chosen);
         });
     }
 

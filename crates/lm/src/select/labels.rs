@@ -152,7 +152,7 @@ impl Labels {
     /// the other.
     pub(super) fn scores(&self, labels: &[f32], scores: &mut Vec<f32>) {
         let (width, len) = (self.width, self.len());
-        scores.clear();
+        // All of them are written anew.
         scores.resize(labels.len() / width * len, 0.0);
         match &self.rows {
             Codes::Half(bytes) => {

@@ -20,6 +20,7 @@ pub mod rankings;
 mod side;
 pub mod tidal;
 
+use std::cell::RefCell;
 use std::str::FromStr;
 
 use keyfold_kernels::{Team, top_k_rows};
@@ -106,21 +107,23 @@ fn sort_unique(rows: &mut Vec<u32>) {
     rows.dedup();
 }
 
-/// Appends to `rows` the `k` rows of greatest `scores`, ascending; `keep_newest` takes one of
+/// Fills `chosen` with the `k` rows of greatest `scores`, ascending; `keep_newest` takes one of
 /// the places for the last row, whatever its score. Of equal scores the earlier row counts
 /// more.
-fn pick(scores: &[f32], k: usize, keep_newest: bool, chosen: &mut Vec<u32>, rows: &mut Vec<u32>) {
+fn greatest(scores: &[f32], k: usize, keep_newest: bool, chosen: &mut Vec<u32>) {
     match scores.split_last() {
         Some((_, earlier)) if keep_newest && k > 0 => {
             top_k_rows(earlier, k - 1, chosen);
-            rows.extend_from_slice(chosen);
-            rows.push(earlier.len() as u32);
+            chosen.push(earlier.len() as u32);
         }
-        _ => {
-            top_k_rows(scores, k, chosen);
-            rows.extend_from_slice(chosen);
-        }
+        _ => top_k_rows(scores, k, chosen),
     }
+}
+
+/// Appends the [`greatest`] to `rows`.
+fn pick(scores: &[f32], k: usize, keep_newest: bool, chosen: &mut Vec<u32>, rows: &mut Vec<u32>) {
+    greatest(scores, k, keep_newest, chosen);
+    rows.extend_from_slice(chosen);
 }
 
 /// Whether every KV head of `layer` may read all that it has.
@@ -151,6 +154,65 @@ fn choose_lists(
     for (to, from) in rows.lists.iter_mut().zip(lists) {
         std::mem::swap(to, from);
     }
+}
+
+/// Lets `choose(head, work)` fill `chosen` of every query head with ascending rows, threads
+/// side by side, and hands `rows` these, or for each KV head what any of its query heads chose.
+fn choose_each(
+    works: &mut [Work],
+    reads: Reads,
+    dims: &Dims,
+    team: &Team,
+    rows: &mut Rows,
+    choose: impl Fn(usize, &mut Work) + Sync,
+) {
+    team.split(works, 1, |first, run| {
+        for (offset, work) in run.iter_mut().enumerate() {
+            choose(first + offset, work);
+        }
+    });
+    if reads == Reads::PerHead {
+        rows.start(reads, works.len());
+        for (to, work) in rows.lists.iter_mut().zip(works) {
+            std::mem::swap(to, &mut work.chosen);
+        }
+        return;
+    }
+    rows.start(reads, dims.kv_heads);
+    let works = &*works;
+    team.split(&mut rows.lists, 1, |first, run| {
+        for (offset, list) in run.iter_mut().enumerate() {
+            let own = &works[(first + offset) * dims.group()..][..dims.group()];
+            union(own.iter().map(|work| work.chosen.as_slice()), list);
+        }
+    });
+}
+
+thread_local! {
+    /// A bit for each row.
+    static MARKS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Fills `to` with the rows of any of the ascending `lists`, ascending.
+fn union<'a>(lists: impl Iterator<Item = &'a [u32]>, to: &mut Vec<u32>) {
+    to.clear();
+    MARKS.with_borrow_mut(|marks| {
+        for list in lists {
+            let words = list.last().map_or(0, |&last| last as usize / 64 + 1);
+            if marks.len() < words {
+                marks.resize(words, 0);
+            }
+            for &row in list {
+                marks[row as usize / 64] |= 1 << (row % 64);
+            }
+        }
+        for (word, bits) in marks.iter_mut().enumerate() {
+            while *bits != 0 {
+                to.push(64 * word as u32 + bits.trailing_zeros());
+                *bits &= *bits - 1;
+            }
+        }
+    });
 }
 
 /// One [`Work`] for every KV head, with `lists` lists each.

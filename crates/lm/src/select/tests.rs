@@ -346,3 +346,15 @@ fn the_power_mask_reads_the_blocks_that_it_shows() {
     power.select(2, &[0.0; 8], &*store, &mut ctx, &team, &mut rows);
     assert!(rows.lists[0].contains(&(5 * 64)) && !rows.lists[0].contains(&(4 * 64)));
 }
+
+#[test]
+fn a_union_has_every_row_once_and_in_order() {
+    let lists: [&[u32]; 4] = [&[0, 5, 63, 64, 700], &[], &[5, 64, 65], &[1, 699]];
+    let mut rows = vec![9; 3];
+    for _ in 0..2 {
+        union(lists.into_iter(), &mut rows);
+        assert_eq!(rows, [0, 1, 5, 63, 64, 65, 699, 700]);
+    }
+    union(lists[1..2].iter().copied(), &mut rows);
+    assert!(rows.is_empty());
+}

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::recall::RecallConfig;
 use crate::select::baselines::OracleTopK;
+use crate::select::pick;
 use crate::test_store::{Fixture, TestStore, assert_near, choose, dims, normal};
 
 #[test]
