@@ -1,5 +1,7 @@
-//! Records `key=value;` and, later, questions `?key=value;`: what a model can answer only by
-//! looking back. Between records may stand words that do not matter.
+//! Records `abcXYZ;`, a key in small letters and a value in capitals, and later questions
+//! `?abcXYZ;`: what a model can answer only by looking back. Between records may stand words
+//! that do not matter. Nothing stands between key and value: with a sign there, the letters
+//! of the key would have to be carried over it, which takes many times as long to learn.
 //!
 //! A question repeats its record, so that from its second letter on every byte of it can be
 //! known; these bytes alone count in the loss, for the others are drawn at random. Windows
@@ -11,12 +13,12 @@ use std::ops::Range;
 use keyfold_nn::random;
 
 /// Bytes of a key and of a value.
-const KEY: usize = 4;
-const VALUE: usize = 4;
+const KEY: usize = 3;
+const VALUE: usize = 3;
 
 /// The text of a record.
 fn record_text(key: &[u8], value: &[u8]) -> Vec<u8> {
-    [key, b"=", value, b";"].concat()
+    [key, value, b";"].concat()
 }
 
 /// Makes one window of records and questions.
@@ -57,12 +59,12 @@ impl Recall {
                 let which = self.below(records.len());
                 let (key, value) = records[which].clone();
                 text.push(b'?');
-                let from = text.len() + KEY + 1;
+                let from = text.len() + KEY;
                 text.extend(record_text(&key, &value));
                 self.answers.push(from..from + VALUE);
             } else {
                 let key = self.word(KEY, b"abcdefghijklmnopqrstuvwxyz");
-                let value = self.word(VALUE, b"0123456789");
+                let value = self.word(VALUE, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ");
                 text.extend(record_text(&key, &value));
                 records.push((key, value));
             }
@@ -78,11 +80,12 @@ impl Recall {
     }
 
     /// The bytes of what [`tokens`](Self::tokens) gave that can be known from those before
-    /// them: of every answered question all but its mark and its first letter.
+    /// them: of every answered question all but its mark and its first letter, up to the value's
+    /// last.
     pub fn known(&self) -> impl Iterator<Item = usize> {
         self.answers
             .iter()
-            .flat_map(|answer| answer.start - KEY..answer.end)
+            .flat_map(|answer| answer.start - KEY + 1..answer.end)
     }
 
     /// Where the bytes of the answers lie in what [`tokens`](Self::tokens) gave.

@@ -70,15 +70,15 @@ fn answers_lie_where_the_window_has_the_values_of_earlier_records() {
     let answers: Vec<_> = recall.answers().collect();
     assert!(answers.len() > 5);
     for answer in &answers {
-        let asked = &text[answer.start - 6..answer.end];
+        let asked = &text[answer.start - 4..answer.end];
         let record = asked.strip_prefix('?').unwrap();
         let at = text.find(record).unwrap();
-        assert!(at < answer.start - 5, "{record}");
+        assert!(at < answer.start - 3, "{record}");
     }
     let known: Vec<usize> = recall.known().collect();
-    assert_eq!(known.len(), answers.len() * 8);
-    let first = answers[0].start - 4;
-    assert_eq!(known[..8], (first..first + 8).collect::<Vec<_>>());
+    assert_eq!(known.len(), answers.len() * 5);
+    let first = answers[0].start - 2;
+    assert_eq!(known[..5], (first..first + 5).collect::<Vec<_>>());
 }
 
 #[test]

@@ -33,7 +33,7 @@ enum Style {
 impl Style {
     fn of(model: &Model) -> Result<Self, BenchError> {
         // Such a model knows 256 bytes and four signs.
-        let bytes = model.dims().vocab == 260 && model.encode("a=1;")?.len() == 4;
+        let bytes = model.dims().vocab == 260 && model.encode("aA; ")?.len() == 4;
         Ok(if bytes { Self::Bytes } else { Self::Sentences })
     }
 
@@ -50,21 +50,28 @@ impl Style {
                 let of = |rng: &mut StdRng| NAMES[rng.random_range(0..NAMES.len())];
                 format!("{}-{}-{number}", of(rng), of(rng))
             }
-            Self::Bytes => (0..4).map(|_| rng.random_range('a'..='z')).collect(),
+            Self::Bytes => (0..3).map(|_| rng.random_range('a'..='z')).collect(),
+        }
+    }
+
+    fn code(self, rng: &mut StdRng) -> String {
+        match self {
+            Self::Sentences => rng.random_range(1000..10_000u32).to_string(),
+            Self::Bytes => (0..3).map(|_| rng.random_range('A'..='Z')).collect(),
         }
     }
 
     fn record(self, key: &str, code: &str) -> String {
         match self {
             Self::Sentences => format!("The code of door {key} is {code}.\n"),
-            Self::Bytes => format!("{key}={code};"),
+            Self::Bytes => format!("{key}{code};"),
         }
     }
 
     fn question(self, key: &str) -> String {
         match self {
             Self::Sentences => format!("\nThe code of door {key} is"),
-            Self::Bytes => format!("?{key}="),
+            Self::Bytes => format!("?{key}"),
         }
     }
 
@@ -90,7 +97,7 @@ impl Records {
         let room = 24;
         while prompt.len() + room < length {
             let key = style.key(rng, all.len());
-            let code = rng.random_range(1000..10_000u32).to_string();
+            let code = style.code(rng);
             prompt.extend(model.encode(&style.record(&key, &code))?);
             all.push((key, code));
         }

@@ -66,10 +66,10 @@ enum RanksArg {
 /// Around what principal components are sought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum AroundArg {
+    /// Zero: values of first tokens, which take much attention, stay small
+    Zero,
     /// The mean of keys or values, as the authors do
     Mean,
-    /// Zero: values of first tokens that take much attention stay small
-    Zero,
 }
 
 /// What only the calibration of `--cache matryoshka` takes.
@@ -85,7 +85,7 @@ pub(super) struct BasesArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     interval: usize,
     /// matryoshka: around what principal components are sought
-    #[arg(long, value_name = "WHAT", default_value = "mean")]
+    #[arg(long, value_name = "WHAT", default_value = "zero")]
     around: AroundArg,
     /// matryoshka: search ranks for these bases ('keyfold train matryoshka-kv') in place of
     /// principal components

@@ -5,7 +5,7 @@
 //! t = 1 - (1 - sparsity_threshold) / 2
 //! keys     upper, lower = quantiles t and 1 - t of each channel, over the tokens
 //! values   the same of each token, over the channels
-//! table    of x' within -1..1, weighed by F r²; all alike without gradients
+//! table    of x' within -1..1, weighed by F r²
 //! ```
 
 use std::sync::{Mutex, PoisonError};
@@ -25,10 +25,8 @@ const LEAST_TOKENS: usize = 32;
 /// Samples that a table is fitted to; of more, every second, third ... is taken.
 const MOST_SAMPLES: usize = 1 << 20;
 
-/// How numbers are weighed when a table is fitted; `F` is the square of the loss's gradient and
-/// `r` the range of the number's channel or token. Without gradients all weigh the same: by `r²`
-/// alone the table would be that of the few channels of large keys, which queries meet with
-/// small numbers.
+/// How numbers are weighed when a table is fitted; `F` is the square of the loss's gradient,
+/// 1 where no gradients were handed over, and `r` the range of the number's channel or token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Weighting {
     /// `F r²`: the error of `x` is `r` times that of `x'`.
@@ -249,10 +247,10 @@ fn fit(
         if !inside {
             continue;
         }
-        let weight = match (weights.get(at), config.weighting) {
-            (None, _) => 1.0,
-            (Some(fisher), Weighting::FisherRange) => fisher * range * range,
-            (Some(fisher), Weighting::Fisher) => *fisher,
+        let fisher = weights.get(at).copied().unwrap_or(1.0);
+        let weight = match config.weighting {
+            Weighting::FisherRange => fisher * range * range,
+            Weighting::Fisher => fisher,
         };
         samples.push((scaled, weight));
     }
