@@ -38,35 +38,98 @@ impl Heads {
     }
 }
 
+/// Numbers of one head in one sequence as `[dim, length]`: what is done for all tokens alike stands
+/// side by side.
+struct Turned {
+    numbers: Vec<f32>,
+    length: usize,
+}
+
+impl Turned {
+    fn new(at: Heads) -> Self {
+        Self {
+            numbers: vec![0.0; at.dim * at.length],
+            length: at.length,
+        }
+    }
+
+    /// Takes the numbers of each token from its place.
+    fn read(&mut self, from: &[f32], place: impl Fn(usize) -> usize) {
+        for token in 0..self.length {
+            let from = &from[place(token)..];
+            for (row, x) in self.numbers.chunks_exact_mut(self.length).zip(from) {
+                row[token] = *x;
+            }
+        }
+    }
+
+    fn write(&self, to: &mut [f32], place: impl Fn(usize) -> usize) {
+        for token in 0..self.length {
+            let to = &mut to[place(token)..];
+            for (row, x) in self.numbers.chunks_exact(self.length).zip(to) {
+                *x = row[token];
+            }
+        }
+    }
+
+    /// The row of each of the head's numbers.
+    fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
+        self.numbers.chunks_exact(self.length)
+    }
+
+    /// Adds `x` times the numbers of token `i` of `of`, row by row.
+    fn add_outer(&mut self, of: &Self, i: usize, x: &[f32]) {
+        let rows = self.numbers.chunks_exact_mut(self.length).zip(of.rows());
+        rows.for_each(|(row, of)| add(row, of[i], x));
+    }
+
+    /// For all tokens the sum over rows of their numbers with those of token `i` of `with`.
+    fn products(&self, with: &Self, i: usize, factor: f32, out: &mut [f32]) {
+        out.fill(0.0);
+        let rows = self.rows().zip(with.rows());
+        rows.for_each(|(row, with)| add(out, factor * with[i], row));
+    }
+}
+
+fn add(y: &mut [f32], factor: f32, x: &[f32]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += factor * x);
+}
+
+/// A sum in eight parts, of which the compiler makes vectors.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
 /// Weights `[sequences, heads, length, length]` and sums `[tokens, heads · dim]`.
 pub(super) fn forward(at: Heads, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (sequences, length, dim) = (at.sequences(qkv), at.length, at.dim);
     let mut weights = vec![0.0; sequences * at.heads * length * length];
     let mut sums = vec![0.0; sequences * length * at.heads * dim];
+    let [mut q, mut k, mut v] = [0; 3].map(|_| Turned::new(at));
     for sequence in 0..sequences {
         for head in 0..at.heads {
+            for (part, turned) in [&mut q, &mut k, &mut v].into_iter().enumerate() {
+                turned.read(qkv, |i| at.place(sequence * length + i, part, head));
+            }
             let weights = &mut weights[at.weights(sequence, head)..][..length * length];
-            for i in 0..length {
-                let token = sequence * length + i;
-                let query = &qkv[at.place(token, 0, head)..][..dim];
-                let row = &mut weights[i * length..=i * length + i];
-                let mut most = f32::NEG_INFINITY;
-                for (j, w) in row.iter_mut().enumerate() {
-                    let key = &qkv[at.place(sequence * length + j, 1, head)..][..dim];
-                    *w = at.scale() * query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>();
-                    most = most.max(*w);
-                }
-                let mut sum = 0.0;
-                for w in row.iter_mut() {
-                    *w = (*w - most).exp();
-                    sum += *w;
-                }
-                let out = &mut sums[(token * at.heads + head) * dim..][..dim];
-                for (j, w) in row.iter_mut().enumerate() {
-                    *w /= sum;
-                    let value = &qkv[at.place(sequence * length + j, 2, head)..][..dim];
-                    out.iter_mut().zip(value).for_each(|(o, v)| *o += *w * v);
-                }
+            for (i, row) in weights.chunks_exact_mut(length).enumerate() {
+                k.products(&q, i, at.scale(), row);
+                row[i + 1..].fill(f32::NEG_INFINITY);
+            }
+            keyfold_kernels::softmax_rows(weights, length);
+            for (i, row) in weights.chunks_exact(length).enumerate() {
+                let out = &mut sums[((sequence * length + i) * at.heads + head) * dim..][..dim];
+                out.iter_mut()
+                    .zip(v.rows())
+                    .for_each(|(o, v)| *o = dot(row, v));
             }
         }
     }
@@ -77,32 +140,33 @@ pub(super) fn forward(at: Heads, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
 pub(super) fn backward(at: Heads, qkv: &[f32], weights: &[f32], d_sums: &[f32]) -> Vec<f32> {
     let (sequences, length, dim) = (at.sequences(qkv), at.length, at.dim);
     let mut d = vec![0.0; qkv.len()];
-    let mut d_scores = vec![0.0; length];
+    let mut slopes = vec![0.0; length];
+    let [mut q, mut k, mut v, mut d_out] = [0; 4].map(|_| Turned::new(at));
     for sequence in 0..sequences {
         for head in 0..at.heads {
+            for (part, turned) in [&mut q, &mut k, &mut v].into_iter().enumerate() {
+                turned.read(qkv, |i| at.place(sequence * length + i, part, head));
+            }
+            let sum = |i: usize| ((sequence * length + i) * at.heads + head) * dim;
+            d_out.read(d_sums, sum);
+            let [mut d_k, mut d_v] = [0; 2].map(|_| Turned::new(at));
             let weights = &weights[at.weights(sequence, head)..][..length * length];
-            for i in 0..length {
-                let token = sequence * length + i;
-                let row = &weights[i * length..=i * length + i];
-                let d_out = &d_sums[(token * at.heads + head) * dim..][..dim];
-                let mut mean = 0.0;
-                for (j, w) in row.iter().enumerate() {
-                    let value = at.place(sequence * length + j, 2, head);
-                    let products = qkv[value..][..dim].iter().zip(d_out);
-                    d_scores[j] = products.map(|(v, d)| v * d).sum();
-                    mean += w * d_scores[j];
-                    let d_value = d[value..][..dim].iter_mut().zip(d_out);
-                    d_value.for_each(|(d, o)| *d += w * o);
+            for (i, row) in weights.chunks_exact(length).enumerate() {
+                v.products(&d_out, i, 1.0, &mut slopes);
+                let mean = dot(row, &slopes);
+                // Weights of tokens that are not seen are 0, and so are their slopes.
+                for (slope, w) in slopes.iter_mut().zip(row) {
+                    *slope = at.scale() * w * (*slope - mean);
                 }
-                let query = at.place(token, 0, head);
-                for (j, w) in row.iter().enumerate() {
-                    let slope = at.scale() * w * (d_scores[j] - mean);
-                    let key = at.place(sequence * length + j, 1, head);
-                    for x in 0..dim {
-                        d[query + x] += slope * qkv[key + x];
-                        d[key + x] += slope * qkv[query + x];
-                    }
-                }
+                let d_q = &mut d[at.place(sequence * length + i, 0, head)..][..dim];
+                d_q.iter_mut()
+                    .zip(k.rows())
+                    .for_each(|(d, k)| *d = dot(&slopes, k));
+                d_k.add_outer(&q, i, &slopes);
+                d_v.add_outer(&d_out, i, row);
+            }
+            for (part, turned) in [(1, &d_k), (2, &d_v)] {
+                turned.write(&mut d, |i| at.place(sequence * length + i, part, head));
             }
         }
     }
