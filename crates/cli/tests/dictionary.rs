@@ -318,3 +318,180 @@ fn wrong_use_and_bad_rows_are_refused_by_name() {
         .run(&["dictionary", "show", "code"])
         .fails(1, &["code", "SAELens"]);
 }
+
+#[test]
+fn rows_are_coded_by_the_coder_that_is_named() {
+    let notes = Notes::new();
+    rows(&notes, "rows.csv", 60);
+    let ignore = ["--ignore", "kind"];
+    let fit = [
+        "dictionary",
+        "fit",
+        "rows.csv",
+        "--method",
+        "mod",
+        "--components",
+        "2",
+        "--out",
+        "d",
+    ];
+    notes.run(&[&fit[..], &ignore].concat()).ok();
+    let encode = |coder: &str| {
+        let args = [
+            "dictionary",
+            "encode",
+            "d",
+            "rows.csv",
+            "--json",
+            "--coder",
+            coder,
+        ];
+        notes.run(&[&args[..], &ignore].concat())
+    };
+    for coder in [
+        "omp:1",
+        "lasso-lars:0.01",
+        "lasso-cd:0.01",
+        "threshold:0.01",
+        "hard-threshold:0.01",
+        "top-k:1",
+    ] {
+        let text = encode(coder).ok();
+        assert_eq!(text.lines().count(), 60, "{coder}");
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            first["atoms"].as_array().unwrap().len(),
+            1,
+            "{coder}: {first}"
+        );
+    }
+    assert_eq!(encode("top-k:2").ok().lines().count(), 60);
+    encode("top-k:3").fails(1, &["k is 3", "2 atoms"]);
+    encode("lars").fails(2, &["'lars' is no coder", "omp:8"]);
+}
+
+#[test]
+fn a_transcoder_and_other_layouts_are_written() {
+    let notes = Notes::new();
+    rows(&notes, "rows.csv", 128);
+    // What is to be told: sums and differences of the columns.
+    let mut told = String::new();
+    for line in std::fs::read_to_string(notes.file("rows.csv"))
+        .unwrap()
+        .lines()
+        .skip(1)
+    {
+        let x: Vec<f64> = line
+            .split(',')
+            .take(4)
+            .map(|x| x.parse().unwrap())
+            .collect();
+        told.push_str(&format!("{},{}\n", x[0] + x[1], x[2] - x[3]));
+    }
+    notes.write("told.csv", &told);
+    notes.write("short.csv", "1,2\n");
+    let fit = |out: &str, more: &[&str]| {
+        let args = [
+            "dictionary",
+            "fit",
+            "rows.csv",
+            "--method",
+            "sae",
+            "--components",
+            "8",
+            "--ignore",
+            "kind",
+            "--epochs",
+            "60",
+            "--set",
+            "batch_size=32",
+            "--set",
+            "lr=0.02",
+            "--out",
+            out,
+        ];
+        notes.run(&[&args[..], more].concat())
+    };
+    let told = fit("t", &["--targets", "told.csv", "--set", "k=2", "--json"]);
+    // Rows of the targets have no column 'kind'.
+    told.fails(1, &["told.csv", "kind"]);
+    notes.write(
+        "told.csv",
+        &format!(
+            "a,b,kind\n{}",
+            std::fs::read_to_string(notes.file("told.csv"))
+                .unwrap()
+                .replace('\n', ",x\n")
+        ),
+    );
+    let told = fit("t", &["--targets", "told.csv", "--set", "k=2", "--json"]).json();
+    assert_eq!(
+        (told["n_features"].as_u64(), told["steps"].as_u64()),
+        (Some(2), Some(240))
+    );
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(notes.file("t/cfg.json")).unwrap()).unwrap();
+    assert_eq!(config["d_in"], 4);
+    notes
+        .run(&[
+            "dictionary",
+            "encode",
+            "t",
+            "rows.csv",
+            "--ignore",
+            "kind",
+            "--out",
+            "codes.npy",
+        ])
+        .ok();
+    notes
+        .run(&[
+            "dictionary",
+            "decode",
+            "t",
+            "codes.npy",
+            "--out",
+            "again.csv",
+        ])
+        .ok();
+    let again = std::fs::read_to_string(notes.file("again.csv")).unwrap();
+    let target = std::fs::read_to_string(notes.file("told.csv")).unwrap();
+    let (mut error, mut size) = (0.0, 0.0);
+    for (got, want) in again.lines().zip(target.lines().skip(1)) {
+        for (got, want) in got.split(',').zip(want.split(',')) {
+            let (got, want): (f64, f64) = (got.parse().unwrap(), want.parse().unwrap());
+            error += (got - want).powi(2);
+            size += want * want;
+        }
+    }
+    assert!(error < 0.1 * size, "{error} of {size}");
+    fit("s", &["--targets", "short.csv"]).fails(1, &["short.csv"]);
+
+    fit("sparsify", &["--layout", "sparsify", "--set", "k=2"]).ok();
+    assert!(notes.file("sparsify/sae.safetensors").is_file());
+    fit(
+        "openai",
+        &["--layout", "openai", "--set", "architecture=standard"],
+    )
+    .ok();
+    for path in ["sparsify", "openai/autoencoder.pt"] {
+        let shown = notes.run(&["dictionary", "show", path, "--json"]).json();
+        assert_eq!(
+            (shown["n_components"].as_u64(), shown["n_features"].as_u64()),
+            (Some(8), Some(4))
+        );
+    }
+    fit("none", &["--layout", "openai"]).fails(1, &["OpenAI"]);
+    let plain = [
+        "dictionary",
+        "fit",
+        "rows.csv",
+        "--ignore",
+        "kind",
+        "--out",
+        "p",
+        "--layout",
+        "openai",
+    ];
+    notes.run(&plain).fails(2, &["--method sae"]);
+}

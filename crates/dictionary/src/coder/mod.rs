@@ -77,6 +77,46 @@ pub enum Coder {
     },
 }
 
+impl std::str::FromStr for Coder {
+    type Err = DictionaryError;
+
+    /// Reads `omp:ATOMS`, `lasso-lars:ALPHA`, `lasso-cd:ALPHA`, `threshold:ALPHA`,
+    /// `hard-threshold:ALPHA` or `top-k:ATOMS`.
+    fn from_str(text: &str) -> Result<Self, DictionaryError> {
+        let unknown = || {
+            DictionaryError::settings(format!(
+                "'{text}' is no coder; write omp:ATOMS, lasso-lars:ALPHA, lasso-cd:ALPHA, \
+                 threshold:ALPHA, hard-threshold:ALPHA or top-k:ATOMS, as in omp:8"
+            ))
+        };
+        let (name, number) = text.split_once(':').ok_or_else(unknown)?;
+        let count = || number.parse::<usize>().map_err(|_| unknown());
+        let alpha = || number.parse::<f32>().map_err(|_| unknown());
+        let positive = false;
+        Ok(match name {
+            "omp" => Self::Omp {
+                n_nonzero_coefs: Some(count()?),
+                tol: None,
+            },
+            "lasso-lars" => Self::LassoLars {
+                alpha: alpha()?,
+                positive,
+            },
+            "lasso-cd" => Self::LassoCd {
+                alpha: alpha()?,
+                positive,
+            },
+            "threshold" => Self::Threshold {
+                alpha: alpha()?,
+                positive,
+            },
+            "hard-threshold" => Self::HardThreshold { alpha: alpha()? },
+            "top-k" => Self::TopK { k: count()? },
+            _ => return Err(unknown()),
+        })
+    }
+}
+
 impl Coder {
     /// Refuses settings without sense.
     pub(crate) fn check(&self, n_components: usize, width: usize) -> Result<(), DictionaryError> {

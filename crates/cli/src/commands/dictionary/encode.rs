@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use keyfold_core::Progress;
 use keyfold_data::rows::write_rows;
-use keyfold_dictionary::Codes;
+use keyfold_dictionary::{Coder, Codes};
 use serde_json::json;
 
 use super::input::{Chunks, Next, RowArgs, check_data};
@@ -28,13 +28,20 @@ pub(super) struct EncodeArgs {
     /// File for the codes: .npy, .csv, .tsv or .safetensors
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// How rows are coded: omp:ATOMS, lasso-lars:ALPHA, lasso-cd:ALPHA, threshold:ALPHA,
+    /// hard-threshold:ALPHA or top-k:ATOMS (default: as the dictionary was learned)
+    #[arg(long, value_name = "CODER")]
+    coder: Option<Coder>,
     #[command(flatten)]
     rows: RowArgs,
 }
 
 pub(super) fn run(args: &EncodeArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     check_data(&args.data)?;
-    let model = Model::load(&args.dictionary)?;
+    let mut model = Model::load(&args.dictionary)?;
+    if let Some(coder) = args.coder {
+        model.code_by(coder)?;
+    }
     let progress = StderrProgress::new(globals.quiet, 20);
     if let Some(warning) = model.warning() {
         progress.note(warning);

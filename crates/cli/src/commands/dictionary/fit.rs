@@ -1,5 +1,7 @@
 //! `keyfold dictionary fit`.
 
+mod transcoder;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -43,8 +45,19 @@ enum Method {
     Nmf,
     /// Spherical k-means, from all rows at once
     KMeans,
-    /// A sparse autoencoder, from a stream; also written in SAELens' layout
+    /// A sparse autoencoder, from a stream; also written as others read it (--layout)
     Sae,
+}
+
+/// Whose files a sparse autoencoder is written in, beside its own state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Theirs {
+    /// SAELens: cfg.json and sae_weights.safetensors
+    Saelens,
+    /// EleutherAI's sparsify: cfg.json and sae.safetensors; top-k
+    Sparsify,
+    /// OpenAI's sparse_autoencoder: autoencoder.pt; architecture=standard
+    Openai,
 }
 
 /// Learn atoms from rows
@@ -77,6 +90,12 @@ pub(super) struct FitArgs {
     /// Height and width of rows that are patches of pictures, for 'show'
     #[arg(long, value_name = "HxW", value_parser = patch)]
     patch: Option<[usize; 2]>,
+    /// With --method sae: rows that are to be told from those of DATA, one for each (a transcoder)
+    #[arg(long, value_name = "FILE")]
+    targets: Option<PathBuf>,
+    /// With --method sae: whose files are written as well
+    #[arg(long, value_name = "WHOSE", default_value = "saelens")]
+    layout: Theirs,
     #[command(flatten)]
     rows: RowArgs,
 }
@@ -98,6 +117,13 @@ pub(super) fn run(args: &FitArgs, globals: &Globals) -> anyhow::Result<Outcome> 
             "{} holds no dictionary to go on with",
             args.out.display()
         )));
+    }
+    let plain = args.targets.is_none() && args.layout == Theirs::Saelens;
+    if args.method != Method::Sae && !plain {
+        return Err(wrong_use("--targets and --layout are for --method sae"));
+    }
+    if let Some(targets) = &args.targets {
+        return transcoder::learn(args, targets, globals);
     }
     match args.method {
         Method::FrankWolfe | Method::Online | Method::Sae => stream(args, globals),
@@ -237,7 +263,12 @@ fn save(args: &FitArgs, learner: &dyn Learner) -> anyhow::Result<()> {
         .save(&args.out, &learner.state(), patch)?;
     if args.method == Method::Sae {
         let training = Training::resume(&Saved::load(&args.out)?)?;
-        SaeFile::new(training.sae(), Layout::SaeLens)?.save(&args.out)?;
+        let (layout, path) = match args.layout {
+            Theirs::Saelens => (Layout::SaeLens, args.out.clone()),
+            Theirs::Sparsify => (Layout::Sparsify, args.out.clone()),
+            Theirs::Openai => (Layout::OpenAi, args.out.join("autoencoder.pt")),
+        };
+        SaeFile::new(training.sae(), layout)?.save(&path)?;
     }
     Ok(())
 }

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use keyfold_dictionary::sae::layouts::SaeFile;
-use keyfold_dictionary::{Codes, Dictionary, DictionaryError, Saved};
+use keyfold_dictionary::{Coder, Codes, Dictionary, DictionaryError, Saved};
+
+use crate::failure::wrong_use;
 
 /// What codes rows.
 pub(super) enum Model {
@@ -37,6 +39,19 @@ impl Model {
             Self::Ours(saved) => (&saved.dictionary.components, saved.dictionary.width),
             Self::Sae(file) => (&file.sae.w_dec, file.sae.d_out),
         }
+    }
+
+    /// Codes rows in another way than the dictionary was learned with.
+    pub(super) fn code_by(&mut self, coder: Coder) -> anyhow::Result<()> {
+        match self {
+            Self::Ours(saved) => saved.dictionary.coder = coder,
+            Self::Sae(_) => {
+                return Err(wrong_use(
+                    "a sparse autoencoder codes by its encoder; --coder is for other dictionaries",
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn encode(&self, rows: &[f32]) -> Result<Codes, DictionaryError> {

@@ -1,0 +1,65 @@
+//! A sparse autoencoder that gives other rows than those it reads.
+
+use super::*;
+
+/// Learns the rows of `targets` from those of the data, batch by batch.
+pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow::Result<Outcome> {
+    let [data] = &args.data[..] else {
+        return Err(wrong_use("--targets goes with one file of rows"));
+    };
+    let progress = StderrProgress::new(globals.quiet, 20);
+    let rows = args.rows.open(data)?.read_all()?;
+    let told = args.rows.open(targets)?.read_all()?;
+    if rows.len() != told.len() {
+        return Err(wrong_use(format!(
+            "{} has {} rows, but {} has {}",
+            targets.display(),
+            told.len(),
+            data.display(),
+            rows.len()
+        )));
+    }
+    let mut training = match args.resume {
+        true => Training::resume(&Saved::load(&args.out)?)?,
+        false => {
+            let defaults = SaeConfig {
+                d_sae: args.components.map_or(0, |n| n as usize),
+                d_out: told.width,
+                seed: globals.seed,
+                ..SaeConfig::default()
+            };
+            Training::new(settings(args, &defaults)?, rows.width)?
+        }
+    };
+    let batch = training.config().batch_size;
+    let mut stopped = false;
+    let total = rows.len() as u64 * u64::from(args.epochs);
+    progress.start("learn", "rows", Some(total));
+    'all: for _ in 0..args.epochs {
+        let parts = rows.values.chunks(batch * rows.width);
+        for (part, told) in parts.zip(told.values.chunks(batch * told.width)) {
+            if progress.cancelled() {
+                stopped = true;
+                break 'all;
+            }
+            training.step(part, told)?;
+            progress.advance((part.len() / rows.width) as u64);
+            progress.status(&training.status());
+        }
+    }
+    progress.finish();
+    if training.steps() == 0 {
+        return Ok(Outcome::Interrupted);
+    }
+    save(args, &training)?;
+    let summary = Told {
+        method: args.method,
+        steps: training.steps(),
+        status: training.status(),
+    };
+    tell(args, globals, &summary, &training.dictionary()?, &[])?;
+    Ok(match stopped {
+        true => Outcome::Interrupted,
+        false => Outcome::Done,
+    })
+}
