@@ -52,6 +52,14 @@ enum EvictArg {
 }
 
 impl EvictArgs {
+    /// The same with another method, named as the option does.
+    pub(super) fn with(&self, evict: &str) -> anyhow::Result<Self> {
+        Ok(Self {
+            evict: EvictArg::from_str(evict, false).map_err(wrong_use)?,
+            ..self.clone()
+        })
+    }
+
     /// Whether rows are dropped at all.
     pub(super) fn any(&self) -> bool {
         self.evict != EvictArg::None

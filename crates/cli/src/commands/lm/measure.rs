@@ -1,6 +1,7 @@
 //! `keyfold lm bench`: how fast a model reads and writes here, beside what memory allows.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use keyfold_core::Progress;
 use keyfold_kernels::peak;
@@ -10,17 +11,27 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
+use super::grid;
 use super::setup::ModelArgs;
 use crate::args::Globals;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
 
 /// Measure how fast a model reads and writes, beside what the memory of this machine allows
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    mut_arg("model", |model| model.required(false).required_unless_present("grid").default_value_if(
+        "grid", clap::builder::ArgPredicate::IsPresent, grid::RECALL)),
+    after_help = "\
+--grid measures every cache, selector, evictor and way of the weights alone and two of them together: how \
+well the last -n tokens of --text are foreseen, or without --model how often a model that is constructed \
+to look one thing up still finds it.
+
 Examples:
   keyfold lm bench --model MODEL.gguf
-  keyfold lm bench --model MODEL.gguf --context 512,4096 --select tidal --tokens 256 --json")]
+  keyfold lm bench --model MODEL.gguf --context 512,4096 --select tidal --tokens 256 --json
+  keyfold lm bench --grid --tokens 64
+  keyfold lm bench --grid --model MODEL.gguf --text notes.txt --context 1024")]
 pub(super) struct MeasureArgs {
     /// Lengths of prompts (made of random tokens)
     #[arg(
@@ -32,9 +43,26 @@ pub(super) struct MeasureArgs {
     context: Vec<usize>,
     /// Tokens that are written after each prompt
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
-    tokens_to_write: usize,
+    pub(super) tokens_to_write: usize,
+    /// Measure the methods of --cache, --select, --evict and --weights alone and two by two, at the
+    /// longest of --context
+    #[arg(long)]
+    grid: bool,
+    /// grid: a text of yours, for your model
+    #[arg(long, value_name = "FILE", requires = "grid")]
+    pub(super) text: Option<PathBuf>,
+    /// grid: parts of the text, or questions, that are read under every combination
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "grid")]
+    pub(super) texts: usize,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
+}
+
+impl MeasureArgs {
+    /// The longest context that is asked for.
+    pub(super) fn longest(&self) -> usize {
+        self.context.iter().copied().max().unwrap_or(2)
+    }
 }
 
 /// What a session did, in rates.
@@ -80,7 +108,7 @@ impl Measured {
         }
     }
 
-    fn bytes_per_token(&self) -> u64 {
+    pub(super) fn bytes_per_token(&self) -> u64 {
         self.weight_bytes_per_token
             + self.cache_bytes_read_per_token
             + self.selector_bytes_per_token
@@ -122,6 +150,14 @@ struct Row {
 }
 
 pub(super) fn run(args: &MeasureArgs, globals: &Globals) -> anyhow::Result<Outcome> {
+    if args.grid {
+        return match args.texts {
+            0 => Err(wrong_use(
+                "--texts is 0; a combination needs something to read",
+            )),
+            _ => grid::run(args, globals),
+        };
+    }
     let progress = StderrProgress::new(globals.quiet, 20);
     let model = args.model.open(globals, &progress)?;
     let bandwidth = peak::read_bandwidth(model.threads());

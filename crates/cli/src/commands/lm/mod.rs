@@ -6,6 +6,7 @@ mod calibrate;
 mod chat;
 mod evict;
 mod generate;
+mod grid;
 mod isotropy;
 pub(super) mod mamba;
 mod measure;

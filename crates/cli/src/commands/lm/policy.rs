@@ -150,6 +150,15 @@ enum PatternArg {
 }
 
 impl PolicyArgs {
+    /// The same with other methods, named as the options do.
+    pub(super) fn with(&self, cache: &str, select: &str, evict: &str) -> anyhow::Result<Self> {
+        let mut new = self.clone();
+        new.cache.cache = cache.parse().map_err(wrong_use)?;
+        new.select = SelectArg::from_str(select, false).map_err(wrong_use)?;
+        new.evict = self.evict.with(evict)?;
+        Ok(new)
+    }
+
     /// The roles that the options name, for texts of up to `context` tokens.
     pub(crate) fn build(
         &self,

@@ -28,7 +28,7 @@ use crate::failure::wrong_use;
 use crate::progress::StderrProgress;
 
 /// The model and how it reads.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ModelArgs {
     /// The model: a .gguf file, a folder with config.json and safetensors, or a hub name
     #[arg(long, value_name = "MODEL")]
@@ -205,6 +205,19 @@ impl Text {
 }
 
 impl ModelArgs {
+    /// The same with other methods of cache, selection, eviction and weights, named as the options
+    /// do.
+    pub(super) fn with(
+        &self,
+        [cache, select, evict, weights]: &[String; 4],
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            model: self.model.clone(),
+            weights: weights.parse().map_err(wrong_use)?,
+            policy: self.policy.with(cache, select, evict)?,
+        })
+    }
+
     /// Opens a model of either kind.
     pub(crate) fn open(
         &self,
