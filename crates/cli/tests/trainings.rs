@@ -222,6 +222,95 @@ fn settings_of_a_language_model_that_cannot_be_are_told() {
     assert!(told(&mut command, 1).contains("window = 0"));
 }
 
+#[test]
+fn an_encoder_of_bytes_is_trained_and_embeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "the cat sat on the mat. ".repeat(200)).unwrap();
+    let train = |mixer: &str, out: &str| {
+        let mut command = keyfold();
+        command.args(["train", "hydra", "--quiet", "--json", "--data"]);
+        command.arg(&text).arg("--out").arg(folder.path().join(out));
+        for set in [
+            &format!("model.matrix_mixer_type={mixer}"),
+            "model.hidden_size=16",
+            "model.num_hidden_layers=1",
+            "model.d_state=4",
+            "model.headdim=8",
+            "length=32",
+            "batch_size=4",
+            "optim.max_steps=20",
+            "run.validate_every=20",
+        ] {
+            command.args(["--set", set]);
+        }
+        command
+    };
+    let output = train("hydra", "sides").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["steps"], 20);
+    let embed = |model: &str| {
+        let mut command = keyfold();
+        command.args(["text", "embed", "a cat", "--json", "--model"]);
+        command.arg(folder.path().join(model));
+        command
+    };
+    let output = embed("sides").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("0."));
+    // The others are for comparison.
+    train("low_rank", "products").assert().success();
+    assert!(told(&mut embed("products"), 1).contains("low_rank"));
+    assert!(told(train("hydra", "x").args(["--set", "model.d_conv=4"]), 1).contains("d_conv"));
+}
+
+#[test]
+fn mamba_models_with_few_keys_are_trained_and_alone_read_by_lm() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "the cat sat on the mat. ".repeat(200)).unwrap();
+    let train = |sets: &[&str]| {
+        let mut command = keyfold();
+        command.args(["train", "hax", "--quiet", "--out"]);
+        command.arg(folder.path().join("out"));
+        let small = ["model.hidden_size=16", "model.state_size=8", "batch_size=4"];
+        let short = ["optim.max_steps=30", "optim.warmup_steps=4", "length=64"];
+        for set in small.iter().chain(&short).chain(sets) {
+            command.args(["--set", set]);
+        }
+        command
+    };
+    let sizes = [
+        "joint_recall.least=1",
+        "joint_recall.max_n_context=2",
+        "joint_recall.max_n_key=2",
+    ];
+    train(&sizes).assert().success();
+    std::fs::remove_dir_all(folder.path().join("out")).unwrap();
+    let alone = [
+        "task=language",
+        "model.sparse.sparse_arch=[]",
+        "optim.learning_rate=1e-2",
+    ];
+    assert!(told(&mut train(&alone), 2).contains("--data"));
+    train(&alone).arg("--data").arg(&text).assert().success();
+    let mut command = keyfold();
+    command.args(["lm", "perplexity", "--quiet", "--json", "--context", "64"]);
+    command
+        .arg(&text)
+        .arg("--model")
+        .arg(folder.path().join("out"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let perplexity = found["perplexity"].as_f64().unwrap();
+    assert!((1.0..12.0).contains(&perplexity), "{perplexity}");
+}
+
 /// Whether all that a recipe says is among the settings.
 fn holds(settings: &toml::Table, recipe: &toml::Table) -> bool {
     recipe

@@ -18,9 +18,13 @@ pub mod distill;
 mod entity_pairs;
 mod error;
 #[cfg(feature = "train")]
+pub mod hax;
+#[cfg(feature = "train")]
 pub mod language_model;
 mod late;
 mod load;
+#[cfg(feature = "train")]
+pub mod masked_model;
 mod modules;
 #[cfg_attr(not(feature = "train"), allow(dead_code))]
 pub mod paragraph_vector;

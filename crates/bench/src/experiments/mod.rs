@@ -14,6 +14,8 @@ mod disambiguated_skip_gram;
 mod frank_wolfe_dictionary;
 mod generative_heads;
 mod growth;
+mod hax;
+mod hydra;
 mod hyper_attention;
 mod icl_algorithms;
 mod icl_softmax;
@@ -77,6 +79,8 @@ pub(crate) const ALL: &[Experiment] = &[
     icl_algorithms::EXPERIMENT,
     icl_softmax::EXPERIMENT,
     random_feature_attention::EXPERIMENT,
+    hydra::EXPERIMENT,
+    hax::EXPERIMENT,
     selective_scan::EXPERIMENT,
     long_mamba::EXPERIMENT,
     tensor_attention::EXPERIMENT,

@@ -6,6 +6,7 @@
 
 mod attention;
 mod bert;
+mod hydra;
 mod layers;
 mod modernbert;
 mod t5;
@@ -16,6 +17,7 @@ use keyfold_core::ModelFolder;
 
 use crate::error::LoadError;
 use bert::Bert;
+use hydra::Hydra;
 use keyfold_core::weights::{Weights, join};
 use modernbert::ModernBert;
 use t5::T5;
@@ -23,7 +25,8 @@ use t5::T5;
 pub(crate) use layers::{Activation, LayerNorm, Linear};
 
 const CONFIG: &str = "config.json";
-const KNOWN: &str = "bert, distilbert, roberta, xlm-roberta, camembert, mpnet, modernbert, t5, mt5";
+const KNOWN: &str =
+    "bert, distilbert, roberta, xlm-roberta, camembert, mpnet, modernbert, t5, mt5, hydra";
 
 /// Longest text, in tokens, where neither the model nor its tokenizer has a limit.
 const LONGEST: usize = 8192;
@@ -76,6 +79,7 @@ pub(crate) enum Backbone {
     Bert(Bert),
     ModernBert(ModernBert),
     T5(T5),
+    Hydra(Hydra),
 }
 
 /// What config.json says first.
@@ -111,6 +115,10 @@ impl Backbone {
                 let config = folder.json(&name, why)?;
                 T5::load(&config, &path, weights).map(Self::T5)
             }
+            "hydra" => {
+                let config = folder.json(&name, why)?;
+                Hydra::load(&config, &path, weights).map(Self::Hydra)
+            }
             _ => Err(unknown(&path, model_type, kind.architectures)),
         }
     }
@@ -128,6 +136,7 @@ impl Backbone {
             Self::Bert(m) => m.hidden(),
             Self::ModernBert(m) => m.hidden(),
             Self::T5(m) => m.hidden(),
+            Self::Hydra(m) => m.hidden(),
         }
     }
 
@@ -137,6 +146,7 @@ impl Backbone {
             Self::Bert(m) => m.longest(),
             Self::ModernBert(m) => m.longest(),
             Self::T5(m) => m.longest(),
+            Self::Hydra(m) => m.longest(),
         }
     }
 
@@ -146,6 +156,7 @@ impl Backbone {
             Self::Bert(m) => m.vocabulary(),
             Self::ModernBert(m) => m.vocabulary(),
             Self::T5(m) => m.vocabulary(),
+            Self::Hydra(m) => m.vocabulary(),
         }
     }
 
@@ -161,6 +172,7 @@ impl Backbone {
             Self::Bert(m) => m.forward(batch, threads),
             Self::ModernBert(m) => m.forward(batch, threads),
             Self::T5(m) => m.forward(batch, threads),
+            Self::Hydra(m) => m.forward(batch, threads),
         }
     }
 }

@@ -19,7 +19,7 @@
 //! 2025), so that `keyfold lm --prefill power --select power` reads it as it was trained.
 
 mod recall;
-mod tokenizer;
+pub(crate) mod tokenizer;
 
 use std::path::Path;
 
@@ -365,7 +365,7 @@ pub fn train(
 
 fn save(model: &Llama, config: &LlamaConfig, out: &Path) -> Result<(), LearnError> {
     model.save(config, out).map_err(model_error)?;
-    tokenizer::write(out)
+    tokenizer::write(out, tokenizer::TOKENS)
 }
 
 #[cfg(test)]

@@ -6,10 +6,12 @@ use keyfold_core::atomic;
 use keyfold_train::LearnError;
 use serde_json::{Map, Value, json};
 
-/// 256 bytes, and begin, end, separator, padding.
-pub(super) const TOKENS: usize = 260;
+/// What follows the 256 bytes: begin, end, separator, padding, and the mask of models that
+/// guess what it hides.
+pub(crate) const SPECIAL: [&str; 5] = ["<bos>", "<eos>", "<sep>", "<pad>", "<mask>"];
 
-const SPECIAL: [&str; 4] = ["<bos>", "<eos>", "<sep>", "<pad>"];
+/// The bytes and the first four of [`SPECIAL`].
+pub(crate) const TOKENS: usize = 260;
 
 /// The character by which byte-level tokenizers (Radford et al. 2019) write each byte: its own
 /// where it is printable, else the next one from 256 on.
@@ -30,8 +32,9 @@ fn characters() -> Vec<char> {
     (0..256).map(&mut of_byte).collect()
 }
 
-/// Writes `tokenizer.json` and `tokenizer_config.json`; token ids are bytes.
-pub(super) fn write(folder: &Path) -> Result<(), LearnError> {
+/// Writes `tokenizer.json` and `tokenizer_config.json` with `tokens` tokens, which are the bytes
+/// and some of [`SPECIAL`]; ids are bytes.
+pub(crate) fn write(folder: &Path, tokens: usize) -> Result<(), LearnError> {
     let mut vocab: Map<String, Value> = characters()
         .into_iter()
         .enumerate()
@@ -39,7 +42,7 @@ pub(super) fn write(folder: &Path) -> Result<(), LearnError> {
         .collect();
     let added: Vec<Value> = SPECIAL
         .iter()
-        .zip(256..)
+        .zip(256..tokens)
         .map(|(content, id)| {
             vocab.insert((*content).to_owned(), id.into());
             json!({
@@ -73,11 +76,14 @@ pub(super) fn write(folder: &Path) -> Result<(), LearnError> {
             "ignore_merges": false, "vocab": vocab, "merges": []
         }
     });
-    let config = json!({
+    let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>",
         "sep_token": "<sep>", "pad_token": "<pad>", "add_bos_token": true,
         "clean_up_tokenization_spaces": false
     });
+    if tokens > TOKENS {
+        config["mask_token"] = SPECIAL[4].into();
+    }
     for (name, value) in [
         ("tokenizer.json", tokenizer),
         ("tokenizer_config.json", config),
@@ -96,7 +102,7 @@ mod tests {
     #[test]
     fn every_text_becomes_its_bytes_and_comes_back() {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path()).unwrap();
+        write(folder.path(), TOKENS).unwrap();
         let tokenizer =
             tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
         let text = "key=12;\n\tNaïve – 日本 \u{0}\u{7f}";

@@ -35,6 +35,23 @@ pub(super) fn texts(
     passages(path, options, progress, |passage| texts.push(passage.text))
 }
 
+/// The texts of files and folders, one after the other; .txt files byte for byte. None when the
+/// user stopped it.
+pub(super) fn joined(paths: &[PathBuf], globals: &Globals) -> anyhow::Result<Option<String>> {
+    let progress = StderrProgress::new(globals.quiet, NOTES);
+    let mut all = Vec::new();
+    for path in paths {
+        if path.is_file() && path.extension().is_some_and(|e| e == "txt") {
+            let bytes = std::fs::read(path)
+                .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", path.display()))?;
+            all.push(String::from_utf8_lossy(&bytes).into_owned());
+        } else {
+            texts(path, &update::options(globals).read, &mut all, &progress)?;
+        }
+    }
+    Ok((!progress.cancelled()).then(|| all.join("\n")))
+}
+
 /// The pairs of files and folders: of JSON Lines as they stand there, of other files a
 /// passage with the heading above it. None when the user stopped it.
 pub(super) fn pairs(paths: &[PathBuf], globals: &Globals) -> anyhow::Result<Option<Pairs>> {

@@ -2,15 +2,12 @@
 
 use std::path::PathBuf;
 
-use keyfold_core::Progress;
 use keyfold_text::language_model::{LanguageModelConfig, train};
 
 use super::data;
-use super::training::{NOTES, TrainingArgs};
+use super::training::TrainingArgs;
 use crate::args::Globals;
 use crate::failure::Outcome;
-use crate::progress::StderrProgress;
-use crate::update;
 
 /// Train a small language model of bytes on your own text
 ///
@@ -42,21 +39,9 @@ pub(super) fn run(args: &LanguageModelArgs, globals: &Globals) -> anyhow::Result
     let Some(config) = args.training.settings(&defaults, &args.data)? else {
         return Ok(Outcome::Done);
     };
-    let reading = StderrProgress::new(globals.quiet, NOTES);
-    let mut texts = Vec::new();
-    for path in &args.data {
-        if path.is_file() && path.extension().is_some_and(|e| e == "txt") {
-            let bytes = std::fs::read(path)
-                .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", path.display()))?;
-            texts.push(String::from_utf8_lossy(&bytes).into_owned());
-        } else {
-            data::texts(path, &update::options(globals).read, &mut texts, &reading)?;
-        }
-    }
-    if reading.cancelled() {
+    let Some(text) = data::joined(&args.data, globals)? else {
         return Ok(Outcome::Interrupted);
-    }
-    let text = texts.join("\n");
+    };
     args.training.watch(globals, "language-model", |place| {
         train(&text, &config, place)
     })

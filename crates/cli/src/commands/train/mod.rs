@@ -5,6 +5,8 @@ mod colberter;
 mod crisp;
 mod data;
 mod defsent;
+mod hax;
+mod hydra;
 mod language_model;
 mod matryoshka;
 mod training;
@@ -35,6 +37,8 @@ enum What {
     Crisp(crisp::CrispArgs),
     DisambiguatedSkipGram(word_models::SkipGramArgs),
     DefsentPlus(defsent::DefSentArgs),
+    Hax(hax::HaxArgs),
+    Hydra(hydra::HydraArgs),
     LanguageModel(language_model::LanguageModelArgs),
     MatryoshkaKv(matryoshka::MatryoshkaArgs),
 }
@@ -47,6 +51,8 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::Crisp(args) => crisp::run(args, globals),
         What::DisambiguatedSkipGram(args) => word_models::skip_gram(args, globals),
         What::DefsentPlus(args) => defsent::run(args, globals),
+        What::Hax(args) => hax::run(args, globals),
+        What::Hydra(args) => hydra::run(args, globals),
         What::LanguageModel(args) => language_model::run(args, globals),
         What::MatryoshkaKv(args) => lm::stopped(matryoshka::run(args, globals)),
     }
