@@ -6,6 +6,7 @@
 //! | does a dictionary of features describe, steer and explain a model? | [`sae_evaluation`] |
 //! | which algorithm does a model run on examples in its prompt? | [`in_context`] |
 //! | what can one layer of attention learn? | [`random_features`] |
+//! | how near to the best is the tour that a network points out? | [`route`] |
 //!
 //! Methods take rows of numbers, whichever model they come from; small models that are trained
 //! to be looked into are part of the laboratories. Errors name what is wrong and what to do
@@ -19,6 +20,7 @@ pub mod in_context;
 mod parity;
 mod random;
 pub mod random_features;
+pub mod route;
 pub mod sae_evaluation;
 mod small_transformer;
 

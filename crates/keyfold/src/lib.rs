@@ -34,6 +34,8 @@
 //! # }
 //! ```
 
+/// Models made smaller.
+pub use keyfold_compress as compress;
 /// The nouns that all crates speak: vectors, encoders, progress.
 pub use keyfold_core as core;
 /// Files in, passages out.

@@ -27,6 +27,7 @@ pub mod refusal;
 pub mod roles;
 pub mod select;
 pub mod session;
+pub mod shared_weights;
 pub mod store;
 pub mod synthetic;
 #[cfg(test)]

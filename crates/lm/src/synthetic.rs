@@ -4,6 +4,7 @@
 //! both sides of a comparison. What such a model writes means nothing.
 
 use crate::LmError;
+use crate::file::type_number;
 use crate::mamba::{MambaConfig, MambaLm, tensor_shapes};
 use keyfold_kernels::blocks::{BlockType, quantize};
 use rand::rngs::SmallRng;
@@ -115,23 +116,6 @@ fn kind_for(kind: BlockType, cols: usize) -> BlockType {
         kind
     } else {
         BlockType::Q8_0
-    }
-}
-
-/// GGUF's number of a type.
-fn type_number(kind: BlockType) -> u32 {
-    match kind {
-        BlockType::F32 => 0,
-        BlockType::F16 => 1,
-        BlockType::Q4_0 => 2,
-        BlockType::Q4_1 => 3,
-        BlockType::Q5_0 => 6,
-        BlockType::Q5_1 => 7,
-        BlockType::Q8_0 => 8,
-        BlockType::Q4K => 12,
-        BlockType::Q5K => 13,
-        BlockType::Q6K => 14,
-        BlockType::Bf16 => 30,
     }
 }
 

@@ -1,9 +1,11 @@
-//! Sequence mixers: rows of one vector per position in, rows of the same shape out.
+//! Sequence mixers: rows of one vector per position in, rows of the same shape out; and networks
+//! whose answers are positions of their input ([`pointer`]).
 
 mod error;
 pub mod hax;
 pub mod hydra;
 pub mod matrix_mixers;
+pub mod pointer;
 pub mod recall;
 pub mod tensor_attention;
 

@@ -25,9 +25,11 @@ mod long_context;
 mod long_mamba;
 mod look_m;
 mod machine;
+mod masa;
 mod matryoshka_kv;
 mod muvera;
 pub(crate) mod peers;
+mod pointer_networks;
 mod power_attention;
 mod prf_interpolation;
 mod r_sparse;
@@ -84,4 +86,6 @@ pub(crate) const ALL: &[Experiment] = &[
     selective_scan::EXPERIMENT,
     long_mamba::EXPERIMENT,
     tensor_attention::EXPERIMENT,
+    pointer_networks::EXPERIMENT,
+    masa::EXPERIMENT,
 ];

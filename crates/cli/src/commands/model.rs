@@ -3,6 +3,7 @@
 mod activations;
 mod compare;
 mod inspect;
+mod share;
 mod sparsify;
 
 use std::io::Write;
@@ -33,6 +34,7 @@ enum Action {
         #[arg(default_value = model::BUILTIN)]
         name: String,
     },
+    Share(share::ShareArgs),
     Sparsify(sparsify::SparsifyArgs),
     Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),
@@ -87,6 +89,7 @@ impl Colberter {
 pub(crate) fn run(args: &ModelArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     match &args.action {
         Action::Show { name } => show(name, globals),
+        Action::Share(args) => lm::stopped(share::run(args, globals)),
         Action::Sparsify(args) => lm::stopped(sparsify::run(args, globals)),
         Action::Compare(args) => lm::stopped(compare::run(args, globals)),
         Action::Inspect(args) => lm::stopped(inspect::run(args, globals)),

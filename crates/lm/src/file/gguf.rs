@@ -34,9 +34,12 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    file: Arc<FileBytes>,
+    pub(super) file: Arc<FileBytes>,
     metadata: HashMap<String, Value>,
-    tensors: HashMap<String, Tensor>,
+    /// Where the metadata stand in the file, and how many entries they are.
+    pub(super) entries: (Range<usize>, usize),
+    pub(super) alignment: usize,
+    pub(super) tensors: HashMap<String, Tensor>,
 }
 
 /// A value of the metadata.
@@ -112,15 +115,20 @@ impl Gguf {
             bytes: &file,
             at: 0,
         };
-        let (tensors, entries) = reader.counts()?;
-        let metadata = reader.metadata(entries)?;
+        let (tensors, count) = reader.counts()?;
+        let from = reader.at;
+        let metadata = reader.metadata(count)?;
+        let entries = (from..reader.at, count);
         let tensors = reader.tensors(tensors)?;
-        let start = reader.data_start(&metadata)?;
+        let alignment = reader.alignment(&metadata)?;
+        let start = (reader.at as u64).next_multiple_of(alignment);
         let tensors = place(path, &file, tensors, start)?;
         Ok(Self {
             path: path.to_owned(),
             file,
             metadata,
+            entries,
+            alignment: alignment as usize,
             tensors,
         })
     }
@@ -467,8 +475,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Where the data begins.
-    fn data_start(&self, metadata: &HashMap<String, Value>) -> Result<u64, LmError> {
+    /// Tensors begin at multiples of it.
+    fn alignment(&self, metadata: &HashMap<String, Value>) -> Result<u64, LmError> {
         const KEY: &str = "general.alignment";
         let alignment = match metadata.get(KEY) {
             None => DEFAULT_ALIGNMENT,
@@ -482,6 +490,6 @@ impl<'a> Reader<'a> {
                 format!("is {alignment}; it must be a power of two"),
             ));
         }
-        Ok((self.at as u64).next_multiple_of(alignment))
+        Ok(alignment)
     }
 }

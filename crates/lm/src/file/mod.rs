@@ -8,8 +8,10 @@
 //! it.
 
 mod gguf;
+mod gguf_writer;
 mod names;
 pub(crate) mod safetensors;
+mod shared;
 mod tensor;
 
 use std::collections::BTreeMap;
@@ -24,7 +26,11 @@ use crate::error::{LmError, invalid, tensor as wrong_tensor};
 use crate::tokenizer::Tokenizer;
 
 pub use gguf::Gguf;
+pub(crate) use gguf_writer::type_number;
 use names::View;
+#[cfg(test)]
+pub(crate) use shared::expand;
+pub(crate) use shared::{group_name, pair_name};
 pub(crate) use tensor::FileBytes;
 pub use tensor::Tensor;
 
@@ -46,6 +52,8 @@ pub struct ModelFile {
 struct Entry {
     stored: Tensor,
     view: View,
+    /// What the file calls it.
+    name: String,
 }
 
 #[derive(Debug)]
@@ -155,9 +163,13 @@ impl ModelFile {
         folder: &Path,
         path: &Path,
         config: Config,
-        stored: BTreeMap<String, Tensor>,
+        mut stored: BTreeMap<String, Tensor>,
     ) -> Result<Self, LmError> {
         let mut tensors = BTreeMap::new();
+        for (name, tensor) in shared::expand(path, &mut stored)? {
+            let parts = vec![(name.clone(), View::Whole)];
+            add(path, &mut tensors, &name, &tensor, parts)?;
+        }
         for (name, tensor) in stored {
             if names::is_buffer(&name) {
                 continue;
@@ -189,7 +201,17 @@ impl ModelFile {
     fn from_gguf(file: Gguf) -> Result<Self, LmError> {
         let config = Config::from_gguf(&file)?;
         let mut tensors = BTreeMap::new();
-        for name in file.names().filter(|name| *name != "rope_freqs.weight") {
+        let of_layers = |name: &&str| name.starts_with(shared::PREFIX);
+        let own = file.names().filter(of_layers);
+        let mut own = own
+            .filter_map(|name| Some((name.to_owned(), file.tensor(name)?.clone())))
+            .collect();
+        for (name, tensor) in shared::expand(file.path(), &mut own)? {
+            let parts = vec![(name.clone(), View::Whole)];
+            add(file.path(), &mut tensors, &name, &tensor, parts)?;
+        }
+        let rest = file.names().filter(|name| !of_layers(name));
+        for name in rest.filter(|name| *name != "rope_freqs.weight") {
             if let Some(tensor) = file.tensor(name) {
                 let parts = names::gguf(name, &config);
                 add(file.path(), &mut tensors, name, tensor, parts)?;
@@ -288,6 +310,38 @@ impl ModelFile {
         self.tensor(name)
     }
 
+    /// The GGUF file, where it is one.
+    pub(crate) fn gguf(&self) -> Option<&Gguf> {
+        match &self.kind {
+            Kind::Folder(_) => None,
+            Kind::Gguf(file) => Some(file),
+        }
+    }
+
+    /// What the file calls canonical tensors that have one of its own each.
+    pub(crate) fn stored_names(&self, names: &[String]) -> Result<Vec<String>, LmError> {
+        let each = names.iter().map(|name| {
+            let entry = self.entry(name)?;
+            match entry.view {
+                View::Whole => Ok(entry.name.clone()),
+                _ => Err(wrong_tensor(
+                    &self.path,
+                    name,
+                    "lies in one tensor with others, which cannot be shared",
+                )),
+            }
+        });
+        each.collect()
+    }
+
+    /// All tensors by the names of the file; what layers share is whole.
+    pub(crate) fn stored_tensors(&self) -> BTreeMap<String, Tensor> {
+        let entries = self.tensors.values();
+        entries
+            .map(|e| (e.name.clone(), e.stored.clone()))
+            .collect()
+    }
+
     /// Refuses weights that are NaN or infinite. Reads all of them once.
     pub fn check_finite(&self) -> Result<(), LmError> {
         for (name, entry) in &self.tensors {
@@ -342,6 +396,7 @@ fn add(
         let entry = Entry {
             stored: stored.clone(),
             view,
+            name: name.to_owned(),
         };
         if tensors.insert(canonical.clone(), entry).is_some() {
             return Err(wrong_tensor(path, &canonical, "is there under two names"));

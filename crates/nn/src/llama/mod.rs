@@ -17,7 +17,7 @@ mod config;
 
 use std::path::Path;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use keyfold_core::atomic;
 use keyfold_core::block_mask::BlockMask;
@@ -154,6 +154,22 @@ impl Llama {
             sizes,
             mask: None,
         })
+    }
+
+    /// The same decoder with other weights of attention: of each layer those of queries, keys,
+    /// values and output, where given. They may be results of a computation, through which
+    /// gradients then go on.
+    pub fn with_attention(&self, weights: Vec<[Option<Tensor<2>>; 4]>) -> Self {
+        let mut model = self.clone();
+        for (layer, weights) in model.layers.iter_mut().zip(weights) {
+            let linears = [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o];
+            for (linear, weight) in linears.into_iter().zip(weights) {
+                if let Some(weight) = weight {
+                    linear.weight = Param::initialized(ParamId::new(), weight);
+                }
+            }
+        }
+        model
     }
 
     /// Its sizes.

@@ -9,6 +9,7 @@ mod hax;
 mod hydra;
 mod language_model;
 mod matryoshka;
+mod pointer;
 mod training;
 mod word_models;
 
@@ -41,6 +42,7 @@ enum What {
     Hydra(hydra::HydraArgs),
     LanguageModel(language_model::LanguageModelArgs),
     MatryoshkaKv(matryoshka::MatryoshkaArgs),
+    PointerNetworks(pointer::PointerArgs),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -55,5 +57,6 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::Hydra(args) => hydra::run(args, globals),
         What::LanguageModel(args) => language_model::run(args, globals),
         What::MatryoshkaKv(args) => lm::stopped(matryoshka::run(args, globals)),
+        What::PointerNetworks(args) => pointer::run(args, globals),
     }
 }

@@ -1,0 +1,239 @@
+//! `keyfold lab route`, `keyfold train pointer-networks` and `keyfold model share`.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use common::Notes;
+use serde_json::{Value, json};
+
+const PLACES: &str = "\
+x,y
+0,0
+10,0
+10,8
+0,8
+5,9
+4,1
+";
+
+#[test]
+fn a_tour_is_told_beside_the_shortest_and_drawn() {
+    let notes = Notes::new();
+    notes.write("places.csv", PLACES);
+    let found = notes
+        .run(&["lab", "route", "places.csv", "--svg", "tour.svg", "--json"])
+        .json();
+    let mut visited: Vec<u64> = serde_json::from_value(found["answer"].clone()).unwrap();
+    visited.sort_unstable();
+    assert_eq!(visited, [1, 2, 3, 4, 5, 6], "rows count from 1");
+    // The rectangle, over the point above it and by the one inside it.
+    let best = 26f64.sqrt() * 2.0 + 17f64.sqrt() + 37f64.sqrt() + 16.0;
+    assert!((found["best_known_length"].as_f64().unwrap() - best).abs() < 1e-6);
+    assert_eq!(found["best_known_is_shortest"], true);
+    let length = found["length"].as_f64().unwrap();
+    assert!(length >= best - 1e-9 && length < 1.6 * best, "{length}");
+    let share = found["longer_by"].as_f64().unwrap();
+    assert!((length / best - 1.0 - share).abs() < 1e-9);
+    let svg = std::fs::read_to_string(notes.file("tour.svg")).unwrap();
+    assert_eq!(svg.matches("<circle").count(), 6);
+    assert_eq!(svg.matches("<line").count(), 12, "both tours");
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    let told = notes.run(&["lab", "route", "places.csv"]).ok();
+    assert!(told.contains("shortest") && told.contains("LKH"), "{told}");
+}
+
+#[test]
+fn hulls_and_triangles_stand_beside_the_exact_ones() {
+    let notes = Notes::new();
+    notes.write("places.csv", PLACES);
+    let hull = notes
+        .run(&["lab", "route", "places.csv", "--task", "hull", "--json"])
+        .json();
+    assert_eq!(hull["best_known"], json!([1, 2, 3, 5, 4]));
+    assert_eq!(hull["learned_from"][0], 5);
+    let told = notes
+        .run(&["lab", "route", "places.csv", "--task", "hull"])
+        .ok();
+    assert!(told.contains("exact: 1 2 3 5 4"), "{told}");
+    let args = [
+        "lab",
+        "route",
+        "places.csv",
+        "--task",
+        "delaunay",
+        "--json",
+        "--beam",
+        "1",
+    ];
+    let triangles = notes.run(&args).json();
+    assert_eq!(
+        triangles["best_known"].as_array().unwrap().len(),
+        5,
+        "2 n - 2 - corners"
+    );
+    for triangle in triangles["answer"].as_array().unwrap() {
+        assert_eq!(triangle.as_array().unwrap().len(), 3);
+    }
+}
+
+#[test]
+fn points_that_make_no_sense_are_refused_by_name() {
+    let notes = Notes::new();
+    let route = |text: &str, more: &[&str]| {
+        notes.write("p.csv", text);
+        notes.run(&[&["lab", "route", "p.csv"], more].concat())
+    };
+    route("1,2\n3,4\n", &[]).fails(1, &["p.csv", "three"]);
+    route("1,2\n1,2\n3,4\n", &["--task", "hull"]).fails(1, &["2 distinct points"]);
+    route("1,1\n2,2\n3,3\n4,4\n", &["--task", "delaunay"]).fails(1, &["one line"]);
+    route("1,2\n3,nan\n5,6\n", &[]).fails(1, &["row 2"]);
+    route("1,2,3\n4,5,6\n7,8,0\n", &[]).fails(2, &["two numbers", "--ignore"]);
+    route("1,2,3\n4,5,6\n7,8,0\n", &["--ignore", "3"]).ok();
+    // On a line there is a tour, and a point that is there twice is visited with its twin.
+    let line = route("1,1\n2,2\n3,3\n2,2\n", &["--json"]).json();
+    assert_eq!(line["coinciding"], 1);
+    assert_eq!(line["answer"].as_array().unwrap().len(), 4);
+    route("1,2\n3,4\n0,9\n", &["--model", "nowhere"]).fails(1, &["nowhere"]);
+    route("1,2\n3,4\n0,9\n", &["--beam", "0"]).fails(2, &["--beam"]);
+}
+
+#[test]
+fn a_network_that_is_trained_here_answers() {
+    let notes = Notes::new();
+    notes.write("places.csv", PLACES);
+    let train = [
+        "train",
+        "pointer-networks",
+        "--out",
+        "net",
+        "--json",
+        "--set",
+        "task=hull",
+        "--set",
+        "points=[4,6]",
+        "--set",
+        "hidden_size=8",
+        "--set",
+        "batch_size=16",
+        "--set",
+        "steps=4",
+        "--set",
+        "run.validate_every=2",
+        "--set",
+        "optimizer=adam",
+        "--set",
+        "learning_rate=0.01",
+    ];
+    let report = notes.run(&train).json();
+    assert_eq!(report["steps"], 4);
+    let metrics = std::fs::read_to_string(notes.file("net/metrics.jsonl")).unwrap();
+    assert!(
+        metrics.contains("\"right\"") && metrics.contains("\"area\""),
+        "{metrics}"
+    );
+    let found = notes
+        .run(&["lab", "route", "places.csv", "--model", "net", "--json"])
+        .json();
+    assert_eq!(
+        (&found["task"], &found["learned_from"]),
+        (&json!("hull"), &json!([4, 6]))
+    );
+    notes
+        .run(&[
+            "lab",
+            "route",
+            "places.csv",
+            "--model",
+            "net",
+            "--task",
+            "tour",
+        ])
+        .fails(2, &["trained for hull"]);
+    notes
+        .run(&[
+            "train",
+            "pointer-networks",
+            "--out",
+            "other",
+            "--set",
+            "task=sort",
+        ])
+        .fails(1, &["hull, delaunay or tour"]);
+}
+
+/// Copies a fixture, beside which nothing may be written.
+fn model(notes: &Notes, name: &str) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lm/tests/fixtures");
+    std::fs::create_dir(notes.file("m")).unwrap();
+    for file in std::fs::read_dir(fixtures.join(name)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), notes.file("m").join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_model_whose_layers_share_opens_as_every_model() {
+    for name in ["llama", "gguf-llama-f16"] {
+        let notes = Notes::new();
+        model(&notes, name);
+        notes.write("book.txt", &"Water the tomatoes every morning. ".repeat(60));
+        let share = |more: &[&str]| {
+            let args = [
+                "model", "share", "m", "--method", "masa", "--text", "book.txt", "--groups", "1",
+            ];
+            notes.run(&[&args[..], more].concat())
+        };
+        let nats = |model: &str| {
+            let args = [
+                "lm",
+                "perplexity",
+                "book.txt",
+                "--model",
+                model,
+                "--context",
+                "64",
+                "--windows",
+                "2",
+                "--json",
+            ];
+            notes.run(&args).json()["nats_per_token"].as_f64().unwrap()
+        };
+        let made: Value = share(&["--keep", "0.9", "--out", "most", "--json"]).json();
+        let kept = made["numbers"].as_f64().unwrap() / made["numbers_before"].as_f64().unwrap();
+        assert!(kept <= 0.9 && kept > 0.7, "{kept}");
+        let told = share(&["--keep", "0.6", "--types", "qkvo", "--out", "less"]).ok();
+        assert!(
+            told.contains("self_attn.o_proj") && told.contains("stay"),
+            "{told}"
+        );
+        let dense = nats("m");
+        assert!(
+            (nats("most") - dense).abs() < 0.5,
+            "{} {dense}",
+            nats("most")
+        );
+        assert!(nats("less").is_finite());
+        share(&["--keep", "1.5", "--out", "x"]).fails(2, &["--keep"]);
+        share(&["--keep", "0.5", "--atoms", "9", "--out", "x"]).fails(1, &["9 atoms for a group"]);
+        let no_text = ["model", "share", "m", "--method", "masa", "--out", "x"];
+        notes.run(&no_text).fails(2, &["--text"]);
+        let alone = [
+            "model",
+            "share",
+            "m",
+            "--method",
+            "masa",
+            "--no-residual",
+            "--groups",
+            "1",
+            "--keep",
+            "1/2",
+            "--out",
+            "atoms",
+        ];
+        notes.run(&alone).ok();
+        assert!(nats("atoms").is_finite());
+    }
+}

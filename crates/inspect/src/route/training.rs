@@ -1,0 +1,420 @@
+//! Training of pointer networks on points that are drawn at random, with exact teachers.
+//!
+//! Every step draws its own problems, so nothing is learned by heart and no data is needed. Of each
+//! block of problems the number of points is drawn first.
+
+use std::path::Path;
+
+use keyfold_core::Progress;
+use keyfold_kernels::add_assign;
+use keyfold_kernels::learn::{AdamStep, adamw};
+use keyfold_sequence::pointer::beam::Task;
+use keyfold_sequence::pointer::learn::{Gradient, Problem, clip};
+use keyfold_sequence::pointer::{PointerConfig, PointerNetwork};
+use keyfold_train::order::step_seed;
+use keyfold_train::{
+    Decay, LearnError, Learner, Place, Report, RunConfig, Schedule, Step, TrainError, Validation,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Points, RouteModel, target, truth, worth};
+use crate::InspectError;
+
+/// Problems that go through the network together.
+const BLOCK: usize = 32;
+
+/// Problems of a validation.
+const VALIDATION: usize = 256;
+
+/// The most points of a problem to learn tours from: its teacher is exact.
+const MOST_TOUR: usize = 12;
+
+/// The most points of a problem to learn from.
+const MOST: usize = 500;
+
+/// The rule by which gradients change weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Stochastic gradient descent, as in the paper.
+    Sgd,
+    /// Adam (Kingma and Ba 2015).
+    Adam,
+}
+
+/// How a network is trained; the defaults are the paper's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PointerTraining {
+    /// `hull`, `delaunay` or `tour`.
+    pub task: String,
+    /// The least and the most points of a problem.
+    pub points: [usize; 2],
+    /// Hidden numbers of both LSTMs.
+    pub hidden_size: usize,
+    /// Problems of a step.
+    pub batch_size: usize,
+    /// Steps in all.
+    pub steps: u64,
+    /// The rule.
+    pub optimizer: Optimizer,
+    /// The largest learning rate.
+    pub learning_rate: f64,
+    /// Steps over which it rises.
+    pub warmup_steps: u64,
+    /// How it falls afterwards.
+    pub decay: Decay,
+    /// The gradient of all weights together is at most this long; 0 for any length.
+    pub max_grad_norm: f64,
+    /// Seed of weights and problems.
+    pub seed: u64,
+    /// How the run is kept and watched.
+    pub run: RunConfig,
+}
+
+impl Default for PointerTraining {
+    fn default() -> Self {
+        Self {
+            task: Task::Hull.name().to_owned(),
+            points: [5, 50],
+            hidden_size: 256,
+            batch_size: 128,
+            // A million problems, ten times.
+            steps: 78_125,
+            optimizer: Optimizer::Sgd,
+            learning_rate: 1.0,
+            warmup_steps: 0,
+            decay: Decay::Constant,
+            max_grad_norm: 2.0,
+            seed: 0,
+            run: RunConfig::default(),
+        }
+    }
+}
+
+impl PointerTraining {
+    fn task(&self) -> Result<Task, LearnError> {
+        self.task.parse().map_err(LearnError::Data)
+    }
+
+    fn check(&self) -> Result<Task, LearnError> {
+        let task = self.task()?;
+        let wrong = |what: String| Err(LearnError::Data(what));
+        let most = match task {
+            Task::Tour => MOST_TOUR,
+            Task::Hull | Task::Delaunay => MOST,
+        };
+        let [least, largest] = self.points;
+        if least < 3 || largest < least || largest > most {
+            return wrong(format!(
+                "points is [{least}, {largest}]; the least must be 3 or more, and the most at least \
+                 that and, for a {task}, at most {most}"
+            ));
+        }
+        if self.batch_size == 0 || self.batch_size > 1 << 16 {
+            return wrong(format!(
+                "batch_size is {}; it must be from 1 to 65536",
+                self.batch_size
+            ));
+        }
+        for (name, value) in [
+            ("learning_rate", self.learning_rate),
+            ("max_grad_norm", self.max_grad_norm),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return wrong(format!("{name} is {value}; it must be 0 or more"));
+            }
+        }
+        Ok(task)
+    }
+}
+
+/// A problem of `n` points, drawn evenly from the unit square, and its answer.
+///
+/// # Errors
+/// When `n` is below three.
+pub fn draw(n: usize, task: Task, rng: &mut StdRng) -> Result<(Points, Vec<usize>), InspectError> {
+    let points = (0..n).map(|_| [0; 2].map(|_: u8| f64::from(rng.random::<f32>())));
+    let points = Points::new(points.collect())?;
+    let answer = truth(&points, task, 0)?;
+    Ok((points, answer))
+}
+
+/// What the network reads and is to write.
+fn problem(points: &Points, answer: &[usize], task: Task) -> Problem {
+    Problem {
+        points: points.for_network(),
+        target: target(answer, task),
+    }
+}
+
+fn learn_error(e: impl std::fmt::Display) -> LearnError {
+    LearnError::Data(e.to_string())
+}
+
+/// A training as a [`Learner`].
+pub struct PointerLearner {
+    config: PointerTraining,
+    task: Task,
+    schedule: Schedule,
+    network: PointerNetwork,
+    /// Moments of Adam.
+    first: Vec<f32>,
+    second: Vec<f32>,
+    /// Problems that are never learned from.
+    held_out: Vec<(Points, Vec<usize>)>,
+}
+
+impl PointerLearner {
+    /// A learner that begins at random weights.
+    ///
+    /// # Errors
+    /// When a setting makes no sense.
+    pub fn new(config: &PointerTraining) -> Result<Self, LearnError> {
+        let task = config.check()?;
+        let sizes = PointerConfig {
+            input_size: 2,
+            hidden_size: config.hidden_size,
+        };
+        let network = PointerNetwork::init(sizes, config.seed).map_err(learn_error)?;
+        let weights = network.weights().len();
+        // Steps count from 1.
+        let mut rng = StdRng::seed_from_u64(step_seed(config.seed, 0));
+        let [least, most] = config.points;
+        let held_out = (0..VALIDATION).map(|_| {
+            let n = rng.random_range(least..=most);
+            draw(n, task, &mut rng).map_err(learn_error)
+        });
+        Ok(Self {
+            task,
+            schedule: Schedule {
+                learning_rate: config.learning_rate,
+                warmup_steps: config.warmup_steps.min(config.steps),
+                decay: config.decay,
+                steps: config.steps,
+            },
+            network,
+            first: vec![0.0; weights],
+            second: vec![0.0; weights],
+            held_out: held_out.collect::<Result<_, _>>()?,
+            config: config.clone(),
+        })
+    }
+
+    /// The model as it is.
+    pub fn model(&self) -> RouteModel {
+        RouteModel {
+            task: self.task,
+            points: self.config.points,
+            network: self.network.clone(),
+        }
+    }
+
+    /// The gradient of a block of problems of step `number`.
+    fn block(&self, number: u64, block: usize, size: usize) -> Result<Gradient, LearnError> {
+        let seed = step_seed(step_seed(self.config.seed, number), block as u64 + 1);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let [least, most] = self.config.points;
+        let n = rng.random_range(least..=most);
+        let problems = (0..size).map(|_| {
+            let (points, answer) = draw(n, self.task, &mut rng).map_err(learn_error)?;
+            Ok(problem(&points, &answer, self.task))
+        });
+        let problems = problems.collect::<Result<Vec<_>, LearnError>>()?;
+        self.network.gradient(&problems).map_err(learn_error)
+    }
+
+    /// The gradient of the mean over all places of a step. Blocks are added in their order, so
+    /// that it does not depend on the number of threads.
+    fn gradient(&self, number: u64) -> Result<(f64, Gradient), LearnError> {
+        let size = self.config.batch_size;
+        let blocks: Vec<Gradient> = (0..size.div_ceil(BLOCK))
+            .into_par_iter()
+            .map(|block| self.block(number, block, BLOCK.min(size - block * BLOCK)))
+            .collect::<Result<_, _>>()?;
+        let mut blocks = blocks.into_iter();
+        let mut all = blocks
+            .next()
+            .ok_or_else(|| learn_error("a step has no problems"))?;
+        for block in blocks {
+            add_assign(&mut all.by_weights, &block.by_weights);
+            all.loss += block.loss;
+            all.places += block.places;
+            all.right += block.right;
+        }
+        let factor = 1.0 / all.places as f32;
+        all.by_weights.iter_mut().for_each(|g| *g *= factor);
+        Ok((all.loss / all.places as f64, all))
+    }
+
+    fn update(&mut self, gradient: &[f32], rate: f64, number: u64) {
+        let weights = self.network.weights_mut();
+        match self.config.optimizer {
+            Optimizer::Sgd => keyfold_kernels::axpy(weights, -rate as f32, gradient),
+            Optimizer::Adam => {
+                let step = AdamStep {
+                    rate: rate as f32,
+                    beta_1: 0.9,
+                    beta_2: 0.999,
+                    epsilon: 1e-8,
+                    weight_decay: 0.0,
+                    number: u32::try_from(number).unwrap_or(u32::MAX),
+                };
+                adamw(weights, gradient, &mut self.first, &mut self.second, step);
+            }
+        }
+    }
+}
+
+/// File of a checkpoint.
+const STATE: &str = "state.safetensors";
+
+impl Learner for PointerLearner {
+    fn steps(&self) -> u64 {
+        self.schedule.steps
+    }
+
+    fn unit(&self) -> &'static str {
+        "problems"
+    }
+
+    fn step(&mut self, number: u64) -> Result<Step, LearnError> {
+        let learning_rate = self.schedule.at(number);
+        let (loss, mut gradient) = self.gradient(number)?;
+        if loss.is_finite() {
+            clip(&mut gradient.by_weights, self.config.max_grad_norm as f32);
+            self.update(&gradient.by_weights, learning_rate, number);
+        }
+        Ok(Step {
+            loss,
+            parts: Vec::new(),
+            items: self.config.batch_size as u64,
+            learning_rate,
+        })
+    }
+
+    /// The loss of problems that are never learned from decides; what their answers are worth
+    /// stands beside it.
+    fn validate(&mut self) -> Result<Option<Validation>, LearnError> {
+        let (task, network) = (self.task, &self.network);
+        let each = self.held_out.par_iter().map(|(points, answer)| {
+            let problem = problem(points, answer, task);
+            let loss = network
+                .gradient(std::slice::from_ref(&problem))
+                .map_err(learn_error)?;
+            let found = network
+                .answer(&problem.points, task, 1, true)
+                .map_err(learn_error)?;
+            let mut places: Vec<usize> = found.places.iter().map(|place| place - 1).collect();
+            if task != Task::Delaunay && places.len() > 1 && places.first() == places.last() {
+                places.pop();
+            }
+            Ok((loss.loss, loss.places, worth(points, task, &places, answer)))
+        });
+        let each = each.collect::<Result<Vec<_>, LearnError>>()?;
+        let places: usize = each.iter().map(|e| e.1).sum();
+        let count = each.len() as f64;
+        let right = each.iter().filter(|e| e.2.right).count() as f64;
+        let valid: Vec<f64> = each.iter().filter_map(|e| e.2.share).collect();
+        let name = match task {
+            Task::Hull => "area",
+            Task::Delaunay => "triangles",
+            Task::Tour => "length_by_best",
+        };
+        Ok(Some(Validation {
+            loss: each.iter().map(|e| e.0).sum::<f64>() / places as f64,
+            measures: vec![
+                ("right", right / count),
+                (
+                    "valid",
+                    each.iter().filter(|e| e.2.valid).count() as f64 / count,
+                ),
+                (name, valid.iter().sum::<f64>() / valid.len().max(1) as f64),
+            ],
+        }))
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), LearnError> {
+        let path = folder.join(STATE);
+        let parts = [
+            ("weights", self.network.weights()),
+            ("first", &self.first[..]),
+            ("second", &self.second[..]),
+        ];
+        let bytes = parts.map(|(_, numbers)| -> Vec<u8> {
+            numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+        });
+        let views = parts.iter().zip(&bytes).map(|((name, numbers), bytes)| {
+            TensorView::new(Dtype::F32, vec![numbers.len()], bytes).map(|view| (*name, view))
+        });
+        let failed = |e: safetensors::SafeTensorError| std::io::Error::other(e.to_string());
+        let views: Result<Vec<_>, _> = views.collect();
+        let file = views.and_then(|views| safetensors::serialize(views, None));
+        let written = file
+            .map_err(failed)
+            .and_then(|file| std::fs::write(&path, file));
+        written.map_err(LearnError::io(&path))
+    }
+
+    fn load(&mut self, folder: &Path) -> Result<(), LearnError> {
+        let path = folder.join(STATE);
+        let bytes = std::fs::read(&path).map_err(LearnError::io(&path))?;
+        let unfit = |what: String| LearnError::State {
+            path: path.clone(),
+            what,
+        };
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| unfit(e.to_string()))?;
+        let parts = [
+            ("weights", self.network.weights_mut()),
+            ("first", &mut self.first[..]),
+            ("second", &mut self.second[..]),
+        ];
+        for (name, numbers) in parts {
+            let view = file.tensor(name).map_err(|e| unfit(e.to_string()))?;
+            if view.dtype() != Dtype::F32 || view.shape() != [numbers.len()] {
+                return Err(unfit(format!("tensor '{name}' is of another size")));
+            }
+            let fours = view.data().as_chunks::<4>().0.iter();
+            for (number, bytes) in numbers.iter_mut().zip(fours) {
+                *number = f32::from_le_bytes(*bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Trains a network in the run's folder and leaves it there as a model folder.
+///
+/// # Errors
+/// When the settings make no sense or the run fails.
+pub fn train(config: &PointerTraining, place: Place<'_>) -> Result<Report, TrainError> {
+    let mut learner = PointerLearner::new(config)?;
+    let settings = place.settings("pointer-networks", config, &config.run, json!({}), None)?;
+    place.train(&mut learner, &settings, |learner, out| {
+        learner.model().save(out).map_err(learn_error)
+    })
+}
+
+/// Trains a network without a folder, for experiments; nothing when the user stops it.
+///
+/// # Errors
+/// When the settings make no sense.
+pub fn train_in_memory(
+    config: &PointerTraining,
+    progress: &dyn Progress,
+) -> Result<Option<RouteModel>, LearnError> {
+    let mut learner = PointerLearner::new(config)?;
+    for number in 1..=learner.steps() {
+        if progress.cancelled() {
+            return Ok(None);
+        }
+        learner.step(number)?;
+        progress.advance(1);
+    }
+    Ok(Some(learner.model()))
+}
