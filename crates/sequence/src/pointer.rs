@@ -56,8 +56,8 @@ impl Default for PointerConfig {
     }
 }
 
-/// Weights are drawn evenly from `-INIT_RANGE` to `INIT_RANGE`.
-pub const INIT_RANGE: f32 = 0.08;
+/// Weights of the paper are drawn evenly from `-INIT_RANGE` to `INIT_RANGE`.
+pub const INIT_RANGE: f64 = 0.08;
 
 /// A tensor of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,14 +176,19 @@ pub struct Encoded {
 }
 
 impl PointerNetwork {
-    /// A network whose numbers are drawn from `seed`.
+    /// A network whose numbers are drawn evenly from `-range` to `range` (see [`INIT_RANGE`]).
     ///
     /// # Errors
-    /// When a size is 0 or beyond reason.
-    pub fn init(config: PointerConfig, seed: u64) -> Result<Self, SequenceError> {
+    /// When a size is 0 or beyond reason, or the range is no number above 0.
+    pub fn init(config: PointerConfig, range: f64, seed: u64) -> Result<Self, SequenceError> {
         config.check()?;
+        if !(range > 0.0 && range < 1e3) {
+            return Err(SequenceError::Refused(format!(
+                "weights cannot be drawn from -{range} to {range}; the range must be above 0"
+            )));
+        }
         let mut rng = StdRng::seed_from_u64(seed);
-        let draw = |_| rng.random_range(-INIT_RANGE..INIT_RANGE);
+        let draw = |_| rng.random_range(-range..range) as f32;
         Ok(Self {
             config,
             weights: (0..config.weights()).map(draw).collect(),

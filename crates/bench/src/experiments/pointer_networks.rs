@@ -308,6 +308,7 @@ fn beside_fixed_outputs(
     let config = PointerTraining {
         points: [5, 10],
         hidden_size,
+        init_range: 0.2,
         batch_size: if options.scale == Scale::Smoke {
             32
         } else {
@@ -382,7 +383,8 @@ fn train_fixed(
         hidden_size: config.hidden_size,
     };
     let [least, most] = config.points;
-    let mut network = FixedOutputs::init(sizes, most, config.seed).map_err(failed)?;
+    let mut network =
+        FixedOutputs::init(sizes, most, config.init_range, config.seed).map_err(failed)?;
     let schedule = Schedule {
         learning_rate: config.learning_rate,
         warmup_steps: config.warmup_steps,

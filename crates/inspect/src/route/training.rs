@@ -10,7 +10,7 @@ use keyfold_kernels::add_assign;
 use keyfold_kernels::learn::{AdamStep, adamw};
 use keyfold_sequence::pointer::beam::Task;
 use keyfold_sequence::pointer::learn::{Gradient, Problem, clip};
-use keyfold_sequence::pointer::{PointerConfig, PointerNetwork};
+use keyfold_sequence::pointer::{INIT_RANGE, PointerConfig, PointerNetwork};
 use keyfold_train::order::step_seed;
 use keyfold_train::{
     Decay, LearnError, Learner, Place, Report, RunConfig, Schedule, Step, TrainError, Validation,
@@ -57,6 +57,9 @@ pub struct PointerTraining {
     pub points: [usize; 2],
     /// Hidden numbers of both LSTMs.
     pub hidden_size: usize,
+    /// Weights are drawn evenly from minus this to this; small networks need more than the
+    /// paper's to begin to point soon.
+    pub init_range: f64,
     /// Problems of a step.
     pub batch_size: usize,
     /// Steps in all.
@@ -83,6 +86,7 @@ impl Default for PointerTraining {
             task: Task::Hull.name().to_owned(),
             points: [5, 50],
             hidden_size: 256,
+            init_range: INIT_RANGE,
             batch_size: 128,
             // A million problems, ten times.
             steps: 78_125,
@@ -181,7 +185,8 @@ impl PointerLearner {
             input_size: 2,
             hidden_size: config.hidden_size,
         };
-        let network = PointerNetwork::init(sizes, config.seed).map_err(learn_error)?;
+        let network =
+            PointerNetwork::init(sizes, config.init_range, config.seed).map_err(learn_error)?;
         let weights = network.weights().len();
         // Steps count from 1.
         let mut rng = StdRng::seed_from_u64(step_seed(config.seed, 0));

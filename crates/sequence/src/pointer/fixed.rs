@@ -30,14 +30,19 @@ pub struct FixedOutputs {
 }
 
 impl FixedOutputs {
-    /// A network for up to `most` points, drawn from `seed`.
+    /// A network for up to `most` points, drawn evenly from `-range` to `range`.
     ///
     /// # Errors
     /// When a size makes no sense.
-    pub fn init(config: PointerConfig, most: usize, seed: u64) -> Result<Self, SequenceError> {
-        let network = PointerNetwork::init(config, seed)?;
+    pub fn init(
+        config: PointerConfig,
+        most: usize,
+        range: f64,
+        seed: u64,
+    ) -> Result<Self, SequenceError> {
+        let network = PointerNetwork::init(config, range, seed)?;
         let mut rng = StdRng::seed_from_u64(!seed);
-        let draw = |_| rng.random_range(-super::INIT_RANGE..super::INIT_RANGE);
+        let draw = |_| rng.random_range(-range..range) as f32;
         Ok(Self {
             network,
             outputs: (0..(most + 1) * (config.hidden_size + 1))

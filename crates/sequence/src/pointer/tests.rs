@@ -11,7 +11,7 @@ fn network(hidden: usize, seed: u64) -> PointerNetwork {
         input_size: 2,
         hidden_size: hidden,
     };
-    let mut network = PointerNetwork::init(config, seed).unwrap();
+    let mut network = PointerNetwork::init(config, INIT_RANGE, seed).unwrap();
     // Larger than at the beginning of a training, so that every function bends.
     network.weights_mut().iter_mut().for_each(|w| *w *= 6.0);
     network
@@ -111,6 +111,7 @@ fn steps_down_the_gradient_learn_an_answer() {
             input_size: 2,
             hidden_size: 16,
         },
+        INIT_RANGE,
         0,
     )
     .unwrap();
@@ -136,7 +137,7 @@ fn fixed_outputs_learn_too_and_name_no_point_beyond_them() {
         input_size: 2,
         hidden_size: 16,
     };
-    let mut network = FixedOutputs::init(config, 5, 0).unwrap();
+    let mut network = FixedOutputs::init(config, 5, INIT_RANGE, 0).unwrap();
     let problems = [problem(5, &[3, 1, 5, 3], 1), problem(5, &[2, 4], 2)];
     let mut losses = Vec::new();
     for _ in 0..300 {
@@ -249,7 +250,7 @@ fn what_makes_no_sense_is_refused() {
         input_size: 2,
         hidden_size: 0,
     };
-    assert!(PointerNetwork::init(none, 0).is_err());
+    assert!(PointerNetwork::init(none, INIT_RANGE, 0).is_err());
 }
 
 #[test]
