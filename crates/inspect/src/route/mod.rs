@@ -101,7 +101,7 @@ impl Points {
             true => value as f32,
             // Halves, since the difference of two finite numbers may not be finite.
             false if wide > 0.0 => {
-                (0.5 + (value / 2.0 - (low / 4.0 + high / 4.0)) / (2.0 * wide)) as f32
+                (0.5 + (value / 2.0 - (low / 4.0 + high / 4.0)) / wide) as f32
             }
             false => 0.5,
         };
