@@ -100,9 +100,7 @@ impl Points {
         let each = |value: f64, (low, high): (f64, f64)| match inside(x) && inside(y) {
             true => value as f32,
             // Halves, since the difference of two finite numbers may not be finite.
-            false if wide > 0.0 => {
-                (0.5 + (value / 2.0 - (low / 4.0 + high / 4.0)) / wide) as f32
-            }
+            false if wide > 0.0 => (0.5 + (value / 2.0 - (low / 4.0 + high / 4.0)) / wide) as f32,
             false => 0.5,
         };
         let points = self.0.iter();

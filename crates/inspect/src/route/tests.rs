@@ -185,7 +185,11 @@ fn scaling_and_moving_points_changes_no_answer() {
     let huge = points(&[[-1.7e308, 0.0], [1.7e308, 0.0], [0.0, 1e308]]);
     let read = huge.for_network();
     assert!(read.iter().all(|x| (0.0..=1.0).contains(x)), "{read:?}");
-    assert_eq!((read[0], read[2], read[4]), (0.0, 1.0, 0.5), "the whole width is used");
+    assert_eq!(
+        (read[0], read[2], read[4]),
+        (0.0, 1.0, 0.5),
+        "the whole width is used"
+    );
 }
 
 fn small() -> PointerTraining {
