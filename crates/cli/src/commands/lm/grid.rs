@@ -14,7 +14,7 @@ use keyfold_lm::decoding::argmax;
 use keyfold_lm::linear::r_sparse::{self, FoldOptions, Split};
 use keyfold_lm::perplexity::log_probability;
 use keyfold_lm::recall::{PromptSpec, RecallConfig};
-use keyfold_lm::store::matryoshka::{Ranks, principal, save};
+use keyfold_lm::store::matryoshka::{Around, Ranks, principal, save};
 use keyfold_lm::{Decoder, LmError, ModelFile, Session, SpecialTokens};
 use serde::Serialize;
 use serde_json::json;
@@ -238,7 +238,7 @@ fn constructed(
     let decoder = Arc::new(Decoder::load(&file)?);
     let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
     let known = prompt(0.5, 0xca11)?.tokens;
-    let found = principal(&decoder, &[&known], &team, progress)?;
+    let found = principal(&decoder, &[&known], Around::Zero, &team, progress)?;
     let ranks = Ranks::uniform(&decoder.config().dims, 0.5);
     save(bases, &decoder, &found, &ranks)?;
     let calibration = r_sparse::Calibration::read(&file, &known, &team)?;
