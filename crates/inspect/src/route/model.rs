@@ -3,7 +3,8 @@
 //! A folder holds `config.json` (what it answers, sizes, the numbers of points that it learned
 //! from, and the checksum of the weights) and `model.safetensors` with the names of
 //! [`keyfold_sequence::pointer`], in half precision. One for each task is part of the program;
-//! the recipes in `recipes/` made them.
+//! that of hulls is the
+//! recipe's, the others were trained on fewer points or for fewer steps.
 
 use std::path::Path;
 
