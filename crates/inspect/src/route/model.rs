@@ -2,9 +2,9 @@
 //!
 //! A folder holds `config.json` (what it answers, sizes, the numbers of points that it learned
 //! from, and the checksum of the weights) and `model.safetensors` with the names of
-//! [`keyfold_sequence::pointer`], in half precision. One for each task is part of the program;
-//! that of hulls is the
-//! recipe's, the others were trained on fewer points or for fewer steps.
+//! [`keyfold_sequence::pointer`], in half precision. One for each task is part of the program: that
+//! for hulls was made with the settings of `recipes/pointer-networks-small.toml`, the others by
+//! trainings that were too short for their tasks.
 
 use std::path::Path;
 

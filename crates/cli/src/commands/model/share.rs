@@ -29,8 +29,8 @@ Examples:
 MASA needs no training: in each group of layers the matrices of one kind become mixtures of a few \
 atoms, and what those miss is told by low-rank pairs that lose least of the outputs on the text. \
 What is kept counts atoms, mixtures and pairs against the numbers of the projections that are \
-shared; all other weights stay as they are. Measure before you use the result: --keep 1/3 harms a \
-model that was not trained for it.")]
+shared; all other weights stay as they are.
+Measure the result with keyfold lm perplexity before you use it.")]
 pub(super) struct ShareArgs {
     /// The model: a .gguf file, a folder with config.json and safetensors, or a hub name
     #[arg(value_name = "MODEL")]
