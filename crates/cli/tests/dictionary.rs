@@ -481,7 +481,7 @@ fn a_transcoder_and_other_layouts_are_written() {
             (Some(8), Some(4))
         );
     }
-    fit("none", &["--layout", "openai"]).fails(1, &["OpenAI"]);
+    fit("none", &["--layout", "openai", "--set", "k=2"]).fails(1, &["OpenAI"]);
     let plain = [
         "dictionary",
         "fit",

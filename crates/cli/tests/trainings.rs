@@ -139,15 +139,11 @@ fn every_recipe_is_one_of_its_method() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let slug = name.strip_suffix("-small").unwrap_or(&name);
         let mut command = keyfold();
-        command.args([
-            "train",
-            slug,
-            "--data",
-            "x",
-            "--out",
-            "x",
-            "--show-settings",
-        ]);
+        command.args(["train", slug, "--out", "x", "--show-settings"]);
+        // Problems of points are made up.
+        if slug != "pointer-networks" {
+            command.args(["--data", "x"]);
+        }
         match slug {
             "crisp" | "defsent-plus" | "matryoshka-kv" => command.args(["--model", "x"]),
             "colberter" => command.args(["--model", "x", "--teacher", "x"]),

@@ -150,7 +150,7 @@ fn twins_are_visited_together_and_no_corners() {
         [0.0, 0.0],
         [9.0, 9.0],
         [9.0, 0.0],
-        [4.0, 4.5],
+        [5.0, 4.5],
     ]);
     let tour = RouteModel::builtin(Task::Tour)
         .unwrap()

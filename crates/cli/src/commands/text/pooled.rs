@@ -46,11 +46,13 @@ pub(super) fn encoder(
     Ok((folder, encoder))
 }
 
-/// Whether a model is a transformer, and no model of words or paragraphs.
+/// Whether a model is a transformer or an encoder of mixers, and no model of words or paragraphs.
 pub(super) fn is_encoder(name: &str) -> bool {
     let config = ModelFolder::find(name)
         .ok()
         .and_then(|folder| folder.json_optional::<Value>("config.json").ok()?);
     let heads = ["num_attention_heads", "n_heads", "num_heads"];
-    config.is_some_and(|config| heads.iter().any(|h| config[*h].is_number()))
+    config.is_some_and(|config| {
+        config["model_type"] == "hydra" || heads.iter().any(|h| config[*h].is_number())
+    })
 }
