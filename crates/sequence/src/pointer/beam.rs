@@ -135,6 +135,9 @@ pub struct Answer {
     pub ended: bool,
 }
 
+/// A score, a beginning, and the place that follows it with the row of its state.
+type Following<'a> = (f64, &'a Beginning, Option<(usize, usize)>);
+
 struct Beginning {
     places: Vec<usize>,
     score: f64,
@@ -210,8 +213,7 @@ impl PointerNetwork {
             .collect();
         let scores = self.step(encoded, &inputs, &mut state);
         let places = scores.len() / going.len();
-        // Score, beginning, and the place that follows with the row of the state.
-        let mut found: Vec<(f64, &Beginning, Option<(usize, usize)>)> = Vec::new();
+        let mut found: Vec<Following> = Vec::new();
         found.extend(beam.iter().filter(|b| b.ended).map(|b| (b.score, b, None)));
         for (row, (beginning, scores)) in going.iter().zip(scores.chunks_exact(places)).enumerate()
         {

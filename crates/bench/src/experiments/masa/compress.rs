@@ -37,6 +37,9 @@ struct Source<'a> {
     team: Arc<Team>,
 }
 
+/// The table, its values, and for each kept share the perplexity of every way.
+type Compared = (Table, Vec<Value>, Vec<(f64, Vec<f64>)>);
+
 impl Source<'_> {
     fn perplexity(&self, file: &ModelFile) -> Result<f64, LmError> {
         let decoder = Arc::new(Decoder::load(file)?);
@@ -57,7 +60,7 @@ impl Source<'_> {
         title: &str,
         keeps: &[f64],
         progress: &dyn Progress,
-    ) -> Result<(Table, Vec<Value>, Vec<(f64, Vec<f64>)>), LmError> {
+    ) -> Result<Compared, LmError> {
         let seen = Calibration::read(self.file, self.calibrated, self.names, &self.team, progress)?;
         let dense = self.perplexity(self.file)?;
         let mut table = Table::new(
