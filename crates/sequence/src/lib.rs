@@ -1,5 +1,5 @@
 //! Sequence mixers: rows of one vector per position in, rows of the same shape out; and networks
-//! whose answers are positions of their input ([`pointer`]).
+//! whose answers are positions of their input ([`mod@pointer`]).
 
 mod error;
 pub mod hax;

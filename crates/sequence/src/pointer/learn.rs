@@ -1,7 +1,7 @@
 //! The loss of many problems and its gradient.
 //!
 //! Problems of one number of points go through the network together, the longest answers first,
-//! so that every step is one matrix of the answers that have not ended ([`super::lstm`]).
+//! so that every step is one matrix of the answers that have not ended (`lstm`).
 
 use keyfold_kernels::learn::add_columns;
 use keyfold_kernels::{Matrix, add_assign, add_bias, axpy, dot, matmul_nt, product, tanh};
