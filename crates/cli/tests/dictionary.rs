@@ -466,6 +466,9 @@ fn a_transcoder_and_other_layouts_are_written() {
     }
     assert!(error < 0.1 * size, "{error} of {size}");
     fit("s", &["--targets", "short.csv"]).fails(1, &["short.csv"]);
+    let targets = ["--targets", "told.csv", "--set", "k=2"];
+    fit("s", &[&targets[..], &["--skip-missing"]].concat()).fails(2, &["--skip-missing"]);
+    fit("s", &[&targets[..], &["--patch", "2x2"]].concat()).fails(2, &["2x2"]);
 
     fit("sparsify", &["--layout", "sparsify", "--set", "k=2"]).ok();
     assert!(notes.file("sparsify/sae.safetensors").is_file());
@@ -482,6 +485,7 @@ fn a_transcoder_and_other_layouts_are_written() {
         );
     }
     fit("none", &["--layout", "openai", "--set", "k=2"]).fails(1, &["OpenAI"]);
+    assert!(!notes.file("none").exists());
     let plain = [
         "dictionary",
         "fit",

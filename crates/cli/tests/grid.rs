@@ -40,6 +40,8 @@ fn methods_are_measured_alone_and_two_by_two() {
     let read = |row: &serde_json::Value| row["bytes_read_per_token"].as_u64().unwrap();
     assert!(bytes(find("q8_0", "none", "none", "dense")) < bytes(plain));
     assert!(bytes(find("matryoshka", "tidal", "none", "dense")) < bytes(plain));
+    let turned = &find("matryoshka", "none", "none", "dense")["recall"];
+    assert!(turned.as_f64().unwrap() >= 0.5, "{turned}");
     assert!(bytes(find("f16", "none", "h2o", "dense")) < bytes(plain));
     assert!(read(find("f16", "none", "none", "r-sparse")) < read(plain));
     find("q4_0", "double-sparse", "none", "dense");

@@ -73,9 +73,33 @@ fn hulls_and_triangles_stand_beside_the_exact_ones() {
         5,
         "2 n - 2 - corners"
     );
-    for triangle in triangles["answer"].as_array().unwrap() {
+    let written = triangles["answer"].as_array().unwrap();
+    for triangle in written {
         assert_eq!(triangle.as_array().unwrap().len(), 3);
     }
+    // Shown once each, however often the network wrote them.
+    let args = [
+        "lab",
+        "route",
+        "places.csv",
+        "--task",
+        "delaunay",
+        "--beam",
+        "1",
+    ];
+    let told = notes.run(&args).ok();
+    let mut shown: Vec<&str> = told
+        .lines()
+        .filter(|line| line.chars().all(|c| c.is_ascii_digit() || c == ' '))
+        .collect();
+    let lines = shown.len();
+    shown.sort_unstable();
+    shown.dedup();
+    assert!(lines > 0 && shown.len() == lines, "{told}");
+    let mut distinct = written.clone();
+    distinct.sort_by_key(Value::to_string);
+    distinct.dedup();
+    assert_eq!(lines, distinct.len());
 }
 
 #[test]

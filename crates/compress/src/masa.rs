@@ -13,8 +13,9 @@
 //! - A model that is trained is compressed ([`compress`]), with no further training. Layers that
 //!   follow each other form groups, cut where what the model would say changes most
 //!   ([`groups`]). In each group the atoms are the greatest principal directions of the matrices
-//!   ([`matrix_pca`]). What is left of each matrix is told by a low-rank pair that loses least of the
-//!   *outputs* on a text ([`residual`]); ranks go where they gain most a number.
+//!   ([`matrix_pca`]). On a text each layer's mixture is fitted anew to its *outputs*; the paper
+//!   keeps the one that is nearest to the matrix. What is left is told by a low-rank pair that loses
+//!   least of the outputs ([`residual`]); ranks go where singular values are greatest a number.
 //! - A model is trained so from the beginning ([`train`], with the feature `train`).
 //!
 //! Matrices are `[out, in]`, row-major. Cost of the first: `L² out in` for products of all pairs,
@@ -81,7 +82,7 @@ pub struct Projection<'a> {
     pub rows: usize,
     /// Columns of a matrix.
     pub columns: usize,
-    /// The mean of `x xᵀ` over the inputs of each layer, `[in, in]`; needed for pairs.
+    /// The mean of `x xᵀ` over the inputs of each layer, `[in, in]`, or nothing; needed for pairs.
     pub moments: Vec<&'a [f64]>,
 }
 
@@ -187,7 +188,18 @@ fn run(
                 .iter()
                 .map(Vec::as_slice)
                 .collect();
-            let atoms = matrix_pca(&matrices, atoms_of(config, matrices.len())?)?;
+            if progress.cancelled() {
+                return Err(CompressError::Cancelled);
+            }
+            let mut atoms = matrix_pca(&matrices, atoms_of(config, matrices.len())?)?;
+            for (within, layer) in layers.clone().enumerate() {
+                if let Some(moments) = projection.moments.get(layer) {
+                    let matrix = &projection.layers[layer];
+                    let found = residual::mixture(&atoms, matrix, projection.columns, moments)?;
+                    let count = atoms.count;
+                    atoms.coefficients[within * count..][..count].copy_from_slice(&found);
+                }
+            }
             left -= (atoms.matrices.len() + atoms.coefficients.len()) as f64;
             shared.push(Shared {
                 projection: number,
@@ -228,8 +240,8 @@ fn atoms_of(config: &MasaConfig, layers: usize) -> Result<usize, CompressError> 
     Ok(atoms)
 }
 
-/// Gives the numbers that are left to pairs: one rank after the other to the matrix whose outputs
-/// gain most a number.
+/// Gives the numbers that are left to pairs: one rank after the other to the matrix whose next
+/// singular value is greatest a number.
 fn add_pairs(
     projections: &[Projection],
     shared: &mut [Shared],
@@ -324,7 +336,7 @@ fn check(
         let moments = projection.columns * projection.columns;
         let whole = projection.moments.len() == projection.layers.len()
             && projection.moments.iter().all(|m| m.len() == moments);
-        if config.residual && !whole {
+        if !whole && (config.residual || !projection.moments.is_empty()) {
             return Err(CompressError::Settings(format!(
                 "pairs need a text: the moments of {}'s inputs are missing",
                 projection.name

@@ -58,7 +58,7 @@ impl Batches {
         width: usize,
         mut step: impl FnMut(&[f32]) -> Result<(), DictionaryError>,
     ) -> Result<(), DictionaryError> {
-        let size = self.size * width;
+        let size = self.size.saturating_mul(width);
         if !self.waiting.is_empty() {
             let (some, rest) = rows.split_at(rows.len().min(size - self.waiting.len()));
             self.waiting.extend_from_slice(some);

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 use keyfold_compress::CompressError;
-use keyfold_compress::masa::{self, MasaConfig, Projection, Shared};
+use keyfold_compress::masa::{self, MasaConfig, Pair, Projection, Shared};
 use keyfold_core::{Progress, atomic};
 use keyfold_kernels::blocks::{Activations, BlockType};
 use keyfold_kernels::{Matrix, Team, product};
@@ -178,10 +178,16 @@ fn distribution(decoder: &Decoder, state: &[f32], team: &Team) -> Vec<f64> {
     each.into_iter().map(|p| p / total).collect()
 }
 
-/// Numbers in 16 bits.
-fn halves(shape: Vec<usize>, numbers: &[f32]) -> Tensor {
-    let bytes = numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes());
-    Tensor::in_memory(BlockType::F16, shape, bytes.collect())
+/// Numbers in 16 bits, beside their name.
+fn halves(name: String, shape: Vec<usize>, numbers: &[f32]) -> Result<(String, Tensor), LmError> {
+    let halves: Vec<f16> = numbers.iter().map(|x| f16::from_f32(*x)).collect();
+    if !halves.iter().all(|x| x.is_finite()) {
+        return Err(LmError::Input {
+            what: format!("{name} holds a number that 16 bits cannot"),
+        });
+    }
+    let bytes = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Ok((name, Tensor::in_memory(BlockType::F16, shape, bytes)))
 }
 
 impl From<CompressError> for LmError {
@@ -264,7 +270,9 @@ fn tensors(shared: &[Shared], names: &[LinearName]) -> Result<Vec<(String, Tenso
         let (role, [rows, columns]) = (role(part, names)?, part.shape);
         let layers = layers(part);
         let count = part.layers.len();
+        let thin = |p: &Pair| p.up.len() == rows * p.rank && p.down.len() == p.rank * columns;
         let fits = part.pairs.len() == count
+            && part.pairs.iter().all(thin)
             && part.atoms.matrices.len() == part.atoms.count * rows * columns
             && part.atoms.coefficients.len() == part.atoms.count * count;
         if !fits || count == 0 {
@@ -273,24 +281,25 @@ fn tensors(shared: &[Shared], names: &[LinearName]) -> Result<Vec<(String, Tenso
             });
         }
         let name = |what| group_name(&layers, role, what);
-        // Without atoms one of zeros tells the sizes.
-        let (atoms, matrices, coefficients) = match part.atoms.count {
-            0 => (1, vec![0.0; rows * columns], vec![0.0; count]),
-            n => (
-                n,
-                part.atoms.matrices.clone(),
-                part.atoms.coefficients.clone(),
-            ),
-        };
-        all.push((name("atoms"), halves(vec![atoms, rows, columns], &matrices)));
-        let mixture = Tensor::from_f32(vec![count, atoms], &coefficients);
-        all.extend(mixture.map(|mixture| (name("coefficients"), mixture)));
+        let atoms = part.atoms.count;
+        if atoms > 0 {
+            let shape = vec![atoms, rows, columns];
+            all.push(halves(name("atoms"), shape, &part.atoms.matrices)?);
+            let mixture = Tensor::from_f32(vec![count, atoms], &part.atoms.coefficients);
+            all.extend(mixture.map(|mixture| (name("coefficients"), mixture)));
+        }
         for (layer, pair) in part.layers.clone().zip(&part.pairs) {
-            if pair.rank > 0 {
-                let up = halves(vec![rows, pair.rank], &pair.up);
-                let down = halves(vec![pair.rank, columns], &pair.down);
-                all.push((pair_name(layer, role, "up"), up));
-                all.push((pair_name(layer, role, "down"), down));
+            let mut write = |rank: usize, up: &[f32], down: &[f32]| {
+                let name = |half| pair_name(layer, role, half);
+                all.push(halves(name("up"), vec![rows, rank], up)?);
+                all.push(halves(name("down"), vec![rank, columns], down)?);
+                Ok::<_, LmError>(())
+            };
+            match pair.rank {
+                0 if atoms > 0 => {}
+                // Without atoms a pair of zeros tells that nothing is there.
+                0 => write(1, &vec![0.0; rows], &vec![0.0; columns])?,
+                rank => write(rank, &pair.up, &pair.down)?,
             }
         }
     }
@@ -333,7 +342,7 @@ pub fn save(
     shared: &[Shared],
     out: &Path,
 ) -> Result<PathBuf, LmError> {
-    let added = tensors(shared, names)?;
+    let mut added = tensors(shared, names)?;
     let mut gone = Vec::new();
     for part in shared {
         let role = role(part, names)?;
@@ -351,6 +360,10 @@ pub fn save(
     if let Some(gguf) = file.gguf() {
         let path = out.join("model.gguf");
         let stored = file.stored_names(&gone)?;
+        // What was shared before and is not now stays whole.
+        let mut whole = file.stored_tensors();
+        whole.retain(|name, _| !gguf.has(name) && !stored.contains(name));
+        added.extend(whole);
         atomic::write_with(&path, |to| gguf.write_changed(&stored, &added, to))
             .map_err(|e| write(&path, e))?;
         return Ok(path);

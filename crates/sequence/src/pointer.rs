@@ -204,7 +204,8 @@ impl PointerNetwork {
         mut tensor: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
         config.check()?;
-        let mut weights = Vec::with_capacity(config.weights());
+        // It grows with what is there: sizes may come from a file.
+        let mut weights = Vec::new();
         for (part, name) in PARTS {
             let shape = config.shape(part);
             let numbers = tensor(name, &shape)?;

@@ -159,7 +159,8 @@ impl Default for MultiQueryRecall {
 
 impl MultiQueryRecall {
     /// # Errors
-    /// When a text has no room for the pairs and questions, or there are too few tokens.
+    /// When a text has no room for the pairs and questions, there are too few tokens, or `power_a`
+    /// is not above 0.
     pub fn check(&self) -> Result<(), SequenceError> {
         let pairs = self.num_kv_pairs;
         if pairs == 0 || self.input_seq_len < 4 * pairs || !self.input_seq_len.is_multiple_of(2) {
@@ -173,6 +174,13 @@ impl MultiQueryRecall {
             return Err(SequenceError::Refused(format!(
                 "vocab_size {} is too small for {pairs} keys and texts of {} tokens",
                 self.vocab_size, self.input_seq_len
+            )));
+        }
+        // Weights of 0 would put two questions in one place.
+        if !(self.power_a > 0.0 && self.power_a.is_finite()) {
+            return Err(SequenceError::Refused(format!(
+                "power_a is {}; it must be a number above 0",
+                self.power_a
             )));
         }
         Ok(())
@@ -322,6 +330,11 @@ mod tests {
                 .to_string()
                 .contains("17 pairs")
         );
+        let steep = MultiQueryRecall {
+            power_a: -3000.0,
+            ..MultiQueryRecall::default()
+        };
+        assert!(steep.text(0).unwrap_err().to_string().contains("power_a"));
         let empty = JointRecall {
             least: 5,
             max_n_context: 4,

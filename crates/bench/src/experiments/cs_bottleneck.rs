@@ -218,11 +218,15 @@ fn report(cases: &[Vec<Vec<Measured>>; 2]) -> Result<Report, BenchError> {
     let falls = heavy[2..].windows(2).all(|w| w[1][2] < w[0][2]);
     let findings = vec![
         format!(
-            "aim: with heavy tails the RMSE falls by some 14 % against squared errors; by {:.1} % (of which \
-             none can fall below the noise), against the function without its noise by {:.1} %: {}",
+            "aim: with heavy tails the RMSE falls by some 14 % against squared errors; by {:.1} % (no RMSE of \
+             such rows can fall below their noise): {}",
             100.0 * gain,
+            reached(gain > 0.14)
+        ),
+        format!(
+            "the same against the function without its noise, which no user has: by {:.1} %: {}",
             100.0 * clean_gain,
-            reached(gain > 0.14 || clean_gain > 0.14)
+            reached(clean_gain > 0.14)
         ),
         format!(
             "aim: it grows less under attack; {:.3} against {:.3}: {}",

@@ -425,7 +425,7 @@ fn side_by_side(
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
     let dims = model.dims();
-    let mut ways = vec![Way::dense(model)];
+    let mut ways = Vec::new();
     for keep in [0.75, 0.5] {
         let ranks = Ranks::uniform(&dims, keep);
         let policy = move |_| {
@@ -436,7 +436,7 @@ fn side_by_side(
         };
         ways.push(Way::new(format!("{keep} of the numbers"), model, policy));
     }
-    answers(options, &ways, progress, tables, findings)
+    answers(options, model, ways, progress, tables, findings)
 }
 
 fn with_kind(model: &Model, kind: CacheType) -> Result<Session, BenchError> {

@@ -144,7 +144,8 @@ fn lengths(
             return Err(BenchError::Cancelled);
         }
         let solved = (0..problems).into_par_iter().map(|number| {
-            let seed = options.seed + ((n as u64) << 32) + number as u64;
+            let problem = ((n as u64) << 32) + number as u64;
+            let seed = options.seed.wrapping_add(problem);
             let mut rng = StdRng::seed_from_u64(seed);
             let points = drawn(n, &mut rng).map_err(failed)?;
             let solved = model.solve(&points, BEAM, true, seed).map_err(failed)?;
@@ -401,7 +402,7 @@ fn train_fixed(
         let blocks = (0..config.batch_size.div_ceil(BLOCK))
             .into_par_iter()
             .map(|block| {
-                let seed = config.seed + (number << 16) + block as u64;
+                let seed = config.seed.wrapping_add((number << 16) + block as u64);
                 let mut rng = StdRng::seed_from_u64(seed);
                 let n = rng.random_range(least..=most);
                 let problems = (0..BLOCK).map(|_| {

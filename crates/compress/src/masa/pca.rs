@@ -28,9 +28,9 @@ pub struct Atoms {
     pub matrices: Vec<f32>,
     /// `[layers, count]`.
     pub coefficients: Vec<f32>,
-    /// Share of `Σ |W_l|²` that they tell.
+    /// Share of `Σ |W_l|²` that they tell where mixtures are nearest to the matrices.
     pub energy: f64,
-    /// `Σ |W_l - Ŵ_l|²`.
+    /// `Σ |W_l - Ŵ_l|²` with such mixtures.
     pub lost: f64,
 }
 

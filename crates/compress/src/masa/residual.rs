@@ -7,9 +7,11 @@
 //! E C = P Σ Qᵀ        E ≈ (P_r Σ_r) (Q_rᵀ C⁻¹)        lost = Σ_{s > r} σ_s²
 //! ```
 
+use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use keyfold_kernels::{Matrix, product};
 
+use super::Atoms;
 use crate::CompressError;
 
 /// What is added to the diagonal of `R`, as a share of its mean: directions that a text never
@@ -100,22 +102,78 @@ fn to_mat(matrix: &[f32], columns: usize) -> Mat<f64> {
     })
 }
 
-/// Decomposes `rest` `[out, in]` for inputs with the moments `[in, in]`.
-///
-/// # Errors
-/// When the moments are those of no inputs, or a decomposition does not converge.
-pub fn residual(rest: &[f32], columns: usize, moments: &[f64]) -> Result<Whitened, CompressError> {
+/// The moments with a ridge; it makes them positive definite.
+fn ridged(columns: usize, moments: &[f64]) -> Result<Mat<f64>, CompressError> {
     let trace: f64 = (0..columns).map(|i| moments[i * columns + i]).sum();
-    let ridge = RIDGE * trace / columns as f64;
     if !(trace.is_finite() && trace > 0.0) {
         return Err(CompressError::Settings(
             "the inputs on the text are all zero, so they say nothing of the outputs".into(),
         ));
     }
-    let moments = Mat::from_fn(columns, columns, |i, j| {
+    let ridge = RIDGE * trace / columns as f64;
+    Ok(Mat::from_fn(columns, columns, |i, j| {
         moments[i * columns + j] + if i == j { ridge } else { 0.0 }
-    });
-    let cholesky = moments
+    }))
+}
+
+/// The mixture of `atoms` that loses least of the outputs of a matrix, by least squares:
+///
+/// ```text
+/// A c = b        A_st = <D_s R, D_t>        b_s = <D_s R, W>
+/// ```
+///
+/// The mixture that is nearest to the matrix itself may lose more of them than no matrix at all,
+/// where inputs lie along few directions.
+///
+/// # Errors
+/// As [`residual`].
+pub(super) fn mixture(
+    atoms: &Atoms,
+    matrix: &[f32],
+    columns: usize,
+    moments: &[f64],
+) -> Result<Vec<f32>, CompressError> {
+    let count = atoms.count;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let moments = ridged(columns, moments)?;
+    let all: Vec<&[f32]> = atoms.matrices.chunks_exact(atoms.size).collect();
+    let mut products = Mat::<f64>::zeros(count, count);
+    let mut wanted = Mat::<f64>::zeros(count, 1);
+    for (s, atom) in all.iter().enumerate() {
+        // `R D_sᵀ`, whose columns are the rows of `D_s R`.
+        let atom = Mat::from_fn(columns, atom.len() / columns, |j, i| {
+            f64::from(atom[i * columns + j])
+        });
+        let turned = &moments * &atom;
+        let inner = |other: &[f32]| {
+            let rows = other.chunks_exact(columns).enumerate();
+            rows.map(|(i, row)| {
+                let turned = turned.col(i);
+                let each = turned.iter().zip(row).map(|(a, b)| a * f64::from(*b));
+                each.sum::<f64>()
+            })
+            .sum::<f64>()
+        };
+        for (t, other) in all.iter().enumerate() {
+            products[(s, t)] = inner(other);
+        }
+        wanted[(s, 0)] = inner(matrix);
+    }
+    let cholesky = products
+        .llt(Side::Lower)
+        .map_err(|_| CompressError::Numeric("Cholesky decomposition"))?;
+    let found = cholesky.solve(&wanted);
+    Ok((0..count).map(|s| found[(s, 0)] as f32).collect())
+}
+
+/// Decomposes `rest` `[out, in]` for inputs with the moments `[in, in]`.
+///
+/// # Errors
+/// When the moments are those of no inputs, or a decomposition does not converge.
+pub fn residual(rest: &[f32], columns: usize, moments: &[f64]) -> Result<Whitened, CompressError> {
+    let cholesky = ridged(columns, moments)?
         .llt(Side::Lower)
         .map_err(|_| CompressError::Numeric("Cholesky decomposition"))?;
     let root = cholesky.L();

@@ -164,6 +164,51 @@ fn a_pair_loses_least_of_the_outputs() {
 }
 
 #[test]
+fn mixtures_are_fitted_to_the_outputs() {
+    let all = layers(6, 20);
+    let matrices: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();
+    let (inputs, moments) = inputs(4);
+    let mut atoms = matrix_pca(&matrices, 2).unwrap();
+    let lost = |atoms: &Atoms, layer: usize| {
+        let mut rest = all[layer].clone();
+        keyfold_kernels::axpy(&mut rest, -1.0, &atoms.mixture(layer));
+        output(&rest, &inputs) / output(&all[layer], &inputs)
+    };
+    let (mut before, mut after) = (0.0, 0.0);
+    for (layer, matrix) in all.iter().enumerate() {
+        before += lost(&atoms, layer);
+        let found = super::residual::mixture(&atoms, matrix, COLUMNS, &moments).unwrap();
+        atoms.coefficients[2 * layer..][..2].copy_from_slice(&found);
+        let least = lost(&atoms, layer);
+        assert!(least < 1.0 + 1e-3, "never worse than no matrix: {least}");
+        for (s, by) in [(0, 0.3), (0, -0.3), (1, 0.3), (1, -0.3)] {
+            let mut other = atoms.clone();
+            other.coefficients[2 * layer + s] += by;
+            assert!(lost(&other, layer) > least, "{layer} {s} {by}");
+        }
+        after += least;
+    }
+    assert!(after < 0.95 * before, "{after} {before}");
+    // So they are in what is compressed.
+    let one = [Projection {
+        name: "q",
+        layers: all.clone(),
+        rows: ROWS,
+        columns: COLUMNS,
+        moments: vec![&moments[..]; 6],
+    }];
+    let config = MasaConfig {
+        groups: 1,
+        atoms: Some(2),
+        residual: false,
+        ..MasaConfig::default()
+    };
+    let shared = compress(&config, &one, &[0.0; 5], &NoProgress).unwrap();
+    assert_eq!(shared[0].atoms.coefficients, atoms.coefficients);
+    assert!(shared[0].output_errors.iter().all(|e| *e < 1.001));
+}
+
+#[test]
 fn groups_are_cut_where_layers_drift_most() {
     let drifts = [0.1, 5.0, 0.2, 0.3, 7.0];
     let one = groups(&drifts, 1).unwrap();

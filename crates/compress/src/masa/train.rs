@@ -8,7 +8,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use keyfold_nn::{AttentionHook, Linear, Llama, LlamaConfig, random};
+use keyfold_nn::{Linear, Llama, LlamaConfig, random};
 
 use super::Types;
 use crate::CompressError;
@@ -205,28 +205,6 @@ impl SharedLlama {
         }
         self.base.with_attention(all)
     }
-
-    /// As [`Llama::loss`].
-    pub fn loss(
-        &self,
-        tokens: &[u32],
-        starts: &[usize],
-        hook: &mut dyn AttentionHook,
-    ) -> Tensor<1> {
-        self.dense().loss(tokens, starts, hook)
-    }
-
-    /// Writes a model folder with whole matrices, as [`Llama::save`].
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn save(
-        &self,
-        config: &LlamaConfig,
-        folder: &std::path::Path,
-    ) -> Result<(), keyfold_nn::ModelError> {
-        self.dense().save(config, folder)
-    }
 }
 
 impl Kind {
@@ -289,7 +267,7 @@ mod tests {
         ] {
             let model = SharedLlama::init(&config(), Types::Qkv, sharing, 1, &device()).unwrap();
             assert_eq!(model.shared_weights(), weights, "{sharing:?}");
-            let loss = model.loss(&tokens, &[0, 12], &mut NoHook);
+            let loss = model.dense().loss(&tokens, &[0, 12], &mut NoHook);
             let gradients = loss.backward();
             for kind in &model.kinds {
                 for weight in &kind.weights {

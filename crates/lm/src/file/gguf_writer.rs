@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use keyfold_kernels::blocks::BlockType;
 
 use super::gguf::Gguf;
+use super::shared::PREFIX;
 use super::tensor::Tensor;
 
 /// The number of a block type in the file.
@@ -25,8 +26,8 @@ pub(crate) fn type_number(kind: BlockType) -> u32 {
 }
 
 impl Gguf {
-    /// Writes the file with its metadata as they are, without the tensors `dropped` and with
-    /// `added` ones.
+    /// Writes the file with its metadata as they are, without the tensors `dropped` and those that
+    /// layers share, and with `added` ones.
     pub(crate) fn write_changed(
         &self,
         dropped: &[String],
@@ -36,7 +37,7 @@ impl Gguf {
         let mut tensors: Vec<(&str, &Tensor)> = self
             .tensors
             .iter()
-            .filter(|(name, _)| !dropped.contains(name))
+            .filter(|(name, _)| !dropped.contains(name) && !name.starts_with(PREFIX))
             .map(|(name, tensor)| (&**name, tensor))
             .collect();
         tensors.sort_unstable_by_key(|(name, _)| *name);

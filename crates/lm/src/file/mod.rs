@@ -166,7 +166,7 @@ impl ModelFile {
         mut stored: BTreeMap<String, Tensor>,
     ) -> Result<Self, LmError> {
         let mut tensors = BTreeMap::new();
-        for (name, tensor) in shared::expand(path, &mut stored)? {
+        for (name, tensor) in shared::expand(path, &mut stored, || config.tensors())? {
             let parts = vec![(name.clone(), View::Whole)];
             add(path, &mut tensors, &name, &tensor, parts)?;
         }
@@ -206,7 +206,7 @@ impl ModelFile {
         let mut own = own
             .filter_map(|name| Some((name.to_owned(), file.tensor(name)?.clone())))
             .collect();
-        for (name, tensor) in shared::expand(file.path(), &mut own)? {
+        for (name, tensor) in shared::expand(file.path(), &mut own, || config.tensors())? {
             let parts = vec![(name.clone(), View::Whole)];
             add(file.path(), &mut tensors, &name, &tensor, parts)?;
         }

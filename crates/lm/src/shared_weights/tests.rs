@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use keyfold_compress::masa::{Atoms, Pair};
+use keyfold_compress::masa::Atoms;
 use keyfold_core::NoProgress;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -139,8 +139,13 @@ fn a_saved_gguf_opens_with_whole_matrices_and_all_else_as_it_was() {
             .unwrap()
     };
     assert_eq!(read(&before), read(&after), "the tokenizer came along");
-    // What is whole already is shared once more.
-    assert!(save(&after, &NAMES, &shared(), &folder.path().join("again")).is_ok());
+    // What is whole already is shared once more: all of it, and a part of it.
+    for parts in [2, 1] {
+        let again = folder.path().join(format!("again-{parts}"));
+        save(&after, &NAMES, &shared()[..parts], &again).unwrap();
+        let again = ModelFile::open(&again).unwrap();
+        assert_eq!(logits(&again), logits(&after), "{parts}");
+    }
 }
 
 #[test]
@@ -225,6 +230,24 @@ fn sharing_a_whole_model_leaves_one_that_reads() {
         apart.push(far / before.iter().map(|a| a * a).sum::<f32>());
     }
     assert!(apart[1] < 0.5 * apart[0] && apart[0] < 1.5, "{apart:?}");
+    // Without atoms pairs alone are written, and of rank 0 as well.
+    let config = MasaConfig {
+        groups: 1,
+        keep: 0.02,
+        atoms: Some(0),
+        ..MasaConfig::default()
+    };
+    let made = share(&file, &names, &config, Some(&seen), &NoProgress).unwrap();
+    assert!(made.iter().any(|p| p.pairs.iter().any(|p| p.rank == 0)));
+    let out = folder.path().join("pairs");
+    let written = save(&file, &names, &made, &out).unwrap();
+    let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
+    let saved = bytes(&path) - bytes(&written);
+    // Whole matrices took 4 bytes a number.
+    let matrices = 3 * (32 * 32 + 2 * 16 * 32) * 4;
+    assert!(saved > matrices * 8 / 10, "{saved} of {matrices}");
+    let after = logits(&ModelFile::open(&out).unwrap());
+    assert!(after.iter().all(|x| x.is_finite()));
     // Without a text atoms alone, in groups of one size.
     let config = MasaConfig {
         groups: 3,
@@ -276,6 +299,12 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(damaged(&|_| {}).is_ok());
     assert!(damaged(&|p| p.atoms.coefficients.truncate(1)).is_err());
     assert!(damaged(&|p| p.pairs.truncate(1)).is_err());
+    assert!(damaged(&|p| p.pairs[1].up.truncate(1)).is_err());
+    let large = damaged(&|p| p.atoms.matrices[5] = 1e6).unwrap_err();
+    assert!(large.to_string().contains("16 bits"), "{large}");
+    // Each number is one of 16 bits, and their sum is none.
+    let sum = damaged(&|p| p.atoms.coefficients.fill(1e6)).unwrap_err();
+    assert!(sum.to_string().contains("damaged"), "{sum}");
     assert!(damaged(&|p| p.atoms.matrices.clear()).is_err());
     // A matrix of another shape than the model asks for.
     let odd = damaged(&|p| {
@@ -303,7 +332,11 @@ fn files_with_half_of_what_is_shared_are_refused() {
         let stored = parts
             .iter()
             .map(|(name, shape)| (format!("masa.{name}"), tensor(shape)));
-        crate::file::expand(Path::new("f"), &mut stored.collect())
+        let needed = || {
+            let name = |layer| format!("model.layers.{layer}.{role}.weight");
+            (0..2).map(|layer| (name(layer), vec![4, 3])).collect()
+        };
+        crate::file::expand(Path::new("f"), &mut stored.collect(), needed)
     };
     let refusal = |parts: &[(&str, &[usize])]| expand(parts).unwrap_err().to_string();
     let (atoms, mixture) = (
@@ -320,6 +353,19 @@ fn files_with_half_of_what_is_shared_are_refused() {
     assert!(refusal(&[good[0], good[1], (&up, &[4, 2])]).contains("other half"));
     assert!(refusal(&[good[0], good[1], (&down, &[2, 3])]).contains("belongs to no atoms"));
     assert!(refusal(&[good[0], good[1], (&up, &[4, 2]), (&down, &[3, 3])]).contains("[2, 3]"));
+    // A pair alone tells a matrix of the shape that the model asks for.
+    let alone: [(&str, &[usize]); 2] = [(&up, &[4, 2]), (&down, &[2, 3])];
+    let whole = expand(&alone).unwrap();
+    assert_eq!((whole.len(), whole[0].1.shape()), (1, &[4, 3][..]));
+    assert!(refusal(&[(&up, &[5, 2]), alone[1]]).contains("[4, 2]"));
+    // Layers and shapes that the model has not.
+    let (of_ten, ten) = (
+        format!("0-9.{role}.atoms"),
+        format!("0-9.{role}.coefficients"),
+    );
+    let many: [(&str, &[usize]); 2] = [(&of_ten, &[1, 4, 3]), (&ten, &[10, 1])];
+    assert!(refusal(&many).contains("no such matrix"));
+    assert!(refusal(&[(&atoms, &[1, 5, 3]), good[1]]).contains("[4, 3]"));
     assert!(refusal(&[("5-2.x.atoms", &[1, 4, 3])]).contains("names no layers"));
     assert!(refusal(&[("x.atoms", &[1, 4, 3])]).contains("names no layers"));
     let huge = format!("0-{}.x.atoms", u64::MAX);

@@ -25,6 +25,7 @@ use keyfold_core::weights::Weights;
 use keyfold_core::{ModelFolder, atomic};
 
 use crate::checkpoint::{self, NamedTensor};
+use crate::error::invalid;
 use crate::layers::parameter;
 use crate::mixers::{Hydra, Mamba2, MatrixMixer, Source};
 use crate::{Embedding, LayerNorm, Linear, ModelError, ops, random};
@@ -193,10 +194,16 @@ impl MixerEncoder {
             })
         });
         let norm = |name| LayerNorm::load(&weights, name, hidden, config.layer_norm_eps, device);
-        let vocab = config.vocab_size;
+        let words = Embedding::load(&weights, WORDS, hidden, device)?;
+        let types = Embedding::load(&weights, TYPES, hidden, device)?;
+        if types.ids() == 0 {
+            return Err(invalid(weights.path(), "its token type table has no rows"));
+        }
+        // Checkpoints round the number of words up.
+        let vocab = words.ids();
         Ok(Self {
-            words: Embedding::load(&weights, WORDS, hidden, device)?,
-            types: Embedding::load(&weights, TYPES, hidden, device)?,
+            words,
+            types,
             norm: norm(NORM)?,
             layers: layers.collect::<Result<_, _>>()?,
             dense: Linear::load(&weights, DENSE, hidden, hidden, true, device)?,

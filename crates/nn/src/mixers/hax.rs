@@ -15,13 +15,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, activation};
-use keyfold_core::weights::Weights;
 use keyfold_sequence::hax::{self, HaxConfig, Selected, Source as Keys};
 use rayon::prelude::*;
 
 use super::{Mamba, Mamba2, Mamba2Config, MambaConfig, Scanned, Source, part, refused};
 use crate::checkpoint::{NamedTensor, numbers};
-use crate::layers::parameter;
 use crate::{Linear, ModelError, ops, random};
 
 /// The layer that the attention joins.
@@ -78,33 +76,9 @@ pub struct Sparse {
     pub ranking: Option<u64>,
 }
 
+drawn_or_read!(Hax, HaxLayerConfig);
+
 impl Hax {
-    /// A layer with matrices from a normal distribution of `deviation`.
-    ///
-    /// # Errors
-    /// When sizes do not divide, or the choice of keys makes no sense.
-    pub fn init(
-        config: &HaxLayerConfig,
-        deviation: f32,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::drawn(deviation, seed), device)
-    }
-
-    /// Reads `prefix.in_proj.weight` and so on.
-    ///
-    /// # Errors
-    /// When a tensor is missing or of another shape, or as [`init`](Self::init).
-    pub fn load(
-        config: &HaxLayerConfig,
-        weights: &Weights,
-        prefix: &str,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::read(weights, prefix), device)
-    }
-
     pub(crate) fn from(
         config: &HaxLayerConfig,
         source: &mut Source,
@@ -141,11 +115,7 @@ impl Hax {
                 };
                 Some(Branch {
                     xx_proj: source.normal("xx_proj.weight", [2 * n, di], device)?,
-                    e: parameter(
-                        source.numbers("E", &[di], |_, _| vec![1.0; di])?,
-                        [di],
-                        device,
-                    ),
+                    e: source.vector("E", vec![1.0; di], device)?,
                     score,
                     config: sparse.clone(),
                 })
@@ -218,7 +188,10 @@ impl Branch {
             .collect();
         let scores = self.scores(&texts, n, &q.device());
         let of_scores = scores.as_ref().map(numbers).unwrap_or_default();
-        let hashes = random::normal(sparse.hashes, n * self.config.num_hash, 1.0);
+        let hashes = match self.config.has(Keys::SignBinLsh) {
+            true => random::normal(sparse.hashes, n * self.config.num_hash, 1.0),
+            false => Vec::new(),
+        };
         let selected = texts
             .par_iter()
             .zip(starts.par_windows(2))
@@ -301,6 +274,63 @@ fn chosen(from: usize, to: usize, count: usize, seed: u64) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::parameter;
+
+    /// With all keys, a layer's attention is the causal one, of the framework's own functions.
+    #[test]
+    fn a_layer_adds_what_its_attention_reads_to_the_scan() {
+        let device = Device::flex();
+        let config = HaxLayerConfig {
+            base: HaxBase::Mamba2(Mamba2Config {
+                d_model: 8,
+                d_state: 4,
+                headdim: 4,
+                ..Mamba2Config::default()
+            }),
+            sparse: Some(HaxConfig {
+                sparse_arch: vec![Keys::Full],
+                ..HaxConfig::default()
+            }),
+        };
+        let mut layer = Hax::init(&config, 0.4, 3, &device).unwrap();
+        let e = random::normal(5, 16, 1.0);
+        if let Some(branch) = &mut layer.branch {
+            branch.e = parameter(e.clone(), [16], &device);
+        }
+        let data = TensorData::new(random::normal(1, 7 * 8, 1.0), [7, 8]);
+        let u = Tensor::<2>::from_data(data, &device);
+        let starts = [0, 3, 7];
+        let sparse = Sparse {
+            hashes: 1,
+            ranking: None,
+        };
+        let found = numbers(&layer.forward(u.clone(), &starts, sparse).0);
+        let (Base::Mamba2(base), Some(branch)) = (&layer.base, &layer.branch) else {
+            panic!("Mamba-2 with attention")
+        };
+        let Scanned { z, x, y } = base.scan(u, &starts);
+        let projected = x.clone().matmul(branch.xx_proj.val().transpose());
+        let texts = starts.windows(2).map(|t| {
+            let len = t[1] - t[0];
+            let part = |m: &Tensor<2>| m.clone().narrow(0, t[0], len);
+            let of = |from: usize| part(&projected).narrow(1, from, 4);
+            let later = |i: usize| if i % len > i / len { -1e9 } else { 0.0 };
+            let mask: Vec<f32> = (0..len * len).map(later).collect();
+            let mask = Tensor::<2>::from_data(TensorData::new(mask, [len, len]), &device);
+            // Keys stand before queries and are divided by the root of 4.
+            let scores = of(4).matmul(of(0).transpose()).div_scalar(2.0) + mask;
+            activation::softmax(scores, 1).matmul(part(&x))
+        });
+        let read = Tensor::cat(texts.collect(), 0);
+        let e = Tensor::<2>::from_data(TensorData::new(e, [1, 16]), &device);
+        let want = numbers(&base.finish(z.clone(), y.clone() + read * e));
+        let without = numbers(&base.finish(z, y));
+        for (a, b) in found.iter().zip(&want) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
+        let mut pairs = found.iter().zip(&without);
+        assert!(pairs.any(|(a, b)| (a - b).abs() > 1e-2));
+    }
 
     /// parity/hax.py: the loss of some scores, whose importances are known.
     #[test]

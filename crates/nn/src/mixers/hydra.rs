@@ -6,10 +6,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use keyfold_core::weights::Weights;
 use serde::{Deserialize, Serialize};
 
-use super::{Conv, EPS, Source, part, rates, refused};
+use super::{Conv, EPS, Source, check_two_sided, heads, part, rates, refused};
 use crate::ModelError;
 use crate::checkpoint::NamedTensor;
 use crate::ops::{self, ConvShape, Course, SsdInputs};
@@ -56,25 +55,14 @@ impl HydraConfig {
         if di == 0 || self.d_state == 0 {
             return Err(refused("d_model, expand and d_state must be at least 1"));
         }
-        if self.headdim == 0 || !di.is_multiple_of(self.headdim) {
-            return Err(refused(format!(
-                "headdim {} does not divide expand · d_model, {di}",
-                self.headdim
-            )));
-        }
-        let heads = di / self.headdim;
+        let heads = heads(di, self.headdim)?;
         if self.ngroups == 0 || !heads.is_multiple_of(self.ngroups) {
             return Err(refused(format!(
                 "ngroups {} does not divide {heads} heads",
                 self.ngroups
             )));
         }
-        if self.d_conv.is_multiple_of(2) {
-            return Err(refused(format!(
-                "the convolution's width, d_conv, is {}; it looks to both sides alike and must be odd",
-                self.d_conv
-            )));
-        }
+        check_two_sided(self.d_conv)?;
         Ok((di, heads))
     }
 }
@@ -94,33 +82,9 @@ pub struct Hydra {
     shared: bool,
 }
 
+drawn_or_read!(Hydra, HydraConfig);
+
 impl Hydra {
-    /// A layer as the authors begin one, matrices from a normal distribution of `deviation`.
-    ///
-    /// # Errors
-    /// When sizes do not divide or the convolution's width is even.
-    pub fn init(
-        config: &HydraConfig,
-        deviation: f32,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::drawn(deviation, seed), device)
-    }
-
-    /// Reads `prefix.in_proj.weight` and so on.
-    ///
-    /// # Errors
-    /// When a tensor is missing or of another shape, or as [`init`](Self::init).
-    pub fn load(
-        config: &HydraConfig,
-        weights: &Weights,
-        prefix: &str,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::read(weights, prefix), device)
-    }
-
     pub(crate) fn from(
         config: &HydraConfig,
         source: &mut Source,

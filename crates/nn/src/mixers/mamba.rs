@@ -13,14 +13,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use keyfold_core::weights::Weights;
 use serde::{Deserialize, Serialize};
 
-use super::{Conv, Scanned, Source, part, rates, refused};
+use super::{Conv, Scanned, Source, even, part, rates, refused};
+use crate::ModelError;
 use crate::checkpoint::NamedTensor;
-use crate::layers::parameter;
 use crate::ops::{self, ConvShape, Course, SelectiveInputs};
-use crate::{ModelError, random};
 
 /// Sizes of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,33 +79,9 @@ pub struct Mamba {
     out_proj: Param<Tensor<2>>,
 }
 
+drawn_or_read!(Mamba, MambaConfig);
+
 impl Mamba {
-    /// A layer as the authors begin one, matrices from a normal distribution of `deviation`.
-    ///
-    /// # Errors
-    /// When a size is 0.
-    pub fn init(
-        config: &MambaConfig,
-        deviation: f32,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::drawn(deviation, seed), device)
-    }
-
-    /// Reads `prefix.in_proj.weight` and so on.
-    ///
-    /// # Errors
-    /// When a tensor is missing or of another shape.
-    pub fn load(
-        config: &MambaConfig,
-        weights: &Weights,
-        prefix: &str,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::read(weights, prefix), device)
-    }
-
     pub(crate) fn from(
         config: &MambaConfig,
         source: &mut Source,
@@ -116,22 +90,17 @@ impl Mamba {
         let (di, rank) = config.sizes()?;
         let (d, n) = (config.d_model, config.d_state);
         let bound = (rank as f64).sqrt().recip();
-        let steps = |_, seed| -> Vec<f32> {
-            let number = |i| bound * (2.0 * random::unit(seed, i) - 1.0);
-            (0..(di * rank) as u64).map(|i| number(i) as f32).collect()
-        };
-        let decays = |_, _| (0..di * n).map(|i| ((i % n + 1) as f32).ln()).collect();
         Ok(Self {
             in_proj: source.normal("in_proj.weight", [2 * di, d], device)?,
             conv1d: source.conv("conv1d", di, config.d_conv, device)?,
             x_proj: source.normal("x_proj.weight", [rank + 2 * n, di], device)?,
-            dt_proj: parameter(
-                source.numbers("dt_proj.weight", &[di, rank], steps)?,
-                [di, rank],
-                device,
-            ),
+            dt_proj: source.tensor("dt_proj.weight", [di, rank], device, |_, seed| {
+                even(seed, di * rank, bound)
+            })?,
             dt_bias: source.dt_bias("dt_proj.bias", di, device)?,
-            a_log: parameter(source.numbers("A_log", &[di, n], decays)?, [di, n], device),
+            a_log: source.tensor("A_log", [di, n], device, |_, _| {
+                (0..di * n).map(|i| ((i % n + 1) as f32).ln()).collect()
+            })?,
             d: source.vector("D", vec![1.0; di], device)?,
             out_proj: source.normal("out_proj.weight", [d, di], device)?,
         })

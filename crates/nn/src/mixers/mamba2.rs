@@ -13,12 +13,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use keyfold_core::weights::Weights;
 use serde::{Deserialize, Serialize};
 
-use super::{Conv, EPS, Scanned, Source, part, rates, refused};
+use super::{Conv, EPS, Scanned, Source, heads, part, rates, refused};
 use crate::checkpoint::NamedTensor;
-use crate::layers::parameter;
 use crate::ops::{self, ConvShape, Course, SsdInputs};
 use crate::{ModelError, random};
 
@@ -60,13 +58,7 @@ impl Mamba2Config {
                 "d_model, expand, d_state and d_conv must be at least 1",
             ));
         }
-        if self.headdim == 0 || !di.is_multiple_of(self.headdim) {
-            return Err(refused(format!(
-                "headdim {} does not divide expand · d_model, {di}",
-                self.headdim
-            )));
-        }
-        Ok((di, di / self.headdim))
+        Ok((di, heads(di, self.headdim)?))
     }
 }
 
@@ -82,33 +74,9 @@ pub struct Mamba2 {
     out_proj: Param<Tensor<2>>,
 }
 
+drawn_or_read!(Mamba2, Mamba2Config);
+
 impl Mamba2 {
-    /// A layer as the authors begin one, matrices from a normal distribution of `deviation`.
-    ///
-    /// # Errors
-    /// When a size is 0 or the heads do not divide.
-    pub fn init(
-        config: &Mamba2Config,
-        deviation: f32,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::drawn(deviation, seed), device)
-    }
-
-    /// Reads `prefix.in_proj.weight` and so on.
-    ///
-    /// # Errors
-    /// When a tensor is missing or of another shape.
-    pub fn load(
-        config: &Mamba2Config,
-        weights: &Weights,
-        prefix: &str,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::read(weights, prefix), device)
-    }
-
     pub(crate) fn from(
         config: &Mamba2Config,
         source: &mut Source,
@@ -116,15 +84,14 @@ impl Mamba2 {
     ) -> Result<Self, ModelError> {
         let (di, heads) = config.sizes()?;
         let (d, n) = (config.d_model, config.d_state);
-        let decays = |_, seed| -> Vec<f32> {
-            let rate = |i| 1.0 + 15.0 * random::unit(seed, i);
-            (0..heads as u64).map(|i| rate(i).ln() as f32).collect()
-        };
         Ok(Self {
             in_proj: source.normal("in_proj.weight", [2 * di + 2 * n + heads, d], device)?,
             conv1d: source.conv("conv1d", di + 2 * n, config.d_conv, device)?,
             dt_bias: source.dt_bias("dt_bias", heads, device)?,
-            a_log: parameter(source.numbers("A_log", &[heads], decays)?, [heads], device),
+            a_log: source.tensor("A_log", [heads], device, |_, seed| {
+                let rate = |i| 1.0 + 15.0 * random::unit(seed, i);
+                (0..heads as u64).map(|i| rate(i).ln() as f32).collect()
+            })?,
             d: source.vector("D", vec![1.0; heads], device)?,
             norm: source.vector("norm.weight", vec![1.0; di], device)?,
             out_proj: source.normal("out_proj.weight", [d, di], device)?,

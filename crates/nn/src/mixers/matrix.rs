@@ -13,10 +13,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use keyfold_core::weights::Weights;
 use serde::{Deserialize, Serialize};
 
-use super::{Conv, EPS, Source, part, refused};
+use super::{Conv, EPS, Source, check_two_sided, heads, part, refused};
 use crate::ModelError;
 use crate::checkpoint::NamedTensor;
 use crate::layers::parameter;
@@ -83,19 +82,8 @@ impl MatrixMixerConfig {
                 "d_model, expand, qk_dim and max_seq_len must be at least 1",
             ));
         }
-        if self.headdim == 0 || !di.is_multiple_of(self.headdim) {
-            return Err(refused(format!(
-                "headdim {} does not divide expand · d_model, {di}",
-                self.headdim
-            )));
-        }
-        if self.d_conv.is_multiple_of(2) {
-            return Err(refused(format!(
-                "the convolution's width, d_conv, is {}; it looks to both sides alike and must be odd",
-                self.d_conv
-            )));
-        }
-        let heads = di / self.headdim;
+        let heads = heads(di, self.headdim)?;
+        check_two_sided(self.d_conv)?;
         let queries = match self.matrix_mixer_type {
             MatrixFamily::Dense => 0,
             MatrixFamily::Toeplitz => heads,
@@ -122,33 +110,9 @@ pub struct MatrixMixer {
     longest: usize,
 }
 
+drawn_or_read!(MatrixMixer, MatrixMixerConfig);
+
 impl MatrixMixer {
-    /// A layer with random weights, matrices from a normal distribution of `deviation`.
-    ///
-    /// # Errors
-    /// When sizes do not divide or the convolution's width is even.
-    pub fn init(
-        config: &MatrixMixerConfig,
-        deviation: f32,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::drawn(deviation, seed), device)
-    }
-
-    /// Reads `prefix.in_proj.weight` and so on.
-    ///
-    /// # Errors
-    /// When a tensor is missing or of another shape, or as [`init`](Self::init).
-    pub fn load(
-        config: &MatrixMixerConfig,
-        weights: &Weights,
-        prefix: &str,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
-        Self::from(config, &mut Source::read(weights, prefix), device)
-    }
-
     pub(crate) fn from(
         config: &MatrixMixerConfig,
         source: &mut Source,

@@ -3,6 +3,42 @@
 //! `[rows, d_model]` in and out, with the rows of all texts one after the other and `starts` as
 //! everywhere in this crate. Tensors have the names and shapes of the authors' modules.
 
+/// How a layer is made, from random numbers or by reading it: by its own `from`.
+macro_rules! drawn_or_read {
+    ($layer:ident, $config:ident) => {
+        impl $layer {
+            /// A layer as the authors begin one, matrices from a normal distribution of
+            /// `deviation`.
+            ///
+            /// # Errors
+            /// When a size is 0 or sizes do not divide, or a choice makes no sense.
+            pub fn init(
+                config: &$config,
+                deviation: f32,
+                seed: u64,
+                device: &burn::tensor::Device,
+            ) -> Result<Self, $crate::ModelError> {
+                let mut source = $crate::mixers::Source::drawn(deviation, seed);
+                Self::from(config, &mut source, device)
+            }
+
+            /// Reads `prefix.in_proj.weight` and so on.
+            ///
+            /// # Errors
+            /// When a tensor is missing or of another shape, or as [`init`](Self::init).
+            pub fn load(
+                config: &$config,
+                weights: &keyfold_core::weights::Weights,
+                prefix: &str,
+                device: &burn::tensor::Device,
+            ) -> Result<Self, $crate::ModelError> {
+                let mut source = $crate::mixers::Source::read(weights, prefix);
+                Self::from(config, &mut source, device)
+            }
+        }
+    };
+}
+
 mod hax;
 mod hydra;
 mod mamba;
@@ -110,6 +146,18 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// [`numbers`](Self::numbers) as a parameter.
+    fn tensor<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        device: &Device,
+        draw: impl FnOnce(f32, u64) -> Vec<f32>,
+    ) -> Result<Param<Tensor<D>>, ModelError> {
+        let numbers = self.numbers(name, &shape, draw)?;
+        Ok(parameter(numbers, shape, device))
+    }
+
     /// A tensor drawn from a normal distribution.
     pub(crate) fn normal<const D: usize>(
         &mut self,
@@ -118,9 +166,9 @@ impl<'a> Source<'a> {
         device: &Device,
     ) -> Result<Param<Tensor<D>>, ModelError> {
         let count = shape.iter().product();
-        let normal = |deviation, seed| random::normal(seed, count, deviation);
-        let numbers = self.numbers(name, &shape, normal)?;
-        Ok(parameter(numbers, shape, device))
+        self.tensor(name, shape, device, |deviation, seed| {
+            random::normal(seed, count, deviation)
+        })
     }
 
     /// A vector that begins as `start`.
@@ -130,9 +178,7 @@ impl<'a> Source<'a> {
         start: Vec<f32>,
         device: &Device,
     ) -> Result<Param<Tensor<1>>, ModelError> {
-        let length = start.len();
-        let numbers = self.numbers(name, &[length], |_, _| start)?;
-        Ok(parameter(numbers, [length], device))
+        self.tensor(name, [start.len()], device, |_, _| start)
     }
 
     /// Biases of steps: softplus of them is spread evenly by its logarithm from 0.001 to 0.1.
@@ -142,9 +188,9 @@ impl<'a> Source<'a> {
         count: usize,
         device: &Device,
     ) -> Result<Param<Tensor<1>>, ModelError> {
-        let draw = |_, seed| (0..count as u64).map(|i| first_bias(seed, i)).collect();
-        let numbers = self.numbers(name, &[count], draw)?;
-        Ok(parameter(numbers, [count], device))
+        self.tensor(name, [count], device, |_, seed| {
+            (0..count as u64).map(|i| first_bias(seed, i)).collect()
+        })
     }
 
     /// The weight of a depthwise convolution, `[channels, 1, width]` in files, evenly within
@@ -157,23 +203,24 @@ impl<'a> Source<'a> {
         device: &Device,
     ) -> Result<Conv, ModelError> {
         let bound = (width as f64).sqrt().recip();
-        let even = |seed: u64, count: usize| -> Vec<f32> {
-            let number = |i| bound * (2.0 * random::unit(seed, i) - 1.0);
-            (0..count as u64).map(|i| number(i) as f32).collect()
-        };
         let weight = self.numbers(
             &format!("{name}.weight"),
             &[channels, 1, width],
-            |_, seed| even(seed, channels * width),
+            |_, seed| even(seed, channels * width, bound),
         )?;
-        let bias = self.numbers(&format!("{name}.bias"), &[channels], |_, seed| {
-            even(seed, channels)
-        })?;
         Ok(Conv {
             weight: parameter(weight, [channels, width], device),
-            bias: parameter(bias, [channels], device),
+            bias: self.tensor(&format!("{name}.bias"), [channels], device, |_, seed| {
+                even(seed, channels, bound)
+            })?,
         })
     }
+}
+
+/// Numbers drawn evenly within `±bound`.
+fn even(seed: u64, count: usize, bound: f64) -> Vec<f32> {
+    let number = |i| bound * (2.0 * random::unit(seed, i) - 1.0);
+    (0..count as u64).map(|i| number(i) as f32).collect()
 }
 
 /// A bias with `softplus(bias)` between 0.001 and 0.1.
@@ -230,6 +277,26 @@ fn part(u: &Tensor<2>, weight: &Param<Tensor<2>>, outputs: std::ops::Range<usize
 /// `-exp(A_log)`.
 fn rates<const D: usize>(a_log: &Param<Tensor<D>>) -> Tensor<D> {
     a_log.val().exp().neg()
+}
+
+/// How many heads of `headdim` some channels, `expand · d_model`, have.
+fn heads(channels: usize, headdim: usize) -> Result<usize, ModelError> {
+    if headdim == 0 || !channels.is_multiple_of(headdim) {
+        return Err(refused(format!(
+            "headdim {headdim} does not divide expand · d_model, {channels}"
+        )));
+    }
+    Ok(channels / headdim)
+}
+
+/// Refuses an even width of a convolution that looks to both sides.
+fn check_two_sided(d_conv: usize) -> Result<(), ModelError> {
+    if d_conv.is_multiple_of(2) {
+        return Err(refused(format!(
+            "the convolution's width, d_conv, is {d_conv}; it looks to both sides alike and must be odd"
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses sizes of a layer.

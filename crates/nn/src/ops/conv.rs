@@ -137,14 +137,15 @@ impl Operator<3> for Conv {
         let g = match saved.inner {
             None => g,
             Some(mut inner) => {
-                // The gradient of silu(x) · 1.
-                let mut ones = vec![1.0; rows * channels];
                 inner
                     .numbers_mut()
                     .par_chunks_mut(1 << 13)
-                    .zip(ones.par_chunks_mut(1 << 13))
                     .zip(g.numbers().par_chunks(1 << 13))
-                    .for_each(|((x, ones), g)| learn::silu_mul_backward(x, ones, g));
+                    .for_each(|(x, g)| {
+                        // The gradient of silu(x) · 1.
+                        let mut ones = vec![1.0; x.len()];
+                        learn::silu_mul_backward(x, &mut ones, g);
+                    });
                 inner
             }
         };

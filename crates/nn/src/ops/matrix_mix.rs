@@ -30,7 +30,8 @@ pub enum MixNumbers {
 /// is the length that scales are made for; no text is longer. `starts` has the first row of
 /// each text and, at its end, the number of rows.
 ///
-/// Matrices are made again in the backward pass: memory is that of one for each thread.
+/// Matrices are made again in the backward pass: memory is that of one for each thread. Gradients of
+/// dense matrices are there once for each text until they are summed up.
 ///
 /// # Panics
 /// When shapes do not fit, or a text is longer than `longest`.

@@ -19,6 +19,12 @@ pub fn attend(
 ) -> Result<Vec<f32>, SequenceError> {
     let width = check(q, k, v, dim, selected)?;
     let mut out = vec![0.0; v.len()];
+    let share = 1.0 / selected.len() as f32;
+    let mut mean = vec![0.0; width];
+    if selected.mean_of_all {
+        v.chunks_exact(width)
+            .for_each(|v| axpy(&mut mean, share, v));
+    }
     let mut weights = Vec::new();
     for (t, (q, out)) in q
         .chunks_exact(dim)
@@ -27,8 +33,7 @@ pub fn attend(
     {
         let keys = selected.of(t);
         if keys.is_empty() && selected.mean_of_all {
-            let share = 1.0 / selected.len() as f32;
-            v.chunks_exact(width).for_each(|v| axpy(out, share, v));
+            out.copy_from_slice(&mean);
         }
         softmax(q, k, keys, &mut weights);
         for (&key, &weight) in keys.iter().zip(&weights) {
@@ -53,12 +58,14 @@ pub fn attend_backward(
     let width = check(q, k, v, dim, selected)?;
     shape("the gradient", g, selected.len(), width)?;
     let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![0.0; x.len()]);
+    let share = 1.0 / selected.len() as f32;
+    // Of the mean of all values.
+    let mut of_mean = vec![0.0; width];
     let (mut weights, mut slopes) = (Vec::new(), Vec::new());
     for (t, (query, g)) in q.chunks_exact(dim).zip(g.chunks_exact(width)).enumerate() {
         let keys = selected.of(t);
         if keys.is_empty() && selected.mean_of_all {
-            let share = 1.0 / selected.len() as f32;
-            dv.chunks_exact_mut(width).for_each(|dv| axpy(dv, share, g));
+            keyfold_kernels::add_assign(&mut of_mean, g);
         }
         softmax(query, k, keys, &mut weights);
         slopes.clear();
@@ -72,6 +79,10 @@ pub fn attend_backward(
             axpy(&mut dq[t * dim..][..dim], by_score, &k[at * dim..][..dim]);
             axpy(&mut dk[at * dim..][..dim], by_score, query);
         }
+    }
+    if selected.mean_of_all {
+        dv.chunks_exact_mut(width)
+            .for_each(|dv| axpy(dv, share, &of_mean));
     }
     Ok([dq, dk, dv])
 }

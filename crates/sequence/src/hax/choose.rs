@@ -97,15 +97,16 @@ impl Chooser {
         let (t, each) = (self.position, self.config.keys_each());
         self.position += 1;
         let before = out.len();
+        let near = u32::try_from(each).unwrap_or(u32::MAX);
         for source in &self.config.sparse_arch {
             match source {
                 Source::Full => out.extend(0..=t),
-                Source::SlidingWindow => out.extend((t + 1).saturating_sub(each as u32)..=t),
-                Source::Sink => out.extend(0..(t + 1).min(each as u32)),
+                Source::SlidingWindow => out.extend((t + 1).saturating_sub(near)..=t),
+                Source::Sink => out.extend(0..(t + 1).min(near)),
                 Source::Dilated => {
-                    let dilation = self.config.dilation() as u32;
+                    let dilation = u32::try_from(self.config.dilation()).unwrap_or(u32::MAX);
                     let last = (t + 1) / dilation;
-                    let first = last.saturating_sub(each as u32);
+                    let first = last.saturating_sub(near);
                     out.extend((first..last).map(|i| (i + 1) * dilation - 1));
                 }
                 Source::SignBinLsh => {

@@ -87,6 +87,9 @@ impl Hydra {
         let types = "embeddings.token_type_embeddings.weight";
         let kinds = weights.shape(types)?.first().copied().unwrap_or(0);
         let mut kind = weights.tensor(types, &[kinds, hidden])?;
+        if kinds == 0 {
+            return Err(invalid(weights.path(), "its token type table has no rows"));
+        }
         kind.truncate(hidden);
         let eps = config.layer_norm_eps.unwrap_or(1e-12);
         let layers = (0..config.num_hidden_layers).map(|i| {

@@ -14,8 +14,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
-use keyfold_nn::checkpoint::numbers;
+use burn::tensor::Device;
 use keyfold_nn::{HaxModel, HaxModelConfig, random};
 use keyfold_sequence::recall::{JointRecall, MultiQueryRecall, RecallText};
 use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
@@ -24,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::language_model::{BOS, tokenizer};
+use crate::masked_model::{Guesses, TOGETHER};
 use crate::training::{Place, model_error};
 
 /// What is learned.
@@ -220,8 +220,9 @@ impl Task for HaxLearning<'_> {
     type Batch = Questions;
 
     fn batches_per_epoch(&self) -> u64 {
+        // The length counts for language alone, and may be 0 elsewhere.
         let batch = self.config.batch_size * self.config.length;
-        (self.text.len() / batch).max(1) as u64
+        self.text.len().checked_div(batch).unwrap_or(1).max(1) as u64
     }
 
     fn batch(&mut self, number: u64) -> Result<Questions, LearnError> {
@@ -256,7 +257,7 @@ impl Task for HaxLearning<'_> {
                 windows.take(16).map(window).collect()
             }
             _ => {
-                // Below the seeds of what is learned.
+                // None of the seeds of what is learned.
                 let seed = random::derive(self.config.seed ^ 0x5eed, 0);
                 let texts = 0..self.config.validation_texts as u64;
                 texts
@@ -297,8 +298,8 @@ impl Answered {
     /// # Panics
     /// When a token is not below the size of the vocabulary.
     pub fn of(model: &HaxModel, texts: &[RecallText]) -> Option<Self> {
-        let (mut loss, mut right, mut count) = (0.0, 0, 0);
-        for texts in texts.chunks(16) {
+        let mut guesses = Guesses::default();
+        for texts in texts.chunks(TOGETHER) {
             let mut questions = Questions::new(0.0, 0);
             texts.iter().for_each(|text| questions.push(text));
             if questions.rows.is_empty() {
@@ -307,21 +308,12 @@ impl Answered {
             let states = model
                 .states(&questions.tokens, &questions.starts, None)
                 .states;
-            let logits: Tensor<2> = model.logits(states, &questions.rows);
-            let vocab = logits.dims()[1];
-            for (row, &target) in numbers(&logits).chunks_exact(vocab).zip(&questions.targets) {
-                let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 = row.iter().map(|x| f64::from(x - most).exp()).sum();
-                let own = row[target as usize];
-                loss += sum.ln() - f64::from(own - most);
-                right += usize::from(own == most);
-                count += 1;
-            }
+            guesses.add(&model.logits(states, &questions.rows), &questions.targets);
         }
-        (count > 0).then(|| Self {
-            loss: loss / count as f64,
-            accuracy: right as f64 / count as f64,
-            questions: count,
+        guesses.means().map(|(loss, accuracy, questions)| Self {
+            loss,
+            accuracy,
+            questions,
         })
     }
 }

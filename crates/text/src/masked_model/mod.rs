@@ -14,7 +14,7 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use keyfold_nn::checkpoint::numbers;
 use keyfold_nn::{MixerEncoder, MixerEncoderConfig, random};
 use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
@@ -33,6 +33,9 @@ const TOKENS: usize = 256 + tokenizer::SPECIAL.len();
 
 /// Windows of held-out text that are measured.
 const MEASURED: usize = 64;
+
+/// Texts of a pass that measures.
+pub(crate) const TOGETHER: usize = 16;
 
 /// How an encoder is shaped and trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -255,32 +258,52 @@ impl Measured {
         config: &MaskedModelConfig,
     ) -> Result<Option<Self>, LearnError> {
         let bytes = config.length - 1;
-        let (mut loss, mut right, mut count) = (0.0, 0, 0);
-        for (number, part) in text.chunks_exact(bytes).take(MEASURED).enumerate() {
-            let mut window = MaskedWindows::new();
-            let seed = random::derive(config.seed ^ 0x5eed, number as u64);
-            window.push(part, config.validation_mask_share, seed);
-            let MaskedWindows {
-                tokens,
-                starts,
-                rows,
-                targets,
-            } = window;
-            let logits = model.logits(&tokens, &starts, &rows).map_err(model_error)?;
-            let vocab = logits.dims()[1];
-            for (row, &target) in numbers(&logits).chunks_exact(vocab).zip(&targets) {
-                let (best, most) = best(row);
-                let sum: f64 = row.iter().map(|x| f64::from(x - most).exp()).sum();
-                loss += sum.ln() - f64::from(row[target as usize] - most);
-                right += usize::from(best == target as usize);
-                count += 1;
+        let parts: Vec<&[u8]> = text.chunks_exact(bytes).take(MEASURED).collect();
+        let mut guesses = Guesses::default();
+        for (group, parts) in parts.chunks(TOGETHER).enumerate() {
+            let mut windows = MaskedWindows::new();
+            for (i, part) in parts.iter().enumerate() {
+                let number = (group * TOGETHER + i) as u64;
+                let seed = random::derive(config.seed ^ 0x5eed, number);
+                windows.push(part, config.validation_mask_share, seed);
             }
+            let logits = model.logits(&windows.tokens, &windows.starts, &windows.rows);
+            guesses.add(&logits.map_err(model_error)?, &windows.targets);
         }
-        Ok((count > 0).then(|| Self {
-            loss: loss / count as f64,
-            accuracy: right as f64 / count as f64,
-            bytes: count,
+        Ok(guesses.means().map(|(loss, accuracy, bytes)| Self {
+            loss,
+            accuracy,
+            bytes,
         }))
+    }
+}
+
+/// Sums over tokens that a model was asked for.
+#[derive(Default)]
+pub(crate) struct Guesses {
+    loss: f64,
+    right: usize,
+    count: usize,
+}
+
+impl Guesses {
+    /// Adds tokens and the logits `[tokens, vocab]` that a model gave where they are asked for.
+    pub(crate) fn add(&mut self, logits: &Tensor<2>, targets: &[u32]) {
+        let vocab = logits.dims()[1];
+        for (row, &target) in numbers(logits).chunks_exact(vocab).zip(targets) {
+            let (best, most) = best(row);
+            let sum: f64 = row.iter().map(|x| f64::from(x - most).exp()).sum();
+            self.loss += sum.ln() - f64::from(row[target as usize] - most);
+            self.right += usize::from(best == target as usize);
+            self.count += 1;
+        }
+    }
+
+    /// The mean of `-log p`, the share that is the likeliest token, and how many there are; none
+    /// of nothing.
+    pub(crate) fn means(&self) -> Option<(f64, f64, usize)> {
+        let count = self.count as f64;
+        (self.count > 0).then(|| (self.loss / count, self.right as f64 / count, self.count))
     }
 }
 

@@ -10,6 +10,7 @@ use keyfold_train::gradient::OptimConfig;
 use serde_json::{Value, json};
 
 use super::failed;
+use crate::quality::mean;
 use crate::report::{Table, reached};
 use crate::{BenchError, BenchOptions, Scale, trained};
 
@@ -150,10 +151,6 @@ fn answered(
     let weights = model.tensors().iter().map(|t| t.numbers.len()).sum();
     let found = Answered::of(&model, texts).ok_or_else(|| failed("nothing is asked"))?;
     Ok((found, weights, seconds))
-}
-
-fn mean(x: &[f64]) -> f64 {
-    x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
 /// Texts that no training draws.

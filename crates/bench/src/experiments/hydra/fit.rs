@@ -147,7 +147,7 @@ pub(super) fn fit(
     tables.push(table);
     let least = all.iter().map(|e| e.low_rank).fold(f64::INFINITY, f64::min);
     findings.push(format!(
-        "expected: quasiseparable below 1e-3, low rank of as many numbers above 1e-1; measured {:.5} at worst and {least:.3} at best: {}.",
+        "expected: quasiseparable below 1e-3, low rank of as many numbers above 1e-1; measured {:.5} at worst after {steps} steps and {least:.3} at best: {}.",
         worst[0],
         reached(worst[0] < 1e-3 && least > 0.1)
     ));

@@ -8,6 +8,7 @@ use keyfold_train::gradient::OptimConfig;
 use serde_json::{Value, json};
 
 use super::failed;
+use crate::quality::mean;
 use crate::report::{Table, reached};
 use crate::{BenchError, BenchOptions, Scale, trained};
 
@@ -108,10 +109,6 @@ struct Found {
     bits: Vec<f64>,
     accuracy: Vec<f64>,
     seconds: f64,
-}
-
-fn mean(x: &[f64]) -> f64 {
-    x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
 pub(super) fn masked(

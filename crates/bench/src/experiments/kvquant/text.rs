@@ -236,7 +236,7 @@ fn side_by_side(
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let mut ways = vec![Way::dense(model)];
+    let mut ways = Vec::new();
     for kind in [CacheType::Q8_0, CacheType::Q4_0] {
         let policy = move |_| Ok(Policy::of(&model.decoder, dense(model, kind)?));
         ways.push(Way::new(kind.blocks().name(), model, policy));
@@ -251,7 +251,7 @@ fn side_by_side(
         let name = format!("KVQuant, {bits} bits and 1 % outliers");
         ways.push(Way::new(name, model, policy));
     }
-    answers(options, &ways, progress, tables, findings)
+    answers(options, model, ways, progress, tables, findings)
 }
 
 fn dense(model: &Model, kind: CacheType) -> Result<Box<dyn KvStore>, BenchError> {

@@ -36,11 +36,14 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// The plain way.
-    pub(in crate::experiments) fn dense(model: &'a Model) -> Self {
-        Self::new("16 bits", model, |length| model.policy(length, None, None))
+    /// The plain way, whose name is [`DENSE`].
+    fn dense(model: &'a Model) -> Self {
+        Self::new(DENSE, model, |length| model.policy(length, None, None))
     }
 }
+
+/// All rows in 16 bits.
+const DENSE: &str = "16 bits";
 
 const QUESTIONS: [&str; 3] = [
     "What is the capital of France? Answer in one sentence.",
@@ -48,42 +51,42 @@ const QUESTIONS: [&str; 3] = [
     "Name three things that one needs to bake bread.",
 ];
 
-/// Both comparisons of the ways, the first of which is the measure of the others.
-pub(in crate::experiments) fn answers(
+/// Both comparisons of ways to read with all rows of `model` in 16 bits.
+pub(in crate::experiments) fn answers<'a>(
     options: &BenchOptions,
-    ways: &[Way],
+    model: &'a Model,
+    mut ways: Vec<Way<'a>>,
     progress: &dyn Progress,
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let found = needles(options, ways, progress, tables, findings)?;
-    let said = chats(options, ways, progress, tables, findings)?;
+    ways.insert(0, Way::dense(model));
+    let found = needles(options, model, &ways, progress, tables, findings)?;
+    let said = chats(options, model, &ways, progress, tables, findings)?;
     Ok(json!({ "records": found, "chat": said }))
 }
 
 /// Records of which one is asked for, at several depths.
 fn needles(
     options: &BenchOptions,
+    model: &Model,
     ways: &[Way],
     progress: &dyn Progress,
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let Some(first) = ways.first() else {
-        return Ok(Value::Null);
-    };
     let (wanted, prompts) = match options.scale {
         Scale::Smoke => (192, 1),
         Scale::Small => (1024, 10),
         Scale::Full => (2048, 50),
     };
-    let length = first.model.context(wanted + 16) - 16;
+    let length = model.context(wanted + 16).saturating_sub(16);
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut right = vec![0u32; ways.len()];
     progress.start("records", "prompts", Some(prompts));
     for i in 0..prompts {
         let depth = (i as f64 + 0.5) / prompts as f64;
-        let records = Records::new(first.model, length, depth, &mut rng)?;
+        let records = Records::new(model, length, depth, &mut rng)?;
         for (way, right) in ways.iter().zip(&mut right) {
             if progress.cancelled() {
                 return Err(BenchError::Cancelled);
@@ -96,7 +99,7 @@ fn needles(
     progress.finish();
     let title = format!(
         "records that {} answers exactly, {prompts} prompts of {length} tokens",
-        first.model.name
+        model.name
     );
     let mut table = Table::new(&title, &["way", "right", "%"]);
     let share = |right: u32| 100.0 * f64::from(right) / prompts as f64;
@@ -105,16 +108,11 @@ fn needles(
         table.row([way.name.clone(), right.to_string(), percent]);
     }
     tables.push(table);
-    let each = ways.iter().zip(&right).skip(1);
+    let each = ways.iter().zip(&right);
     let each: Vec<String> = each
         .map(|(w, &r)| format!("{} {:.0} %", w.name, share(r)))
         .collect();
-    findings.push(format!(
-        "records in text: {} {:.0} %, {}.",
-        first.name,
-        share(right[0]),
-        each.join(", ")
-    ));
+    findings.push(format!("records in text: {}.", each.join(", ")));
     let names: Vec<&str> = ways.iter().map(|w| w.name.as_str()).collect();
     Ok(json!({ "ways": names, "right": right, "prompts": prompts, "tokens": length }))
 }
@@ -122,15 +120,13 @@ fn needles(
 /// Answers to a few questions, the likeliest token each time.
 fn chats(
     options: &BenchOptions,
+    model: &Model,
     ways: &[Way],
     progress: &dyn Progress,
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let Some(first) = ways.first() else {
-        return Ok(Value::Null);
-    };
-    let prompts = first.model.chat_prompts(&QUESTIONS)?;
+    let prompts = model.chat_prompts(&QUESTIONS)?;
     if prompts.is_empty() {
         findings.push("the model has no chat template; answers were not compared.".to_owned());
         return Ok(Value::Null);

@@ -100,7 +100,7 @@ fn side_by_side(
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let mut compared = vec![answers::Way::dense(model)];
+    let mut compared = Vec::new();
     for keep in [0.5, 0.2] {
         for &way in ways {
             let policy = move |length| {
@@ -115,5 +115,5 @@ fn side_by_side(
             compared.push(answers::Way::new(name, model, policy));
         }
     }
-    answers::answers(options, &compared, progress, tables, findings)
+    answers::answers(options, model, compared, progress, tables, findings)
 }

@@ -162,13 +162,10 @@ pub(super) fn run(
     let mut tables = vec![table];
     let half = source.decoder(&vec![Split::default(); source.factors.len()], false, 0)?;
     let half = model.replaced(half);
-    let ways = [
-        Way::dense(&model),
-        Way::new("half of the weights", &half, |length| {
-            half.policy(length, None, None)
-        }),
-    ];
-    let said = answers(options, &ways, progress, &mut tables, &mut findings)?;
+    let ways = vec![Way::new("half of the weights", &half, |length| {
+        half.policy(length, None, None)
+    })];
+    let said = answers(options, &model, ways, progress, &mut tables, &mut findings)?;
     Ok(Some(Part {
         tables,
         findings,

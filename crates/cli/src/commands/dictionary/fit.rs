@@ -60,6 +60,16 @@ enum Theirs {
     Openai,
 }
 
+impl Theirs {
+    fn layout(self) -> Layout {
+        match self {
+            Self::Saelens => Layout::SaeLens,
+            Self::Sparsify => Layout::Sparsify,
+            Self::Openai => Layout::OpenAi,
+        }
+    }
+}
+
 /// Learn atoms from rows
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -151,7 +161,7 @@ fn learner(args: &FitArgs, globals: &Globals, width: usize) -> anyhow::Result<Bo
         let saved = Saved::load(&args.out)?;
         return Ok(match args.method {
             Method::FrankWolfe => Box::new(FrankWolfe::resume(&saved)?),
-            Method::Sae => Box::new(Training::resume(&saved)?),
+            Method::Sae => Box::new(writable(args, Training::resume(&saved)?)?),
             _ => Box::new(Online::resume(&saved)?),
         });
     }
@@ -171,7 +181,8 @@ fn learner(args: &FitArgs, globals: &Globals, width: usize) -> anyhow::Result<Bo
                 seed,
                 ..SaeConfig::default()
             };
-            Box::new(Training::new(settings(args, &defaults)?, width)?)
+            let training = Training::new(settings(args, &defaults)?, width)?;
+            Box::new(writable(args, training)?)
         }
         _ => {
             let defaults = OnlineConfig {
@@ -182,6 +193,12 @@ fn learner(args: &FitArgs, globals: &Globals, width: usize) -> anyhow::Result<Bo
             Box::new(Online::new(settings(args, &defaults)?, width)?)
         }
     })
+}
+
+/// The same, where the layout has a place for it; to be told so after learning is late.
+fn writable(args: &FitArgs, training: Training) -> anyhow::Result<Training> {
+    SaeFile::new(training.sae(), args.layout.layout())?;
+    Ok(training)
 }
 
 /// Learns from rows as they come.
@@ -263,12 +280,11 @@ fn save(args: &FitArgs, learner: &dyn Learner) -> anyhow::Result<()> {
         .save(&args.out, &learner.state(), patch)?;
     if args.method == Method::Sae {
         let training = Training::resume(&Saved::load(&args.out)?)?;
-        let (layout, path) = match args.layout {
-            Theirs::Saelens => (Layout::SaeLens, args.out.clone()),
-            Theirs::Sparsify => (Layout::Sparsify, args.out.clone()),
-            Theirs::Openai => (Layout::OpenAi, args.out.join("autoencoder.pt")),
+        let path = match args.layout {
+            Theirs::Saelens | Theirs::Sparsify => args.out.clone(),
+            Theirs::Openai => args.out.join("autoencoder.pt"),
         };
-        SaeFile::new(training.sae(), layout)?.save(&path)?;
+        SaeFile::new(training.sae(), args.layout.layout())?.save(&path)?;
     }
     Ok(())
 }

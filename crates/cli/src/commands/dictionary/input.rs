@@ -22,7 +22,7 @@ pub(super) struct RowArgs {
     ignore: Vec<String>,
     /// Leave out rows with missing or infinite numbers, instead of refusing them
     #[arg(long)]
-    skip_missing: bool,
+    pub(super) skip_missing: bool,
 }
 
 impl RowArgs {

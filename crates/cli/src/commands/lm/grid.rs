@@ -14,7 +14,9 @@ use keyfold_lm::decoding::argmax;
 use keyfold_lm::linear::r_sparse::{self, FoldOptions, Split};
 use keyfold_lm::perplexity::log_probability;
 use keyfold_lm::recall::{PromptSpec, RecallConfig};
-use keyfold_lm::store::matryoshka::{Around, Ranks, principal, save};
+use keyfold_lm::store::matryoshka::{
+    Around, Bases, RankSearch, Ranks, principal, save, search_ranks,
+};
 use keyfold_lm::{Decoder, LmError, ModelFile, Session, SpecialTokens};
 use serde::Serialize;
 use serde_json::json;
@@ -32,6 +34,10 @@ pub(super) const RECALL: &str = "recall";
 /// Options of the roles, and what each is where nothing is said.
 const OPTIONS: [&str; 4] = ["cache", "select", "evict", "weights"];
 const PLAIN: [&str; 4] = ["f16", "none", "none", "dense"];
+
+/// Share of the numbers that matryoshka keeps of the constructed model, which tells 64 tokens apart
+/// by heads of 64 numbers: a half is too few for it.
+const KEPT: f64 = 0.75;
 
 /// One method for each role, as the options name it.
 type Combination = [String; 4];
@@ -100,7 +106,8 @@ pub(super) fn run(args: &MeasureArgs, globals: &Globals) -> anyhow::Result<Outco
         if progress.cancelled() {
             break;
         }
-        match measure(&model, combination, &texts, &mut loaded, globals) {
+        let written = args.tokens_to_write;
+        match measure(&model, combination, &texts, written, &mut loaded, globals) {
             Ok(row) => rows.push(row),
             Err(e) if matches!(e.downcast_ref(), Some(LmError::Stopped)) => break,
             Err(e) => refused.push(Refused {
@@ -237,10 +244,9 @@ fn constructed(
     let file = ModelFile::open(model)?;
     let decoder = Arc::new(Decoder::load(&file)?);
     let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
-    let known = prompt(0.5, 0xca11)?.tokens;
-    let found = principal(&decoder, &[&known], Around::Zero, &team, progress)?;
-    let ranks = Ranks::uniform(&decoder.config().dims, 0.5);
+    let (found, ranks) = bases_of(&config, &decoder, &team, progress)?;
     save(bases, &decoder, &found, &ranks)?;
+    let known = prompt(0.5, 0xca11)?.tokens;
     let calibration = r_sparse::Calibration::read(&file, &known, &team)?;
     let options = FoldOptions::default();
     let folded = r_sparse::fold(&file, &calibration, &[Split::default()], &options, progress)?;
@@ -259,11 +265,46 @@ fn constructed(
         .collect()
 }
 
-/// Reads all texts under a combination.
+/// Bases of the constructed model's cache, and how many numbers each head keeps.
+fn bases_of(
+    config: &RecallConfig,
+    decoder: &Arc<Decoder>,
+    team: &Arc<Team>,
+    progress: &StderrProgress,
+) -> anyhow::Result<(Arc<Bases>, Ranks)> {
+    // Many short prompts: every key and value occurs in some. In one long prompt nearly all tokens
+    // are fillers, and the bases would keep nothing else.
+    let spec = PromptSpec {
+        length: 128,
+        depth: 0.5,
+        distractors: 8,
+    };
+    let samples = (0..16u64)
+        .map(|i| {
+            Ok(config
+                .prompt(&spec, config.seed ^ (0x5a3b_1e00 + i))?
+                .tokens)
+        })
+        .collect::<anyhow::Result<Vec<Vec<u32>>>>()?;
+    let samples: Vec<&[u32]> = samples.iter().map(Vec::as_slice).collect();
+    let bases = principal(decoder, &samples, Around::Zero, team, progress)?;
+    let bases = Arc::new(bases);
+    let search = RankSearch {
+        target: KEPT,
+        interval: config.dims().head_dim / 8,
+        ..RankSearch::default()
+    };
+    let text = samples[..2].concat();
+    let ranks = search_ranks(decoder, &bases, &text, &search, team, progress)?;
+    Ok((bases, ranks))
+}
+
+/// Reads all texts under a combination; the constructed model then writes some tokens.
 fn measure(
     model: &ModelArgs,
     combination: &Combination,
     texts: &[Text],
+    written: usize,
     loaded: &mut HashMap<(String, String), Loaded>,
     globals: &Globals,
 ) -> anyhow::Result<Row> {
@@ -303,7 +344,7 @@ fn measure(
     };
     if counted == 0 {
         // One answer tells nothing of speed.
-        for _ in 0..32 {
+        for _ in 0..written {
             let token = argmax(session.logits());
             session.step(token)?;
         }

@@ -7,6 +7,11 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
     let [data] = &args.data[..] else {
         return Err(wrong_use("--targets goes with one file of rows"));
     };
+    if args.rows.skip_missing {
+        return Err(wrong_use(
+            "--targets needs a row for each of DATA; --skip-missing may leave out one of a pair",
+        ));
+    }
     let progress = StderrProgress::new(globals.quiet, 20);
     let rows = args.rows.open(data)?.read_all()?;
     let told = args.rows.open(targets)?.read_all()?;
@@ -19,7 +24,8 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
             rows.len()
         )));
     }
-    let mut training = match args.resume {
+    check_patch(args.patch, told.width)?;
+    let training = match args.resume {
         true => Training::resume(&Saved::load(&args.out)?)?,
         false => {
             let defaults = SaeConfig {
@@ -31,8 +37,10 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
             Training::new(settings(args, &defaults)?, rows.width)?
         }
     };
-    let batch = training.config().batch_size;
-    let mut stopped = false;
+    let mut training = writable(args, training)?;
+    // More rows than there are is one batch.
+    let batch = training.config().batch_size.min(rows.len().max(1));
+    let (mut stopped, mut saved) = (false, Instant::now());
     let total = rows.len() as u64 * u64::from(args.epochs);
     progress.start("learn", "rows", Some(total));
     'all: for _ in 0..args.epochs {
@@ -45,6 +53,10 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
             training.step(part, told)?;
             progress.advance((part.len() / rows.width) as u64);
             progress.status(&training.status());
+            if saved.elapsed() > SAVE_EVERY {
+                save(args, &training)?;
+                saved = Instant::now();
+            }
         }
     }
     progress.finish();

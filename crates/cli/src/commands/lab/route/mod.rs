@@ -2,6 +2,7 @@
 
 mod svg;
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -126,7 +127,7 @@ fn rows(places: &[usize]) -> Vec<usize> {
     places.iter().map(|place| place + 1).collect()
 }
 
-/// Of triangulations one list for each triangle.
+/// Of triangulations one list for each triangle, as the network wrote them.
 fn answer(task: Task, places: &[usize]) -> serde_json::Value {
     match task {
         Task::Delaunay => {
@@ -175,9 +176,15 @@ fn print(points: &Points, model: &RouteModel, solved: &Solved) -> anyhow::Result
     writeln!(out, "{task} of {} points", points.len())?;
     match task {
         Task::Delaunay => {
+            // The network may write a triangle twice.
+            let mut shown = HashSet::new();
             for triangle in rows(&solved.answer).chunks(3) {
-                let corners: Vec<String> = triangle.iter().map(usize::to_string).collect();
-                writeln!(out, "{}", corners.join(" "))?;
+                let mut corners = triangle.to_vec();
+                corners.sort_unstable();
+                if shown.insert(corners) {
+                    let corners: Vec<String> = triangle.iter().map(usize::to_string).collect();
+                    writeln!(out, "{}", corners.join(" "))?;
+                }
             }
         }
         Task::Tour | Task::Hull => {
