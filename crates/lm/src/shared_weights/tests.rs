@@ -229,7 +229,7 @@ fn sharing_a_whole_model_leaves_one_that_reads() {
             .sum::<f32>();
         apart.push(far / before.iter().map(|a| a * a).sum::<f32>());
     }
-    assert!(apart[1] < 0.5 * apart[0] && apart[0] < 1.5, "{apart:?}");
+    assert!(apart[1] < 0.7 * apart[0] && apart[0] < 1.5, "{apart:?}");
     // Without atoms pairs alone are written, and of rank 0 as well.
     let config = MasaConfig {
         groups: 1,
