@@ -15,7 +15,8 @@
 //!   ([`groups`]). In each group the atoms are the greatest principal directions of the matrices
 //!   ([`matrix_pca`]). On a text each layer's mixture is fitted anew to its *outputs*; the paper
 //!   keeps the one that is nearest to the matrix. What is left is told by a low-rank pair that loses
-//!   least of the outputs ([`residual`]); ranks go where singular values are greatest a number.
+//!   least of the outputs ([`residual`]); ranks go where singular values, as shares of a matrix's
+//!   outputs, are greatest a number.
 //! - A model is trained so from the beginning ([`train`], with the feature `train`).
 //!
 //! Matrices are `[out, in]`, row-major. Cost of the first: `L² out in` for products of all pairs,
@@ -62,7 +63,7 @@ impl Default for MasaConfig {
     fn default() -> Self {
         Self {
             groups: 4,
-            keep: 1.0 / 3.0,
+            keep: 0.8,
             atoms: None,
             residual: true,
         }
@@ -241,7 +242,8 @@ fn atoms_of(config: &MasaConfig, layers: usize) -> Result<usize, CompressError> 
 }
 
 /// Gives the numbers that are left to pairs: one rank after the other to the matrix whose next
-/// singular value is greatest a number.
+/// singular value, as a share of the size of its outputs, is greatest a number. Without that share
+/// a layer whose outputs are small, as the first one's values, gets no rank and loses all of them.
 fn add_pairs(
     projections: &[Projection],
     shared: &mut [Shared],
@@ -250,6 +252,7 @@ fn add_pairs(
 ) -> Result<(), CompressError> {
     // Part, layer within it, singular values, and what a rank costs.
     let mut whitened: Vec<(usize, usize, Whitened, usize)> = Vec::new();
+    let mut sizes = Vec::new();
     for (number, part) in shared.iter().enumerate() {
         let projection = &projections[part.projection];
         for (within, layer) in part.layers.clone().enumerate() {
@@ -258,15 +261,20 @@ fn add_pairs(
             }
             let mut rest = projection.layers[layer].clone();
             keyfold_kernels::axpy(&mut rest, -1.0, &part.atoms.mixture(within));
-            let found = residual(&rest, projection.columns, projection.moments[layer])?;
+            let moments = projection.moments[layer];
+            let found = residual(&rest, projection.columns, moments)?;
+            let whole = &projection.layers[layer];
+            let size = residual::output_size(whole, projection.columns, moments).sqrt();
             let cost = projection.rows + projection.columns;
             whitened.push((number, within, found, cost));
+            sizes.push(size.max(f64::MIN_POSITIVE));
             progress.advance(1);
         }
     }
     let mut gains: Vec<(f64, usize)> = Vec::new();
     for (at, (.., found, cost)) in whitened.iter().enumerate() {
-        gains.extend(found.values.iter().map(|s| (s / *cost as f64, at)));
+        let worth = |s: &f64| (s / sizes[at] / *cost as f64, at);
+        gains.extend(found.values.iter().map(worth));
     }
     gains.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut ranks = vec![0; whitened.len()];

@@ -20,6 +20,7 @@
 mod activations;
 pub mod attention;
 pub mod blocks;
+mod coarse;
 mod conv;
 mod dot;
 pub mod fold;
@@ -47,6 +48,7 @@ mod topk;
 mod vector;
 
 pub use activations::{exp, gelu, gelu_tanh, relu, sigmoid, silu, silu_mul, softplus, tanh};
+pub use coarse::{COARSE_LANES, CoarseRow, best_of_columns, coarse_rows, nearest_codes};
 pub use conv::depthwise_conv;
 pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
 pub use gather::{axpy, gather_add, gather_dots};

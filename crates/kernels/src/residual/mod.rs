@@ -165,6 +165,25 @@ impl ResidualCodec {
         }
     }
 
+    /// The product of a row with what its codes stand for, as [`Self::decode_into`] and
+    /// [`dot`](crate::dot), but nothing is written between.
+    ///
+    /// # Panics
+    /// When `row` is not exactly as long as the codes are many.
+    pub fn dot(&self, packed: &[u8], row: &[f32]) -> f32 {
+        let per_byte = 8 / self.bits as usize;
+        assert_eq!(
+            row.len(),
+            packed.len() * per_byte,
+            "ResidualCodec::dot: length of the row"
+        );
+        match self.bits {
+            1 => dot_1(self, packed, row),
+            2 => dot_2(self, packed, row),
+            _ => dot_4(self, packed, row),
+        }
+    }
+
     /// The value of dimension `d` of packed rows.
     #[inline(always)]
     fn value(&self, packed: &[u8], d: usize) -> f32 {
@@ -479,6 +498,48 @@ fn values<V: Eight, const BITS: u32>(codec: &ResidualCodec, packed: &[u8], out: 
     for (i, x) in out.iter_mut().enumerate().skip(whole) {
         *x = codec.value(packed, i);
     }
+}
+
+simd! { fn dot_1(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 = dot_1_body; }
+simd! { fn dot_2(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 = dot_2_body; }
+simd! { fn dot_4(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 = dot_4_body; }
+
+#[inline(always)]
+fn dot_1_body<V: Eight>(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 {
+    product::<V, 1>(codec, packed, row)
+}
+
+#[inline(always)]
+fn dot_2_body<V: Eight>(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 {
+    product::<V, 2>(codec, packed, row)
+}
+
+#[inline(always)]
+fn dot_4_body<V: Eight>(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 {
+    product::<V, 4>(codec, packed, row)
+}
+
+#[inline(always)]
+fn product<V: Eight, const BITS: u32>(codec: &ResidualCodec, packed: &[u8], row: &[f32]) -> f32 {
+    let (low, high) = codec.table::<V>();
+    let bytes = BITS as usize;
+    let (sixteens, rest) = row.split_at(row.len() / 16 * 16);
+    let (mut even, mut odd) = (V::splat(0.0), V::splat(0.0));
+    for (row, packed) in sixteens
+        .chunks_exact(16)
+        .zip(packed.chunks_exact(2 * bytes))
+    {
+        let (first, second) = packed.split_at(bytes);
+        let first = V::look_up::<BITS>(eight_codes(first), 0, low, high);
+        let second = V::look_up::<BITS>(eight_codes(second), 0, low, high);
+        even = first.mul_add(V::load(row), even);
+        odd = second.mul_add(V::load(&row[8..]), odd);
+    }
+    let mut sum = even.add(odd).sum();
+    for (i, x) in rest.iter().enumerate() {
+        sum += x * codec.value(packed, sixteens.len() + i);
+    }
+    sum
 }
 
 simd! {

@@ -63,7 +63,19 @@ proptest! {
             2 => values_2_body::<Portable>(&codec, packed, &mut values),
             _ => values_4_body::<Portable>(&codec, packed, &mut values),
         }
-        prop_assert_eq!(values, decoded);
+        prop_assert_eq!(&values, &decoded);
+
+        let row: Vec<f32> = (0..numbers.len()).map(|i| (i as f32 * 0.7).sin()).collect();
+        let product = codec.dot(packed, &row);
+        let portable = match bits {
+            1 => dot_1_body::<Portable>(&codec, packed, &row),
+            2 => dot_2_body::<Portable>(&codec, packed, &row),
+            _ => dot_4_body::<Portable>(&codec, packed, &row),
+        };
+        let want = crate::dot(&decoded, &row);
+        let size: f32 = 1e-6 + decoded.iter().map(|x| x.abs()).sum::<f32>();
+        prop_assert!((product - want).abs() < 1e-5 * size, "{product} {want}");
+        prop_assert!((portable - want).abs() < 1e-5 * size, "{portable} {want}");
     }
 
     #[test]

@@ -10,15 +10,18 @@
 
 use std::ops::Range;
 
-use keyfold_kernels::{TopK, matmul_nt, norm};
+use keyfold_kernels::{TopK, best_of_columns, matmul_nt, norm};
 
-use super::rows::CoarseScores;
+use super::rows::{CoarsePart, CoarseScores};
 use super::{Candidate, CandidateOptions, best_of, ranges, share, within};
 use crate::codebook::Codebook;
 use crate::error::SearchError;
 use crate::filter::Allowed;
 use crate::score::Query;
 use crate::store::Segment;
+
+/// So few centroids are not shared out among threads.
+const LEAST: usize = 512;
 
 /// Passages that are probed together.
 const RANGE: u32 = 1 << 15;
@@ -46,7 +49,10 @@ pub(super) struct Probes {
 }
 
 /// Compares the query with the centroids of all codebooks.
-pub(super) fn probes(query: &Query, options: &CandidateOptions) -> Vec<Probes> {
+pub(super) fn probes(
+    query: &Query,
+    options: &CandidateOptions,
+) -> Result<Vec<Probes>, SearchError> {
     query
         .by_codebook()
         .map(|(codebook, rows)| Probes::new(codebook, rows, options))
@@ -54,30 +60,52 @@ pub(super) fn probes(query: &Query, options: &CandidateOptions) -> Vec<Probes> {
 }
 
 impl Probes {
-    fn new(codebook: &Codebook, rows: &[f32], options: &CandidateOptions) -> Self {
+    fn new(
+        codebook: &Codebook,
+        rows: &[f32],
+        options: &CandidateOptions,
+    ) -> Result<Self, SearchError> {
         let (width, count) = (codebook.width(), codebook.count());
         let n = rows.len() / width;
-        let mut scores = vec![0.0; count * n];
-        let centroids = codebook.centroids();
-        matmul_nt(
-            &mut scores,
-            centroids,
-            rows,
-            count,
-            n,
-            width,
-            options.threads,
-        );
-
         let lengths: Vec<f32> = rows.chunks_exact(width).map(norm).collect();
         let longest = lengths.iter().fold(0.0, |m: f32, &x| m.max(x));
         let is_probed = |length: f32| length > 0.0 && length >= options.shortest * longest;
         let probed: Vec<bool> = lengths.iter().map(|&x| is_probed(x)).collect();
-        let best = best_of_columns(&scores, &probed, options.probes.max(1));
-        let mut named = Vec::with_capacity(best.len());
-        let mut of_rows = Vec::with_capacity(best.len());
+
+        let mut scores = vec![0.0; count * n];
+        let mut coarse = CoarseScores::new(count, &lengths);
+        let many = count.div_ceil(options.threads.max(1)).max(LEAST);
+        let mut parts: Vec<Part> = Vec::new();
+        let centroids = codebook.centroids().chunks(many * width);
+        let of_parts = scores.chunks_mut(many * n).zip(coarse.parts(many));
+        for ((i, centroids), (scores, coarse)) in (0..).zip(centroids).zip(of_parts) {
+            parts.push(Part {
+                first: i * many as u64,
+                centroids,
+                scores,
+                coarse,
+            });
+        }
+        let most = options.probes.max(1);
+        let found = share(
+            &mut parts,
+            options.threads,
+            || (),
+            |(), part| Ok(part.compare(rows, width, &probed, most)),
+        )?;
+        let mut best = vec![TopK::new(most); n];
+        for lists in found {
+            for (best, list) in best.iter_mut().zip(lists) {
+                for (score, code) in list.into_sorted() {
+                    best.push(score, code);
+                }
+            }
+        }
+        let best = best.into_iter().map(TopK::into_sorted);
+        let mut named = Vec::with_capacity(n);
+        let mut of_rows = Vec::with_capacity(n);
         let mut base = 0.0;
-        for (row, (list, &length)) in best.into_iter().zip(&lengths).enumerate() {
+        for (row, (list, &length)) in best.zip(&lengths).enumerate() {
             let Some(&(least, _)) = list.last() else {
                 continue;
             };
@@ -90,14 +118,14 @@ impl Probes {
                     .collect(),
             );
         }
-        Self {
-            coarse: CoarseScores::new(&scores, &lengths),
+        Ok(Self {
             scores,
+            coarse,
             lengths,
             named,
             rows: of_rows,
             base,
-        }
+        })
     }
 
     /// The centroids that each probed query row names, best first, with its place.
@@ -115,33 +143,33 @@ impl Probes {
     }
 }
 
-/// The `n` greatest scores of every wanted column of `scores`
-/// (`[rows, wanted.len()]`) with their rows, the greatest first; of other columns none.
-fn best_of_columns(scores: &[f32], wanted: &[bool], n: usize) -> Vec<Vec<(f32, u64)>> {
-    let mut best: Vec<TopK> = vec![TopK::new(n); wanted.len()];
-    // What a score must exceed to be among them.
-    let limit = |&wanted: &bool| {
-        if wanted {
-            f32::NEG_INFINITY
-        } else {
-            f32::INFINITY
-        }
-    };
-    let mut enough: Vec<f32> = wanted.iter().map(limit).collect();
-    for (at, row) in scores.chunks_exact(wanted.len()).enumerate() {
-        // Most centroids are far from all rows: one comparison for a block of them.
-        let pairs = row.iter().zip(&enough);
-        if !pairs.fold(false, |any, (s, e)| any | (s > e)) {
-            continue;
-        }
-        for (i, best) in best.iter_mut().enumerate() {
-            if row[i] > enough[i] {
-                best.push(row[i], at as u64);
-                enough[i] = best.threshold();
-            }
-        }
+/// Some of the centroids, and where their scores go.
+struct Part<'a> {
+    /// The number of the first.
+    first: u64,
+    centroids: &'a [f32],
+    scores: &'a mut [f32],
+    coarse: CoarsePart<'a>,
+}
+
+impl Part<'_> {
+    /// Compares them with the query rows; gives the `most` best of every probed row.
+    fn compare(&mut self, rows: &[f32], width: usize, probed: &[bool], most: usize) -> Vec<TopK> {
+        let n = probed.len();
+        matmul_nt(
+            self.scores,
+            self.centroids,
+            rows,
+            self.scores.len() / n,
+            n,
+            width,
+            1,
+        );
+        self.coarse.fill(self.scores, n);
+        let mut best = vec![TopK::new(most); n];
+        best_of_columns(self.scores, probed, self.first, &mut best);
+        best
     }
-    best.into_iter().map(TopK::into_sorted).collect()
 }
 
 /// The `keep` passages that the probes rank highest, in the order of the store.

@@ -256,7 +256,7 @@ pub fn nearest(
                 shortest: 0.0,
                 ..*options
             };
-            let probes = centroids::probes(&query, &options);
+            let probes = centroids::probes(&query, &options)?;
             timings.centroids = lap(&mut clock);
             let threads = options.threads;
             let found = plaid::candidates(segments, &query, &probes, k, allowed, threads)?;
@@ -269,7 +269,7 @@ pub fn nearest(
                 shortest: 0.0,
                 ..*options
             };
-            let probes = centroids::probes(&query, &options);
+            let probes = centroids::probes(&query, &options)?;
             timings.centroids = lap(&mut clock);
             let threads = options.threads;
             let found = warp::candidates(segments, &query, &probes, exact, allowed, threads)?;
@@ -352,7 +352,7 @@ impl Search<'_> {
         clock: &mut Instant,
         timings: &mut MeaningTimings,
     ) -> Result<Vec<Candidate>, SearchError> {
-        let probes = centroids::probes(self.query, self.options);
+        let probes = centroids::probes(self.query, self.options)?;
         timings.centroids = lap(clock);
         let estimated = self.options.estimated.max(self.exact.saturating_mul(4));
         let candidates = if self.selectable <= estimated {
@@ -384,7 +384,7 @@ impl Search<'_> {
         if found.len() <= self.exact {
             return Ok(found);
         }
-        let probes = centroids::probes(self.query, self.options);
+        let probes = centroids::probes(self.query, self.options)?;
         timings.centroids = lap(clock);
         self.estimate(found, &probes, clock, timings)
     }

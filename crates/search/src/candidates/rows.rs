@@ -7,14 +7,13 @@
 
 use std::hint::black_box;
 
+use keyfold_kernels::{COARSE_LANES, CoarseRow, coarse_rows, nearest_codes};
+
 use super::centroids::Probes;
 use super::{Candidate, share};
 use crate::error::SearchError;
 use crate::score::Query;
 use crate::store::Segment;
-
-/// Query rows that are looked at together.
-const LANES: usize = 16;
 
 /// Products of centroids with the query rows in a byte each, by blocks of query
 /// rows: small enough to stay in the second cache, where the tables are read in
@@ -22,60 +21,48 @@ const LANES: usize = 16;
 pub(super) struct CoarseScores {
     /// For every block of query rows the scores of all centroids: 255 for a cosine
     /// of 1, 0 for 0 or less.
-    blocks: Vec<Vec<[u8; LANES]>>,
+    blocks: Vec<Vec<CoarseRow>>,
+    /// For every block what a score is multiplied by to become a byte.
+    factors: Vec<Vec<f32>>,
 }
 
 impl CoarseScores {
-    /// Of `scores` (`[centroids, lengths.len()]`) of query rows with these lengths.
-    pub(super) fn new(scores: &[f32], lengths: &[f32]) -> Self {
-        let n = lengths.len();
-        let block = |first: usize| {
-            let mut scale = [0.0; LANES];
-            for (scale, length) in scale.iter_mut().zip(&lengths[first..]) {
-                *scale = 255.0 / length.max(f32::MIN_POSITIVE);
-            }
-            let coarse = |row: &[f32]| {
-                let mut coarse = [0; LANES];
-                for ((c, s), scale) in coarse.iter_mut().zip(&row[first..]).zip(&scale) {
-                    // The cast ends at 0 and 255.
-                    *c = (s * scale) as u8;
-                }
-                coarse
-            };
-            scores.chunks_exact(n).map(coarse).collect()
-        };
+    /// For so many centroids and query rows of these lengths; nothing is in yet.
+    pub(super) fn new(centroids: usize, lengths: &[f32]) -> Self {
+        let factor = |length: &f32| 255.0 / length.max(f32::MIN_POSITIVE);
+        let factors = lengths.chunks(COARSE_LANES);
+        let factors: Vec<Vec<f32>> = factors.map(|l| l.iter().map(factor).collect()).collect();
         Self {
-            blocks: (0..n).step_by(LANES).map(block).collect(),
+            blocks: vec![vec![[0; COARSE_LANES]; centroids]; factors.len()],
+            factors,
         }
+    }
+
+    /// Parts of so many centroids, to be filled by [`CoarsePart::fill`].
+    pub(super) fn parts(&mut self, centroids: usize) -> Vec<CoarsePart<'_>> {
+        let mut parts = Vec::new();
+        for ((number, block), factors) in (0..).zip(&mut self.blocks).zip(&self.factors) {
+            for (i, rows) in block.chunks_mut(centroids).enumerate() {
+                if parts.len() == i {
+                    parts.push(CoarsePart(Vec::new()));
+                }
+                parts[i].0.push((number * COARSE_LANES, factors, rows));
+            }
+        }
+        parts
     }
 }
 
-/// For each of `n` query rows the first row of the passage whose centroid has the
-/// greatest score.
-fn nearest_rows(scores: &[[u8; LANES]], codes: &[u16], n: usize) -> [usize; LANES] {
-    // Lanes without a query row never match, since their scores are 0.
-    let mut best = [u8::MAX; LANES];
-    best[..n].fill(0);
-    for &code in codes {
-        let scores = &scores[usize::from(code)];
-        for (best, &score) in best.iter_mut().zip(scores) {
-            *best = score.max(*best);
+/// Some centroids: for every block its first query row, its factors, and its scores.
+pub(super) struct CoarsePart<'a>(Vec<(usize, &'a [f32], &'a mut [CoarseRow])>);
+
+impl CoarsePart<'_> {
+    /// From the scores of these centroids (`[centroids, rows]`).
+    pub(super) fn fill(&mut self, scores: &[f32], rows: usize) {
+        for (first, factors, out) in &mut self.0 {
+            coarse_rows(scores, rows, *first, factors, out);
         }
     }
-    let mut nearest = [0; LANES];
-    for (row, &code) in codes.iter().enumerate().rev() {
-        let scores = &scores[usize::from(code)];
-        let matches = scores.iter().zip(&best);
-        // Few rows are the nearest of any.
-        if matches.fold(false, |any, (s, b)| any | (s == b)) {
-            for i in 0..n {
-                if scores[i] == best[i] {
-                    nearest[i] = row;
-                }
-            }
-        }
-    }
-    nearest
 }
 
 /// Sets the scores of candidates to their estimates; minus infinity for passages
@@ -120,11 +107,11 @@ impl Probes {
             .coarse
             .blocks
             .iter()
-            .zip(query.chunks(LANES * width))
-            .zip((0..).step_by(LANES))
+            .zip(query.chunks(COARSE_LANES * width))
+            .zip((0..).step_by(COARSE_LANES))
         {
             let here = query.len() / width;
-            let nearest = nearest_rows(block, codes, here);
+            let nearest = nearest_codes(block, codes).map(|row| row as usize);
             // Asks for all rows before the first is worked on: they are far apart.
             let touch = |touched, &row: &usize| touched ^ bytes(row)[0] ^ bytes(row)[size - 1];
             black_box(nearest[..here].iter().fold(0, touch));

@@ -268,18 +268,15 @@ impl Codebook {
         packed: &[u8],
         scratch: &mut Vec<f32>,
     ) -> f32 {
-        scratch.resize(self.width, 0.0);
         match &self.codec {
             Codec::Signs => {
                 scratch.clear();
                 signs::decode(packed, self.dim, scratch);
                 dot(query, scratch)
             }
-            Codec::Residual(codec) => {
-                codec.decode_into(packed, scratch);
-                centroid + dot(query, scratch)
-            }
+            Codec::Residual(codec) => centroid + codec.dot(packed, query),
             Codec::Int8(codec) => {
+                scratch.resize(self.width, 0.0);
                 codec.decode_into(packed, scratch);
                 dot(query, scratch)
             }

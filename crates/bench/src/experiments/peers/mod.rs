@@ -130,6 +130,7 @@ struct Searched {
     hits: Vec<Vec<u64>>,
     most_held: Option<u64>,
     not_mapped: Option<u64>,
+    stages: Option<[f64; 4]>,
 }
 
 /// A setting of an engine, measured.
@@ -141,6 +142,9 @@ struct Point {
     p95: f64,
     most_held: Option<u64>,
     not_mapped: Option<u64>,
+    /// Medians of the stages of a search by Keyfold, in milliseconds: centroids, probing,
+    /// estimates, exact scores.
+    stages: Option<[f64; 4]>,
 }
 
 /// An engine, measured.
@@ -208,6 +212,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             ]);
             let measured = measure(&engines, folder.path(), spread.tokens, progress)?;
             tables.push(table(title, &measured));
+            tables.push(stages(title, &measured));
             findings.extend(compare(title, &measured));
             for engine in &measured {
                 if let Some(point) = engine.chosen() {
@@ -339,7 +344,31 @@ fn point(searched: Searched, exact: &[Vec<u64>]) -> Point {
         setting: searched.setting,
         most_held: searched.most_held,
         not_mapped: searched.not_mapped,
+        stages: searched.stages,
     }
+}
+
+/// Where the time of Keyfold's queries goes.
+fn stages(title: &str, measured: &[Measured]) -> Table {
+    let mut table = Table::new(
+        &format!("{title}: milliseconds of each stage of a query, medians"),
+        &[
+            "engine, setting",
+            "centroids",
+            "probing",
+            "estimates",
+            "exact scores",
+        ],
+    );
+    for engine in measured {
+        let shown = engine.points.first().into_iter().chain(engine.chosen());
+        for (point, stages) in shown.filter_map(|p| p.stages.map(|s| (p, s))) {
+            let name = format!("{}, {}", engine.name, point.setting);
+            let [centroids, probing, estimates, exact] = stages.map(|t| format!("{t:.2}"));
+            table.row([name, centroids, probing, estimates, exact]);
+        }
+    }
+    table
 }
 
 fn megabytes(bytes: Option<u64>) -> String {
@@ -439,6 +468,7 @@ mod tests {
             p95: p50,
             most_held: None,
             not_mapped: None,
+            stages: None,
         };
         Measured {
             name: "an engine".into(),

@@ -2,16 +2,17 @@
 
 use std::cell::RefCell;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use keyfold_core::{EncoderIdentity, NoProgress, Vectors};
 use keyfold_data::Passage;
-use keyfold_search::candidates::{CandidateOptions, Method, nearest};
+use keyfold_search::candidates::{CandidateOptions, MeaningTimings, Method, nearest};
 use keyfold_search::codebook::Bits;
 use keyfold_search::store::{Snapshot, WriterOptions};
 use serde_json::{Value, json};
 
 use super::vectors::ItemReader;
+use crate::quality::quantile;
 use crate::{BenchError, memory, store};
 
 /// Wanted neighbours.
@@ -94,27 +95,36 @@ fn search(vectors: &Path, index: &Path, say: &mut dyn FnMut(Value)) -> Result<()
         ..CandidateOptions::default()
     };
     let mut ask = |setting: String, way: &CandidateOptions| -> Result<(), BenchError> {
-        let (mut times, mut hits) = (Vec::new(), Vec::new());
+        let (mut times, mut hits, mut stages) = (Vec::new(), Vec::new(), Vec::new());
         // The first query pays for opening files.
         if let Some(query) = queries.first() {
             nearest(snapshot.segments(), query, BEST, None, way)?;
         }
         for query in &queries {
             let clock = Instant::now();
-            let found = nearest(snapshot.segments(), query, BEST, None, way)?.0;
+            let (found, stage) = nearest(snapshot.segments(), query, BEST, None, way)?;
             times.push(clock.elapsed().as_secs_f64() * 1e3);
             hits.push(found.iter().map(|hit| hit.passage).collect::<Vec<u64>>());
+            stages.push(stage);
         }
+        let median = |of: fn(&MeaningTimings) -> Duration| {
+            let times: Vec<f64> = stages.iter().map(|s| of(s).as_secs_f64() * 1e3).collect();
+            quantile(&times, 0.5)
+        };
         say(json!({
             "setting": setting, "milliseconds": times, "hits": hits,
             "most_held": memory::most_resident(), "not_mapped": memory::held(),
+            "stages": [
+                median(|s| s.centroids), median(|s| s.probing),
+                median(|s| s.estimating), median(|s| s.exact),
+            ],
         }));
         Ok(())
     };
     ask("default".to_owned(), &by_default)?;
-    for probes in [8, 16] {
-        for estimated in [256, 512, 1024, 2048] {
-            for exact in [32, 128] {
+    for probes in [4, 8, 16] {
+        for estimated in [96, 128, 256, 512, 1024, 2048] {
+            for exact in [20, 32, 128] {
                 let way = CandidateOptions {
                     method: Method::Centroids,
                     probes,

@@ -39,7 +39,7 @@ pub(super) struct ShareArgs {
     #[arg(long, value_name = "METHOD")]
     method: Method,
     /// Share of the numbers of the shared projections that stays, as 0.7 or 1/3
-    #[arg(long, value_name = "SHARE", default_value = "1/3")]
+    #[arg(long, value_name = "SHARE", default_value = "0.8")]
     keep: Keep,
     /// Folder for the smaller model
     #[arg(long, value_name = "DIR")]
