@@ -36,8 +36,7 @@ pub use pca::{Atoms, matrix_pca};
 pub use residual::{Pair, Whitened, residual};
 
 /// Which projections are shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Types {
     /// Queries, keys and values: the output compresses worst.
     Qkv,
