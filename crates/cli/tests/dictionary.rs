@@ -320,6 +320,29 @@ fn wrong_use_and_bad_rows_are_refused_by_name() {
 }
 
 #[test]
+fn rows_of_another_width_are_refused_even_if_their_numbers_would_fit() {
+    let notes = Notes::new();
+    notes.write("two.csv", &"1,2\n3,1\n0,4\n2,2\n".repeat(5));
+    // As many numbers as three rows of two.
+    notes.write("three.csv", "1,2,3\n4,5,6\n");
+    let fit = ["dictionary", "fit", "two.csv", "--out", "d"];
+    notes.run(&fit).ok();
+    let told = ["3 columns", "rows of 2"];
+    notes
+        .run(&["dictionary", "encode", "d", "three.csv"])
+        .fails(1, &told);
+    notes
+        .run(&["dictionary", "show", "d", "--data", "three.csv"])
+        .fails(1, &told);
+    notes
+        .run(&["dictionary", "fit", "three.csv", "--out", "d", "--resume"])
+        .fails(1, &told);
+    notes
+        .run(&["dictionary", "fit", "two.csv", "three.csv", "--out", "e"])
+        .fails(2, &["three.csv", "3 numbers", "2"]);
+}
+
+#[test]
 fn rows_are_coded_by_the_coder_that_is_named() {
     let notes = Notes::new();
     rows(&notes, "rows.csv", 60);
@@ -477,7 +500,7 @@ fn a_transcoder_and_other_layouts_are_written() {
         &["--layout", "openai", "--set", "architecture=standard"],
     )
     .ok();
-    for path in ["sparsify", "openai/autoencoder.pt"] {
+    for path in ["sparsify", "openai", "openai/autoencoder.pt"] {
         let shown = notes.run(&["dictionary", "show", path, "--json"]).json();
         assert_eq!(
             (shown["n_components"].as_u64(), shown["n_features"].as_u64()),

@@ -219,6 +219,53 @@ fn a_dictionary_is_scored_on_a_task() {
 }
 
 #[test]
+fn a_model_of_the_indirect_object_is_trained_kept_and_looked_into() {
+    let notes = Notes::new();
+    let train = |more: &[&str]| {
+        let set = |what: &'static str| ["--set", what];
+        let mut args = vec!["train", "indirect-object", "--out", "names", "--json"];
+        args.extend(set("d_model=16"));
+        args.extend(set("heads=2"));
+        args.extend(set("batch_size=16"));
+        args.extend(set("steps=6"));
+        args.extend(set("prompts=600"));
+        args.extend(set("run.validate_every=3"));
+        notes.run(&[&args[..], more].concat())
+    };
+    assert_eq!(train(&[]).json()["steps"], 6);
+    let metrics = std::fs::read_to_string(notes.file("names/metrics.jsonl")).unwrap();
+    assert!(metrics.contains("\"logit_difference\""), "{metrics}");
+    let site = "blocks.1.attn.hook_z";
+    let look = |more: &[&str]| {
+        let args = ["model", "inspect", "names", "--task", "names/task.jsonl"];
+        notes.run(&[&args[..], more].concat())
+    };
+    let found = look(&["--site", site, "--activations", "rows.npy", "--json"]).json();
+    assert_eq!(found["prompts"]["tokens"], 16);
+    assert_eq!(found["prompts"]["tested"], 120);
+    // The true patch and the edit from the attributes, of each of the three.
+    assert_eq!(found["edits"].as_array().unwrap().len(), 6);
+    notes
+        .run(&[
+            "dictionary",
+            "fit",
+            "rows.npy",
+            "--method",
+            "sae",
+            "--set",
+            "epochs=1",
+            "--out",
+            "sae",
+        ])
+        .ok();
+    let scored = look(&["--site", site, "--dict", "sae", "--edits", "2", "--json"]).json();
+    assert_eq!(scored["dictionaries"].as_array().unwrap().len(), 2);
+    look(&["--site", "blocks.1.hook_resid_post"]).fails(2, &["blocks.1.attn.hook_z"]);
+    look(&["--site", "blocks.2.attn.hook_z"]).fails(2, &["2 layers"]);
+    train(&["--set", "learning_rate=0"]).fails(1, &["learning_rate"]);
+}
+
+#[test]
 fn tasks_without_sense_are_refused_by_line() {
     let notes = Notes::new();
     let model = fixture("llama");

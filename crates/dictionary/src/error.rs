@@ -10,7 +10,15 @@ pub enum DictionaryError {
     Width {
         /// Numbers of an atom.
         expected: usize,
-        /// Numbers of a row, or of all where they are no whole rows.
+        /// Numbers of a row.
+        found: usize,
+    },
+    /// Numbers that are no whole rows.
+    #[error("{found} numbers are no whole rows of {expected}")]
+    Part {
+        /// Numbers of a row.
+        expected: usize,
+        /// Numbers that were given.
         found: usize,
     },
     /// There is no row.
@@ -86,7 +94,7 @@ impl DictionaryError {
 /// Refuses what is no whole number of finite rows, or none.
 pub(crate) fn check_rows(rows: &[f32], width: usize) -> Result<usize, DictionaryError> {
     if width == 0 || !rows.len().is_multiple_of(width) {
-        return Err(DictionaryError::Width {
+        return Err(DictionaryError::Part {
             expected: width,
             found: rows.len(),
         });

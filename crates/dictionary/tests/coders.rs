@@ -236,7 +236,7 @@ fn rows_that_cannot_be_coded_are_refused_by_place() {
     };
     let good = dictionary(Coder::TopK { k: 2 });
     let error = good.transform(&[0.0; 4]).unwrap_err();
-    assert!(matches!(error, DictionaryError::Width { expected: 3, .. }));
+    assert!(matches!(error, DictionaryError::Part { expected: 3, .. }));
     assert!(matches!(good.transform(&[]), Err(DictionaryError::Empty)));
     let error = good
         .transform(&[0.0, 1.0, 2.0, 3.0, f32::NAN, 5.0])

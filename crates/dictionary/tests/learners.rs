@@ -277,7 +277,7 @@ fn what_cannot_be_learned_is_refused_by_name() {
     assert!(matches!(learner.dictionary(), Err(DictionaryError::Empty)));
     assert!(matches!(
         learner.partial_fit(&[1.0; 3]),
-        Err(DictionaryError::Width { .. })
+        Err(DictionaryError::Part { .. })
     ));
     let error = learner
         .partial_fit(&[1.0, f32::INFINITY, 0.0, 0.0])

@@ -23,5 +23,6 @@ pub mod random_features;
 pub mod route;
 pub mod sae_evaluation;
 mod small_transformer;
+mod state;
 
 pub use error::InspectError;

@@ -174,9 +174,11 @@ impl Blocks {
 /// Adam with the constants of the in-context studies.
 #[derive(Debug, Clone)]
 pub(crate) struct Adam {
-    first: Vec<f32>,
-    second: Vec<f32>,
-    number: u32,
+    /// Means of gradients, and of their squares.
+    pub(crate) first: Vec<f32>,
+    pub(crate) second: Vec<f32>,
+    /// Steps so far.
+    pub(crate) number: u32,
     betas: (f32, f32),
     epsilon: f32,
 }

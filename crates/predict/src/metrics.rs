@@ -58,7 +58,8 @@ pub fn log_loss(probabilities: &[f64], codes: &[usize]) -> f64 {
     let classes = probabilities.len() / codes.len().max(1);
     let rows = probabilities.chunks_exact(classes.max(1)).zip(codes);
     let sum: f64 = rows.map(|(p, &y)| -p[y].max(1e-300).ln()).sum();
-    sum / codes.len().max(1) as f64
+    // Rows told for sure give -0.
+    (sum / codes.len().max(1) as f64).max(0.0)
 }
 
 /// Expected calibration error: rows are put into 15 bins by the probability of the

@@ -190,7 +190,10 @@ impl Labels {
     }
 
     /// Refuses labels that do not belong to `rows` rows, and fewer than two classes.
-    pub(crate) fn check(&self, rows: usize) -> Result<(), PredictError> {
+    ///
+    /// # Errors
+    /// When there are other labels than rows, none, or one class alone.
+    pub fn check(&self, rows: usize) -> Result<(), PredictError> {
         self.check_count(rows)?;
         let mut seen = self.codes.clone();
         seen.sort_unstable();

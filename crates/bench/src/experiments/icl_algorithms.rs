@@ -99,7 +99,7 @@ impl Trained {
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let (steps, tests) = match options.scale {
         Scale::Smoke => (60, 200),
-        Scale::Small => (20_000, 1000),
+        Scale::Small => (4_000, 1000),
         Scale::Full => (20_000, 4000),
     };
     let (programs, program_errors) = constructed(options.seed)?;

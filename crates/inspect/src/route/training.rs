@@ -18,12 +18,11 @@ use keyfold_train::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Points, RouteModel, target, truth, worth};
-use crate::InspectError;
+use crate::{InspectError, state};
 
 /// Problems that go through the network together.
 const BLOCK: usize = 32;
@@ -276,9 +275,6 @@ impl PointerLearner {
     }
 }
 
-/// File of a checkpoint.
-const STATE: &str = "state.safetensors";
-
 impl Learner for PointerLearner {
     fn steps(&self) -> u64 {
         self.schedule.steps
@@ -345,51 +341,21 @@ impl Learner for PointerLearner {
     }
 
     fn save(&self, folder: &Path) -> Result<(), LearnError> {
-        let path = folder.join(STATE);
         let parts = [
             ("weights", self.network.weights()),
             ("first", &self.first[..]),
             ("second", &self.second[..]),
         ];
-        let bytes = parts.map(|(_, numbers)| -> Vec<u8> {
-            numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
-        });
-        let views = parts.iter().zip(&bytes).map(|((name, numbers), bytes)| {
-            TensorView::new(Dtype::F32, vec![numbers.len()], bytes).map(|view| (*name, view))
-        });
-        let failed = |e: safetensors::SafeTensorError| std::io::Error::other(e.to_string());
-        let views: Result<Vec<_>, _> = views.collect();
-        let file = views.and_then(|views| safetensors::serialize(views, None));
-        let written = file
-            .map_err(failed)
-            .and_then(|file| std::fs::write(&path, file));
-        written.map_err(LearnError::io(&path))
+        state::save(folder, &parts)
     }
 
     fn load(&mut self, folder: &Path) -> Result<(), LearnError> {
-        let path = folder.join(STATE);
-        let bytes = std::fs::read(&path).map_err(LearnError::io(&path))?;
-        let unfit = |what: String| LearnError::State {
-            path: path.clone(),
-            what,
-        };
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| unfit(e.to_string()))?;
-        let parts = [
+        let mut parts = [
             ("weights", self.network.weights_mut()),
             ("first", &mut self.first[..]),
             ("second", &mut self.second[..]),
         ];
-        for (name, numbers) in parts {
-            let view = file.tensor(name).map_err(|e| unfit(e.to_string()))?;
-            if view.dtype() != Dtype::F32 || view.shape() != [numbers.len()] {
-                return Err(unfit(format!("tensor '{name}' is of another size")));
-            }
-            let fours = view.data().as_chunks::<4>().0.iter();
-            for (number, bytes) in numbers.iter_mut().zip(fours) {
-                *number = f32::from_le_bytes(*bytes);
-            }
-        }
-        Ok(())
+        state::load(folder, &mut parts)
     }
 }
 

@@ -9,6 +9,8 @@
 //! to look at are the outputs of the heads at the last word (`blocks.L.attn.hook_z`).
 
 mod prompts;
+mod saved;
+pub mod training;
 
 use keyfold_core::{Progress, seed_of};
 use rand::SeedableRng;
@@ -20,6 +22,7 @@ use crate::small_transformer::{Adam, BlockConfig, Blocks, Edit, Layout, Trace, d
 
 pub use prompts::{ATTRIBUTES, Prompt, attributes, vocabulary};
 use prompts::{NAMES, TEMPLATES};
+pub use saved::{TASK, write_task};
 
 /// Prompts whose gradient is made together.
 const PART: usize = 16;
@@ -161,20 +164,27 @@ impl SmallModel {
         (trace, last, logits)
     }
 
+    /// Turns logits into probabilities less the truth; gives the sum of the losses.
+    fn errors(&self, logits: &mut [f32], prompts: &[Prompt]) -> f64 {
+        let words = self.words.len();
+        keyfold_kernels::softmax_rows(logits, words);
+        let mut loss = 0.0;
+        for (row, prompt) in logits.chunks_exact_mut(words).zip(prompts) {
+            let answer = self.words[NAMES[prompt.io]];
+            loss -= f64::from(row[answer].max(1e-30)).ln();
+            row[answer] -= 1.0;
+        }
+        loss
+    }
+
     /// Loss and gradient of prompts, divided by `total`.
     fn gradient(&self, prompts: &[Prompt], total: usize) -> (f64, Vec<f32>) {
         use keyfold_kernels::{Matrix, product};
         let (d, words) = (self.config.d_model, self.words.len());
         let tokens = self.tokens(prompts);
         let (trace, last, mut logits) = self.forward(&tokens, None);
-        keyfold_kernels::softmax_rows(&mut logits, words);
-        let mut loss = 0.0;
-        for (row, prompt) in logits.chunks_exact_mut(words).zip(prompts) {
-            let answer = self.words[NAMES[prompt.io]];
-            loss -= f64::from(row[answer].max(1e-30)).ln();
-            row[answer] -= 1.0;
-            row.iter_mut().for_each(|x| *x /= total as f32);
-        }
+        let loss = self.errors(&mut logits, prompts);
+        logits.iter_mut().for_each(|x| *x /= total as f32);
         let mut gradient = vec![0.0; self.weights.len()];
         let d_logits = Matrix::new(&logits, words);
         let out = &mut gradient[self.unembedding.clone()];
@@ -203,13 +213,37 @@ impl SmallModel {
         (loss, gradient)
     }
 
+    /// Step `step`, from 0, on fresh prompts; gives their mean loss.
+    fn step(&mut self, adam: &mut Adam, step: usize) -> Result<f64, InspectError> {
+        let config = self.config;
+        let seed = seed_of(&format!("indirect object {} {step}", config.seed));
+        let prompts = Prompt::sample(config.batch_size, NAMES.len(), seed)?;
+        let parts: Vec<(f64, Vec<f32>)> = prompts
+            .par_chunks(PART)
+            .map(|part| self.gradient(part, prompts.len()))
+            .collect();
+        let mut parts = parts.into_iter();
+        let (mut loss, mut gradient) = parts.next().unwrap_or_default();
+        for (more, part) in parts {
+            loss += more;
+            keyfold_kernels::add_assign(&mut gradient, &part);
+        }
+        let rate = warm_cosine(step, config.steps, config.learning_rate);
+        adam.step(&mut self.weights, &gradient, rate);
+        Ok(loss / prompts.len() as f64)
+    }
+
+    fn adam(&self) -> Adam {
+        Adam::new(self.weights.len(), (0.9, 0.999), 1e-8)
+    }
+
     /// Trains on fresh prompts; gives the loss of each hundredth of the steps.
     ///
     /// # Errors
     /// When the user asked to stop.
     pub fn train(&mut self, progress: &dyn Progress) -> Result<Vec<f64>, InspectError> {
         let config = self.config;
-        let mut adam = Adam::new(self.weights.len(), (0.9, 0.999), 1e-8);
+        let mut adam = self.adam();
         let every = (config.steps / 100).max(1);
         let (mut curve, mut sum) = (Vec::new(), 0.0);
         progress.start("small model", "steps", Some(config.steps as u64));
@@ -217,21 +251,7 @@ impl SmallModel {
             if progress.cancelled() {
                 return Err(InspectError::Cancelled);
             }
-            let seed = seed_of(&format!("indirect object {} {step}", config.seed));
-            let prompts = Prompt::sample(config.batch_size, NAMES.len(), seed)?;
-            let parts: Vec<(f64, Vec<f32>)> = prompts
-                .par_chunks(PART)
-                .map(|part| self.gradient(part, prompts.len()))
-                .collect();
-            let mut parts = parts.into_iter();
-            let (mut loss, mut gradient) = parts.next().unwrap_or_default();
-            for (more, part) in parts {
-                loss += more;
-                keyfold_kernels::add_assign(&mut gradient, &part);
-            }
-            let rate = warm_cosine(step, config.steps, config.learning_rate);
-            adam.step(&mut self.weights, &gradient, rate);
-            sum += loss / prompts.len() as f64;
+            sum += self.step(&mut adam, step)?;
             if (step + 1) % every == 0 {
                 curve.push(sum / every as f64);
                 progress.status(&format!("loss {:.4}", sum / every as f64));
@@ -312,6 +332,46 @@ impl SmallModel {
                 .for_each(|(all, part)| all.extend(part));
         }
         Ok(all)
+    }
+}
+
+impl SmallModel {
+    /// The words of a text, by their numbers.
+    ///
+    /// # Errors
+    /// When the model does not know a word.
+    pub fn tokens_of(&self, text: &str) -> Result<Vec<u32>, InspectError> {
+        let one = |word: &str| match self.words.get(word) {
+            Some(number) => Ok(*number as u32),
+            None => Err(InspectError::settings(format!(
+                "the model does not know the word '{word}', only the {} of its task",
+                self.words.len()
+            ))),
+        };
+        text.split_whitespace().map(one).collect()
+    }
+
+    /// Reads a prompt; `see` is shown, and may change, the outputs of the heads of each layer,
+    /// `[words of the prompt, d_model]`. Gives the logits of all words for the next one.
+    ///
+    /// # Errors
+    /// When the prompt has other words or another number of them than the model was made for.
+    pub fn read(
+        &self,
+        tokens: &[u32],
+        see: &mut dyn FnMut(usize, &mut [f32]),
+    ) -> Result<Vec<f32>, InspectError> {
+        let known = tokens.iter().all(|t| (*t as usize) < self.words.len());
+        if tokens.len() != self.length || !known {
+            return Err(InspectError::settings(format!(
+                "a prompt of {} words; this model reads {} words that it knows",
+                tokens.len(),
+                self.length
+            )));
+        }
+        let tokens: Vec<usize> = tokens.iter().map(|t| *t as usize).collect();
+        let (_, _, logits) = self.forward(&tokens, Some(see));
+        Ok(logits)
     }
 }
 

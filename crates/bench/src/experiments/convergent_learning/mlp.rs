@@ -30,8 +30,9 @@ impl Mlp {
         let mut rng = StdRng::seed_from_u64(seed);
         let sizes = sizes(inputs, classes);
         let layer = |(inputs, outputs): (usize, usize)| {
-            // Even numbers of variance 2 / inputs, as rectified units need.
-            let bound = (6.0 / inputs as f32).sqrt();
+            // Even numbers, as Glorot and Bengio draw them: how much trained networks share
+            // depends on their range.
+            let bound = (6.0 / (inputs + outputs) as f32).sqrt();
             let mut w: Vec<f32> = (0..inputs * outputs)
                 .map(|_| rng.random_range(-bound..bound))
                 .collect();

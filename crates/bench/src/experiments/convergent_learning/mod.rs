@@ -172,6 +172,12 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     sum / f64::max(count, 1.0)
 }
 
+/// The least and the most greedy correlation of pairs of networks.
+fn spread(pairs: &[OneToOne]) -> [f64; 2] {
+    let of = |f: fn(f64, f64) -> f64, from| pairs.iter().map(|p| p.greedy).fold(from, f);
+    [of(f64::min, f64::INFINITY), of(f64::max, f64::NEG_INFINITY)]
+}
+
 fn report(layers: &[Layer], accuracy: &[f64], told: usize) -> Result<Report, BenchError> {
     let three = |x: f64| format!("{x:.3}");
     let mut one = Shown::new(
@@ -179,6 +185,7 @@ fn report(layers: &[Layer], accuracy: &[f64], told: usize) -> Result<Report, Ben
         &[
             "layer, networks",
             "greedy",
+            "least to most",
             "matching",
             "same partner",
             "specification",
@@ -221,9 +228,11 @@ fn report(layers: &[Layer], accuracy: &[f64], told: usize) -> Result<Report, Ben
                 mean(pairs.iter().map(|p| p.same)),
             ];
             let [a, b, c] = found.map(three);
-            one.row([format!("{}, {name}", at + 1), a, b, c, then]);
+            let [least, most] = spread(pairs);
+            let spread = format!("{least:.3} to {most:.3}");
+            one.row([format!("{}, {name}", at + 1), a, spread, b, c, then]);
             bars.push((format!("layer {}, {name}", at + 1), found[0]));
-            values.push(json!({"layer": at + 1, "networks": name, "greedy": found[0], "matching": found[1], "same": found[2]}));
+            values.push(json!({"layer": at + 1, "networks": name, "greedy": found[0], "matching": found[1], "same": found[2], "least": least, "most": most}));
         }
         let group = |i: usize| mean(layer.groups.iter().map(|g| g[i]));
         many.row([

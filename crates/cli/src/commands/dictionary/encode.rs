@@ -59,7 +59,7 @@ pub(super) fn run(args: &EncodeArgs, globals: &Globals) -> anyhow::Result<Outcom
                 Next::Nothing => continue,
                 Next::End => break,
             };
-            let codes = model.encode(&rows.values)?;
+            let codes = model.encode(&rows)?;
             match &args.out {
                 Some(_) => dense.extend(codes.to_dense()),
                 None => print(&codes, globals.json)?,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use keyfold_core::Progress;
 use keyfold_dictionary::batch::{self, BatchConfig};
-use keyfold_dictionary::sae::layouts::{Layout, SaeFile};
+use keyfold_dictionary::sae::layouts::{Layout, OPENAI_FILE, SaeFile};
 use keyfold_dictionary::sae::{SaeConfig, Training};
 use keyfold_dictionary::{
     Dictionary, FrankWolfe, FrankWolfeConfig, Learner, Online, OnlineConfig, Saved, State,
@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::input::{Chunks, Next, RowArgs, check_data, check_patch, patch};
+use super::model::check_width;
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
@@ -159,9 +160,14 @@ fn settings<C: Serialize + DeserializeOwned>(args: &FitArgs, defaults: &C) -> an
 fn learner(args: &FitArgs, globals: &Globals, width: usize) -> anyhow::Result<Box<dyn Learner>> {
     if args.resume {
         let saved = Saved::load(&args.out)?;
+        if args.method == Method::Sae {
+            let training = writable(args, Training::resume(&saved)?)?;
+            check_width(width, training.sae().d_in)?;
+            return Ok(Box::new(training));
+        }
+        check_width(width, saved.dictionary.width)?;
         return Ok(match args.method {
             Method::FrankWolfe => Box::new(FrankWolfe::resume(&saved)?),
-            Method::Sae => Box::new(writable(args, Training::resume(&saved)?)?),
             _ => Box::new(Online::resume(&saved)?),
         });
     }
@@ -282,7 +288,7 @@ fn save(args: &FitArgs, learner: &dyn Learner) -> anyhow::Result<()> {
         let training = Training::resume(&Saved::load(&args.out)?)?;
         let path = match args.layout {
             Theirs::Saelens | Theirs::Sparsify => args.out.clone(),
-            Theirs::Openai => args.out.join("autoencoder.pt"),
+            Theirs::Openai => args.out.join(OPENAI_FILE),
         };
         SaeFile::new(training.sae(), args.layout.layout())?.save(&path)?;
     }

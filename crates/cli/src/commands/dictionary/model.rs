@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use keyfold_data::rows::Rows;
 use keyfold_dictionary::sae::layouts::SaeFile;
 use keyfold_dictionary::{Coder, Codes, Dictionary, DictionaryError, Saved};
 
@@ -13,6 +14,14 @@ pub(super) enum Model {
     Ours(Box<Saved>),
     /// A sparse autoencoder, of ours or others.
     Sae(Box<SaeFile>),
+}
+
+/// Refuses rows of another width: many of one width may be as many numbers as fewer of another.
+pub(super) fn check_width(found: usize, expected: usize) -> Result<(), DictionaryError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(DictionaryError::Width { expected, found }),
+    }
 }
 
 impl Model {
@@ -54,10 +63,19 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn encode(&self, rows: &[f32]) -> Result<Codes, DictionaryError> {
+    /// Numbers of the rows that are coded.
+    fn width(&self) -> usize {
         match self {
-            Self::Ours(saved) => saved.dictionary.transform(rows),
-            Self::Sae(file) => file.sae.encode(rows),
+            Self::Ours(saved) => saved.dictionary.width,
+            Self::Sae(file) => file.sae.d_in,
+        }
+    }
+
+    pub(super) fn encode(&self, rows: &Rows) -> Result<Codes, DictionaryError> {
+        check_width(rows.width, self.width())?;
+        match self {
+            Self::Ours(saved) => saved.dictionary.transform(&rows.values),
+            Self::Sae(file) => file.sae.encode(&rows.values),
         }
     }
 

@@ -53,11 +53,7 @@ pub(super) fn run(args: &ShowArgs, globals: &Globals) -> anyhow::Result<Outcome>
         return Ok(Outcome::Done);
     }
     let uses = match &args.data {
-        Some(data) => Some(
-            model
-                .encode(&args.rows.open(data)?.read_all()?.values)?
-                .uses(),
-        ),
+        Some(data) => Some(model.encode(&args.rows.open(data)?.read_all()?)?.uses()),
         None => None,
     };
     let told: Vec<Atom> = atoms.chunks_exact(width).map(Atom::of).collect();

@@ -1,4 +1,4 @@
-//! Activations: files of rows, or what a language model computes at a place.
+//! Activations: files of rows, or what a model computes at a place.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use keyfold_core::{NoProgress, Progress};
 use keyfold_data::rows::{RowOptions, read_rows};
-use keyfold_lm::session::{HookPoint, Observer, Policy, Session};
+use keyfold_inspect::sae_evaluation::indirect_object::SmallModel;
+use keyfold_lm::session::{HookPoint, Observer, Policy, Session, Site};
 use keyfold_lm::store::CacheType;
 use keyfold_lm::{SpecialTokens, Tokenizer};
 
@@ -74,10 +75,15 @@ pub(super) fn texts(path: &Path) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// A language model that is looked into.
-pub(super) struct Subject {
-    pub(super) loaded: Loaded,
-    pub(super) tokenizer: Tokenizer,
+/// A model that is looked into.
+pub(super) enum Subject {
+    /// One of the language engine.
+    Language {
+        loaded: Box<Loaded>,
+        tokenizer: Box<Tokenizer>,
+    },
+    /// A small one that was trained here.
+    Small(Box<SmallModel>),
 }
 
 impl Subject {
@@ -86,32 +92,81 @@ impl Subject {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Self> {
-        let loaded = Loaded::open(name, globals, progress)?;
-        let tokenizer = loaded.file.tokenizer()?;
-        Ok(Self { loaded, tokenizer })
+        if SmallModel::is_at(Path::new(name)) {
+            return Ok(Self::Small(Box::new(SmallModel::load(Path::new(name))?)));
+        }
+        let loaded = Box::new(Loaded::open(name, globals, progress)?);
+        let tokenizer = Box::new(loaded.file.tokenizer()?);
+        Ok(Self::Language { loaded, tokenizer })
+    }
+
+    /// What every text of the model begins with.
+    fn prefix(&self) -> &[u32] {
+        match self {
+            Self::Language { tokenizer, .. } => tokenizer.prefix(),
+            Self::Small(_) => &[],
+        }
     }
 
     /// The tokens of a text, behind what every text of the model begins with.
     pub(super) fn tokens(&self, text: &str) -> anyhow::Result<Vec<u32>> {
-        let mut tokens = self.tokenizer.prefix().to_vec();
-        tokens.extend(self.tokenizer.encode(text, SpecialTokens::Plain)?);
+        let mut tokens = self.prefix().to_vec();
+        tokens.extend(self.plain(text)?);
         Ok(tokens)
     }
 
-    /// Numbers of a row at a place, refused where the model has no such layer.
+    fn plain(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        Ok(match self {
+            Self::Language { tokenizer, .. } => tokenizer.encode(text, SpecialTokens::Plain)?,
+            Self::Small(model) => model.tokens_of(text)?,
+        })
+    }
+
+    /// The one token of an answer, one that the model can give.
+    pub(super) fn answer(&self, answer: &str) -> anyhow::Result<u32> {
+        let known = match self {
+            Self::Language { loaded, .. } => loaded.decoder.config().dims.vocab,
+            // It reads no token but those that it gives.
+            Self::Small(_) => usize::MAX,
+        };
+        match self.plain(answer)?[..] {
+            [token] if (token as usize) < known => Ok(token),
+            [token] => {
+                anyhow::bail!("the answer '{answer}' is token {token}, and the model knows {known}")
+            }
+            ref tokens => anyhow::bail!(
+                "the answer '{answer}' is {} tokens; it must be one",
+                tokens.len()
+            ),
+        }
+    }
+
+    /// Numbers of a row at a place, refused where the model has no such layer or place.
     pub(super) fn width(&self, point: HookPoint) -> anyhow::Result<usize> {
-        let dims = self.loaded.decoder.config().dims;
-        if point.layer >= dims.layers {
+        let (layers, width) = match self {
+            Self::Language { loaded, .. } => {
+                let dims = loaded.decoder.config().dims;
+                let width = match point.site {
+                    Site::Z => dims.heads * dims.head_dim,
+                    _ => dims.hidden,
+                };
+                (dims.layers, width)
+            }
+            Self::Small(_) if point.site != Site::Z => {
+                return Err(wrong_use(format!(
+                    "{point}: a small model is looked into at blocks.{}.attn.hook_z",
+                    point.layer
+                )));
+            }
+            Self::Small(model) => (model.config().layers, model.config().d_model),
+        };
+        if point.layer >= layers {
             return Err(wrong_use(format!(
-                "{point}: the model has {} layers, blocks.0 to blocks.{}",
-                dims.layers,
-                dims.layers - 1
+                "{point}: the model has {layers} layers, blocks.0 to blocks.{}",
+                layers - 1
             )));
         }
-        Ok(match point.site {
-            keyfold_lm::session::Site::Z => dims.heads * dims.head_dim,
-            _ => dims.hidden,
-        })
+        Ok(width)
     }
 
     /// Reads tokens; `observer` sees the pass. Gives the logits after the last.
@@ -120,11 +175,22 @@ impl Subject {
         tokens: &[u32],
         observer: &mut dyn Observer,
     ) -> anyhow::Result<Vec<f32>> {
-        let decoder = &self.loaded.decoder;
-        let policy = Policy::dense(decoder, CacheType::F32, tokens.len())?;
-        let mut session = Session::new(Arc::clone(decoder), policy, Arc::clone(&self.loaded.team));
-        session.observe(tokens, &NoProgress, observer)?;
-        Ok(session.logits().to_vec())
+        match self {
+            Self::Language { loaded, .. } => {
+                let decoder = &loaded.decoder;
+                let policy = Policy::dense(decoder, CacheType::F32, tokens.len())?;
+                let mut session =
+                    Session::new(Arc::clone(decoder), policy, Arc::clone(&loaded.team));
+                session.observe(tokens, &NoProgress, observer)?;
+                Ok(session.logits().to_vec())
+            }
+            Self::Small(model) => {
+                let site = Site::Z;
+                let mut see =
+                    |layer, rows: &mut [f32]| observer.at(HookPoint { layer, site }, rows);
+                Ok(model.read(tokens, &mut see)?)
+            }
+        }
     }
 
     /// Rows at a place for every text.
@@ -157,7 +223,7 @@ impl Subject {
             };
             self.read(&tokens, &mut keep)?;
             // What every text begins with says nothing of the text.
-            let from = self.tokenizer.prefix().len().min(tokens.len() - 1);
+            let from = self.prefix().len().min(tokens.len() - 1);
             let rows = &keep.rows[from * width..];
             match pool {
                 Pool::None => {

@@ -41,9 +41,12 @@ sparsify, OpenAI or 'keyfold dictionary fit --method sae'; --activations keeps t
 Examples:
   keyfold model inspect MODEL --task task.jsonl --site blocks.6.hook_resid_post --activations rows.npy
   keyfold dictionary fit rows.npy --method sae --out sae
-  keyfold model inspect MODEL --task task.jsonl --site blocks.6.hook_resid_post --dict sae")]
+  keyfold model inspect MODEL --task task.jsonl --site blocks.6.hook_resid_post --dict sae
+
+'keyfold train indirect-object' makes a small model and a file of its task to try this with.")]
 pub(super) struct InspectArgs {
-    /// The model: a .gguf file, a folder with config.json and safetensors, or a hub name
+    /// The model: a .gguf file, a folder with config.json and safetensors, a hub name, or a folder of
+    /// 'keyfold train indirect-object'
     model: String,
     /// The task
     #[arg(long, value_name = "FILE")]

@@ -108,6 +108,7 @@ pub(super) fn run(args: &FitArgs, globals: &Globals) -> anyhow::Result<Outcome> 
         return Err(wrong_use("--beta-sweep is for cs-bottleneck"));
     }
     let labels = Labels::new(&labels);
+    labels.check(examples.x.rows())?;
     let texts = examples.notes.encoder.is_some();
     let scale = |method: Method| args.scale.map_or(method.scale(texts), Scale::from);
     let curve = match budgets(args, examples.x.rows()) {

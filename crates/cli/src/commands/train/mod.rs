@@ -7,6 +7,7 @@ mod data;
 mod defsent;
 mod hax;
 mod hydra;
+mod indirect_object;
 mod language_model;
 mod matryoshka;
 mod pointer;
@@ -40,6 +41,7 @@ enum What {
     DefsentPlus(defsent::DefSentArgs),
     Hax(hax::HaxArgs),
     Hydra(hydra::HydraArgs),
+    IndirectObject(indirect_object::IndirectObjectArgs),
     LanguageModel(language_model::LanguageModelArgs),
     MatryoshkaKv(matryoshka::MatryoshkaArgs),
     PointerNetworks(pointer::PointerArgs),
@@ -55,6 +57,7 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::DefsentPlus(args) => defsent::run(args, globals),
         What::Hax(args) => hax::run(args, globals),
         What::Hydra(args) => hydra::run(args, globals),
+        What::IndirectObject(args) => indirect_object::run(args, globals),
         What::LanguageModel(args) => language_model::run(args, globals),
         What::MatryoshkaKv(args) => lm::stopped(matryoshka::run(args, globals)),
         What::PointerNetworks(args) => pointer::run(args, globals),

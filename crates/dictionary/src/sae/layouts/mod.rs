@@ -23,6 +23,7 @@ use serde_json::Value;
 use super::Sae;
 use crate::DictionaryError;
 
+pub use openai::WEIGHTS as OPENAI_FILE;
 pub use tensors::Precision;
 use tensors::Tensor;
 
@@ -81,7 +82,8 @@ impl SaeFile {
         })
     }
 
-    /// Reads a folder of SAELens or sparsify, or a file of OpenAI's; which is seen by its files.
+    /// Reads a folder of SAELens or sparsify, or a file of OpenAI's or its folder; which is seen by
+    /// its files.
     ///
     /// # Errors
     /// When it is none of them, of an architecture that is not known, or damaged.
@@ -92,14 +94,17 @@ impl SaeFile {
             saelens::load(path)?
         } else if path.join(sparsify::WEIGHTS).is_file() {
             sparsify::load(path)?
+        } else if path.join(openai::WEIGHTS).is_file() {
+            openai::load(&path.join(openai::WEIGHTS))?
         } else {
             return Err(DictionaryError::format(
                 path,
                 format!(
-                    "it holds no sparse autoencoder: neither {} (SAELens) nor {} (sparsify); of \
-                     OpenAI's name the file itself",
+                    "it holds no sparse autoencoder: neither {} (SAELens) nor {} (sparsify) nor {} \
+                     (OpenAI; name the file itself where it is called otherwise)",
                     saelens::WEIGHTS,
-                    sparsify::WEIGHTS
+                    sparsify::WEIGHTS,
+                    openai::WEIGHTS
                 ),
             ));
         };

@@ -13,6 +13,9 @@ use super::{Layout, SaeFile, transposed};
 use crate::DictionaryError;
 use crate::sae::{Activation, Normalize, Sae};
 
+/// What the file is called here; theirs have the names of sites.
+pub const WEIGHTS: &str = "autoencoder.pt";
+
 /// Steps since each code was in use, as whole numbers.
 const COUNT: &str = "stats_last_nonzero";
 

@@ -12,6 +12,8 @@ pub(super) const NAMES: [&str; 40] = [
     "Zoe", "Anna", "Bert", "Cleo", "Dirk", "Ella", "Finn", "Gina", "Hugo", "Ida", "Jack", "Kate",
     "Leo", "Mara", "Nick", "Olga",
 ];
+/// Values of `io_pos`.
+const ORDERS: [&str; 2] = ["first", "second"];
 const OBJECTS: [&str; 6] = ["book", "ring", "kite", "lamp", "cake", "drum"];
 const PLACES: [&str; 6] = ["farm", "port", "shop", "zoo", "park", "lab"];
 
@@ -105,6 +107,15 @@ impl Prompt {
         [self.io, self.s, usize::from(self.io_second)]
     }
 
+    /// The value of an attribute, as it is written.
+    pub fn value(self, attribute: usize) -> &'static str {
+        match attribute {
+            0 => NAMES[self.io],
+            1 => NAMES[self.s],
+            _ => ORDERS[usize::from(self.io_second)],
+        }
+    }
+
     /// The words of the prompt.
     pub fn words(self) -> Vec<&'static str> {
         let (first, second) = match self.io_second {
@@ -126,11 +137,7 @@ impl Prompt {
 /// The attributes of prompts.
 pub fn attributes(prompts: &[Prompt]) -> Vec<Attribute> {
     let names = || NAMES.map(str::to_owned).to_vec();
-    let values = [
-        names(),
-        names(),
-        vec!["first".to_owned(), "second".to_owned()],
-    ];
+    let values = [names(), names(), ORDERS.map(str::to_owned).to_vec()];
     let of = |at: usize| prompts.iter().map(|p| p.values()[at]).collect();
     let parts = ATTRIBUTES.iter().zip(values).enumerate();
     parts

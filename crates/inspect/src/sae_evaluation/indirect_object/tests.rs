@@ -85,3 +85,109 @@ fn training_lowers_the_loss() {
     let curve = model.train(&NoProgress).unwrap();
     assert!(curve[59] < 0.93 * curve[0], "{curve:?}");
 }
+
+fn small() -> training::IndirectObjectTraining {
+    training::IndirectObjectTraining {
+        d_model: 16,
+        heads: 2,
+        steps: 4,
+        batch_size: 32,
+        prompts: 100,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_training_with_checkpoints_makes_the_same_weights_also_when_resumed() {
+    use keyfold_train::Learner;
+    use training::IndirectObjectLearner;
+
+    let mut plain = SmallModel::new(SmallModelConfig {
+        d_model: 16,
+        heads: 2,
+        steps: 4,
+        batch_size: 32,
+        ..SmallModelConfig::default()
+    })
+    .unwrap();
+    plain.train(&NoProgress).unwrap();
+    let mut first = IndirectObjectLearner::new(&small()).unwrap();
+    for number in 1..=2 {
+        first.step(number).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    first.save(folder.path()).unwrap();
+    let mut second = IndirectObjectLearner::new(&small()).unwrap();
+    second.load(folder.path()).unwrap();
+    for number in 3..=4 {
+        second.step(number).unwrap();
+    }
+    assert_eq!(second.model().weights, plain.weights);
+    let validation = second.validate().unwrap().unwrap();
+    assert!(validation.loss > 0.0 && validation.measures[0].1 <= 1.0);
+}
+
+#[test]
+fn a_model_is_read_as_it_was_written_and_damage_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = SmallModel::new(SmallModelConfig::default()).unwrap();
+    assert!(!SmallModel::is_at(folder.path()));
+    model.save(folder.path()).unwrap();
+    assert!(SmallModel::is_at(folder.path()));
+    let read = SmallModel::load(folder.path()).unwrap();
+    assert_eq!(read.weights, model.weights);
+    // A prompt is read as a pass reads it.
+    let prompts = Prompt::sample(3, 40, 5).unwrap();
+    let pass = read.pass(&prompts, None).unwrap();
+    let text = prompts[1].words().join(" ");
+    let tokens = read.tokens_of(&text).unwrap();
+    let mut seen = Vec::new();
+    let mut see = |layer: usize, rows: &mut [f32]| {
+        if layer == 1 {
+            seen = rows[rows.len() - 64..].to_vec();
+        }
+    };
+    let logits = read.read(&tokens, &mut see).unwrap();
+    assert_eq!(logits[..40], pass.names[40..80]);
+    assert_eq!(seen, pass.heads[1][64..128]);
+    assert!(read.read(&tokens[1..], &mut |_, _| ()).is_err());
+    let unknown = read.tokens_of("Then Adam").unwrap_err().to_string();
+    assert!(unknown.contains("'Adam'"), "{unknown}");
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, &bytes).unwrap();
+    let damaged = SmallModel::load(folder.path()).unwrap_err().to_string();
+    assert!(damaged.contains("checksum"), "{damaged}");
+    // A size that the weights do not have, under a checksum that is right.
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let hash = blake3::hash(&bytes).to_hex().to_string();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["weights"] = hash.into();
+    json["d_model"] = 4096.into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let wrong = SmallModel::load(folder.path()).unwrap_err().to_string();
+    assert!(wrong.contains("config.json tells of"), "{wrong}");
+}
+
+#[test]
+fn the_file_of_the_task_says_what_prompts_ask() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(TASK);
+    let prompts = Prompt::sample(20, 40, 6).unwrap();
+    write_task(&path, &prompts, 1).unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text.lines().count(), 20);
+    for (line, prompt) in text.lines().zip(&prompts) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["answer"], NAMES[prompt.io]);
+        assert_eq!(line["attributes"]["s"], NAMES[prompt.s]);
+        let changed = &line["counterfactuals"];
+        assert_eq!(changed["io"]["answer"], changed["io"]["value"]);
+        assert_eq!(changed["io_pos"]["answer"], line["answer"]);
+        assert_ne!(changed["io_pos"]["value"], line["attributes"]["io_pos"]);
+        assert_ne!(changed["s"]["prompt"], line["prompt"]);
+    }
+}

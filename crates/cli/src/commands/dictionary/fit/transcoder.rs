@@ -26,7 +26,12 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
     }
     check_patch(args.patch, told.width)?;
     let training = match args.resume {
-        true => Training::resume(&Saved::load(&args.out)?)?,
+        true => {
+            let training = Training::resume(&Saved::load(&args.out)?)?;
+            check_width(rows.width, training.sae().d_in)?;
+            check_width(told.width, training.sae().d_out)?;
+            training
+        }
         false => {
             let defaults = SaeConfig {
                 d_sae: args.components.map_or(0, |n| n as usize),

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::Context;
 use keyfold_core::Progress;
 use keyfold_inspect::sae_evaluation::Attribute;
-use keyfold_lm::SpecialTokens;
 use keyfold_lm::decoding::argmax;
 use keyfold_lm::session::{HookPoint, Observer};
 use rand::SeedableRng;
@@ -169,19 +168,6 @@ impl Task {
                 ),
             }
         };
-        let vocab = subject.loaded.decoder.config().dims.vocab;
-        let one = |answer: &str| -> anyhow::Result<u32> {
-            match subject.tokenizer.encode(answer, SpecialTokens::Plain)?[..] {
-                [token] if (token as usize) < vocab => Ok(token),
-                [token] => anyhow::bail!(
-                    "the answer '{answer}' is token {token}, and the model knows {vocab}"
-                ),
-                ref tokens => anyhow::bail!(
-                    "the answer '{answer}' is {} tokens; it must be one",
-                    tokens.len()
-                ),
-            }
-        };
         let value = |attribute: usize, value: &str| {
             let known = self.values[attribute].iter().position(|v| v == value);
             known.with_context(|| {
@@ -206,15 +192,15 @@ impl Task {
                 None => None,
                 Some(change) => Some(Change {
                     tokens: tokens(&change.prompt)?,
-                    answer: one(&change.answer)?,
+                    answer: subject.answer(&change.answer)?,
                     value: value(at, &change.value)?,
                 }),
             });
         }
         Ok(Line {
             tokens: tokens(&written.prompt)?,
-            answer: one(&written.answer)?,
-            wrong: one(&written.wrong)?,
+            answer: subject.answer(&written.answer)?,
+            wrong: subject.answer(&written.wrong)?,
             values,
             changes,
         })
