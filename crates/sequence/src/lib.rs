@@ -4,6 +4,7 @@
 mod error;
 pub mod hax;
 pub mod hydra;
+pub mod mamba_mixer;
 pub mod matrix_mixers;
 pub mod pointer;
 pub mod recall;

@@ -25,6 +25,7 @@ mod long_context;
 mod long_mamba;
 mod look_m;
 mod machine;
+mod mamba_mixer;
 mod masa;
 mod matryoshka_kv;
 mod muvera;
@@ -88,4 +89,5 @@ pub(crate) const ALL: &[Experiment] = &[
     tensor_attention::EXPERIMENT,
     pointer_networks::EXPERIMENT,
     masa::EXPERIMENT,
+    mamba_mixer::EXPERIMENT,
 ];

@@ -10,6 +10,7 @@ pub(crate) mod bench;
 mod check;
 mod completions;
 mod dictionary;
+mod image;
 mod index;
 mod lab;
 mod lm;
@@ -17,6 +18,7 @@ mod man;
 mod model;
 mod predict;
 mod search;
+mod series;
 mod systems;
 mod text;
 mod train;
@@ -27,6 +29,7 @@ mod tune;
 pub(crate) enum Command {
     Search(search::SearchArgs),
     Ask(ask::AskArgs),
+    Image(image::ImageArgs),
     Index(index::IndexArgs),
     Check(check::CheckArgs),
     Dictionary(dictionary::DictionaryArgs),
@@ -37,6 +40,7 @@ pub(crate) enum Command {
     Bench(bench::BenchArgs),
     Model(model::ModelArgs),
     Predict(predict::PredictArgs),
+    Series(series::SeriesArgs),
     Train(train::TrainArgs),
     Tune(tune::TuneArgs),
     Completions(completions::CompletionsArgs),
@@ -50,6 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Ask(ask) => lm::stopped(ask::run(ask, &args.globals)),
         Command::Lab(lab) => lab::run(lab, &args.globals),
         Command::Lm(lm) => lm::run(lm, &args.globals),
+        Command::Image(image) => image::run(image, &args.globals),
         Command::Index(index) => index::run(index, &args.globals),
         Command::Check(check) => check::run(check, &args.globals),
         Command::Dictionary(dictionary) => dictionary::run(dictionary, &args.globals),
@@ -60,6 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Tune(tune) => tune::run(tune, &args.globals),
         Command::Model(model) => model::run(model, &args.globals),
         Command::Predict(predict) => predict::run(predict, &args.globals),
+        Command::Series(series) => series::run(series, &args.globals),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),
     }

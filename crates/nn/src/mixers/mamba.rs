@@ -15,10 +15,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Conv, Scanned, Source, even, part, rates, refused};
+use super::{Conv, S6, S6Config, Scanned, Source, part, refused};
 use crate::ModelError;
 use crate::checkpoint::NamedTensor;
-use crate::ops::{self, ConvShape, Course, SelectiveInputs};
+use crate::ops::{self, ConvShape, Course};
 
 /// Sizes of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,11 +71,7 @@ impl MambaConfig {
 pub struct Mamba {
     in_proj: Param<Tensor<2>>,
     conv1d: Conv,
-    x_proj: Param<Tensor<2>>,
-    dt_proj: Param<Tensor<2>>,
-    dt_bias: Param<Tensor<1>>,
-    a_log: Param<Tensor<2>>,
-    d: Param<Tensor<1>>,
+    s6: S6,
     out_proj: Param<Tensor<2>>,
 }
 
@@ -87,22 +83,18 @@ impl Mamba {
         source: &mut Source,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let (di, rank) = config.sizes()?;
-        let (d, n) = (config.d_model, config.d_state);
-        let bound = (rank as f64).sqrt().recip();
+        let (channels, dt_rank) = config.sizes()?;
+        let d = config.d_model;
+        let s6 = S6Config {
+            channels,
+            d_state: config.d_state,
+            dt_rank,
+        };
         Ok(Self {
-            in_proj: source.normal("in_proj.weight", [2 * di, d], device)?,
-            conv1d: source.conv("conv1d", di, config.d_conv, device)?,
-            x_proj: source.normal("x_proj.weight", [rank + 2 * n, di], device)?,
-            dt_proj: source.tensor("dt_proj.weight", [di, rank], device, |_, seed| {
-                even(seed, di * rank, bound)
-            })?,
-            dt_bias: source.dt_bias("dt_proj.bias", di, device)?,
-            a_log: source.tensor("A_log", [di, n], device, |_, _| {
-                (0..di * n).map(|i| ((i % n + 1) as f32).ln()).collect()
-            })?,
-            d: source.vector("D", vec![1.0; di], device)?,
-            out_proj: source.normal("out_proj.weight", [d, di], device)?,
+            in_proj: source.normal("in_proj.weight", [2 * channels, d], device)?,
+            conv1d: source.conv("conv1d", channels, config.d_conv, device)?,
+            s6: S6::from(&s6, source, device)?,
+            out_proj: source.normal("out_proj.weight", [d, channels], device)?,
         })
     }
 
@@ -114,8 +106,7 @@ impl Mamba {
 
     /// Up to the scan.
     pub(crate) fn scan(&self, u: Tensor<2>, starts: &[usize]) -> Scanned {
-        let [di, n] = self.a_log.dims();
-        let rank = self.dt_proj.dims()[1];
+        let di = self.s6.channels();
         let shape = ConvShape {
             ahead: 0,
             silu: true,
@@ -123,19 +114,9 @@ impl Mamba {
         let x = self
             .conv1d
             .part(part(&u, &self.in_proj, 0..di), 0..di, starts, shape);
-        let of = |from: usize, len: usize| part(&x, &self.x_proj, from..from + len);
-        let dt = ops::linear(of(0, rank), self.dt_proj.val(), None);
-        let inputs = SelectiveInputs {
-            x: x.clone(),
-            dt: ops::softplus(dt, self.dt_bias.val()),
-            a: rates(&self.a_log),
-            b: of(rank, n),
-            c: of(rank + n, n),
-            d: Some(self.d.val()),
-        };
         Scanned {
             z: part(&u, &self.in_proj, di..2 * di),
-            y: ops::selective_scan(inputs, starts, Course::default()),
+            y: self.s6.forward(x.clone(), starts, Course::default()),
             x,
         }
     }
@@ -150,13 +131,9 @@ impl Mamba {
         let name = |part: &str| format!("{prefix}.{part}");
         let mut all = vec![
             NamedTensor::new(name("in_proj.weight"), &self.in_proj.val()),
-            NamedTensor::new(name("x_proj.weight"), &self.x_proj.val()),
-            NamedTensor::new(name("dt_proj.weight"), &self.dt_proj.val()),
-            NamedTensor::new(name("dt_proj.bias"), &self.dt_bias.val()),
-            NamedTensor::new(name("A_log"), &self.a_log.val()),
-            NamedTensor::new(name("D"), &self.d.val()),
             NamedTensor::new(name("out_proj.weight"), &self.out_proj.val()),
         ];
+        all.extend(self.s6.tensors(prefix));
         all.extend(self.conv1d.tensors(&name("conv1d")));
         all
     }

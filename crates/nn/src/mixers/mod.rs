@@ -43,20 +43,24 @@ mod hax;
 mod hydra;
 mod mamba;
 mod mamba2;
+mod mamba_mixer;
 mod matrix;
+mod s6;
 
 pub use hax::{Hax, HaxBase, HaxLayerConfig, Sparse};
 pub use hydra::{Hydra, HydraConfig};
 pub use mamba::{Mamba, MambaConfig};
+pub use mamba_mixer::{Averages, MambaMixer, MambaMixerConfig};
 pub use mamba2::{Mamba2, Mamba2Config};
 pub use matrix::{MatrixFamily, MatrixMixer, MatrixMixerConfig};
+pub use s6::{S6, S6Config};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use keyfold_core::weights::Weights;
 
 use crate::checkpoint::NamedTensor;
-use crate::layers::parameter;
+use crate::layers::{LayerNorm, parameter};
 use crate::ops::{self, ConvShape};
 use crate::{ModelError, random};
 
@@ -120,8 +124,22 @@ impl<'a> Source<'a> {
                 *taken += 1;
                 Self::drawn(*deviation, random::derive(*seed, *taken))
             }
-            Self::Read { weights, prefix } => Self::read(weights, format!("{prefix}.{name}")),
+            Self::Read { weights, prefix } => Self::read(weights, under(prefix, name)),
         }
+    }
+
+    /// A norm of rows of `width`.
+    pub(crate) fn layer_norm(
+        &mut self,
+        name: &str,
+        width: usize,
+        device: &Device,
+    ) -> Result<LayerNorm, ModelError> {
+        Ok(LayerNorm {
+            weight: self.vector(&format!("{name}.weight"), vec![1.0; width], device)?,
+            bias: self.vector(&format!("{name}.bias"), vec![0.0; width], device)?,
+            eps: EPS,
+        })
     }
 
     /// A tensor, or what `draw` makes from a deviation and a seed.
@@ -140,9 +158,7 @@ impl<'a> Source<'a> {
                 *taken += 1;
                 Ok(draw(*deviation, random::derive(*seed, *taken)))
             }
-            Self::Read { weights, prefix } => {
-                Ok(weights.tensor(&format!("{prefix}.{name}"), shape)?)
-            }
+            Self::Read { weights, prefix } => Ok(weights.tensor(&under(prefix, name), shape)?),
         }
     }
 
@@ -214,6 +230,14 @@ impl<'a> Source<'a> {
                 even(seed, channels, bound)
             })?,
         })
+    }
+}
+
+/// `prefix.name`, or the name alone where nothing stands before it.
+fn under(prefix: &str, name: &str) -> String {
+    match prefix {
+        "" => name.to_owned(),
+        prefix => format!("{prefix}.{name}"),
     }
 }
 

@@ -12,6 +12,8 @@ mod language_model;
 mod matryoshka;
 mod pointer;
 mod training;
+mod tsm2;
+mod vim2;
 mod word_models;
 
 use clap::Subcommand;
@@ -45,6 +47,8 @@ enum What {
     LanguageModel(language_model::LanguageModelArgs),
     MatryoshkaKv(matryoshka::MatryoshkaArgs),
     PointerNetworks(pointer::PointerArgs),
+    Tsm2(tsm2::Tsm2Args),
+    Vim2(vim2::Vim2Args),
 }
 
 pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -61,5 +65,7 @@ pub(crate) fn run(args: &TrainArgs, globals: &Globals) -> anyhow::Result<Outcome
         What::LanguageModel(args) => language_model::run(args, globals),
         What::MatryoshkaKv(args) => lm::stopped(matryoshka::run(args, globals)),
         What::PointerNetworks(args) => pointer::run(args, globals),
+        What::Tsm2(args) => tsm2::run(args, globals),
+        What::Vim2(args) => vim2::run(args, globals),
     }
 }
