@@ -153,7 +153,11 @@ fn pictures_are_learned_and_told() {
         "--set",
         "optim.max_steps=25",
     ];
-    let more = ["model.image_size=16", "batch_size=4", "optim.warmup_steps=2"];
+    let more = [
+        "model.image_size=16",
+        "batch_size=4",
+        "optim.warmup_steps=2",
+    ];
     let more: Vec<&str> = more.iter().flat_map(|set| ["--set", set]).collect();
     let report = notes.run(&[&args[..], &recipe, &more[..]].concat()).json();
     assert_eq!(report["steps"], 25);

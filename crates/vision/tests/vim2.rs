@@ -126,7 +126,9 @@ fn every_weight_learns() {
     let shown: Vec<&Picture> = pictures.all.iter().map(|(p, _)| p).collect();
     let out = model.forward(&shown);
     assert_eq!(out.dims(), [3, 2]);
-    let gradients = GradientsParams::from_grads((out.clone() * out).sum().backward(), &model);
+    // Large enough that steps of all weights are seen in single precision.
+    let loss = (out.clone() * out).sum().mul_scalar(1e4);
+    let gradients = GradientsParams::from_grads(loss.backward(), &model);
     let before = model.tensors();
     let after = SgdConfig::new()
         .init()

@@ -272,6 +272,7 @@ fn prepared(
         }
         *set = found;
     }
+    sizes.check()?;
     let learned = Learned {
         targets: names[..targets].to_vec(),
         future: config.future.clone(),
