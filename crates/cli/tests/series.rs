@@ -23,7 +23,7 @@ fn table(rows: usize) -> String {
     text
 }
 
-const TINY: [&str; 20] = [
+const TINY: [&str; 18] = [
     "--quiet",
     "--json",
     "--set",
