@@ -17,7 +17,7 @@
 use keyfold_core::Progress;
 use rayon::prelude::*;
 
-use crate::algebra::{multiply_alone, softmax, view};
+use crate::algebra::{exp, multiply_alone, softmax, view};
 use crate::lbfgs::{Evaluation, LbfgsConfig, Stopped, minimise};
 use crate::metrics::short;
 use crate::{Classifier, Labels, Linear, PredictError, Table};
@@ -317,8 +317,8 @@ fn residual(row: &mut [f64], code: usize) -> f64 {
     if let [score] = row {
         let (s, y) = (*score, code as f64);
         // ln(1 + e^s) without overflow.
-        let log = s.max(0.0) + (-s.abs()).exp().ln_1p();
-        *score = 1.0 / (1.0 + (-s).exp()) - y;
+        let log = s.max(0.0) + exp(-s.abs()).ln_1p();
+        *score = 1.0 / (1.0 + exp(-s)) - y;
         return log - y * s;
     }
     let truth = row[code];
