@@ -2,7 +2,7 @@
 //!
 //! - [`Series`]: columns of numbers over the rows of a table,
 //! - [`tsm2`]: a network that selects over time and over columns,
-//! - [`linear`]: a linear forecaster, fitted in a second,
+//! - [`linear`]: a linear forecaster, fitted in closed form,
 //! - [`simple`]: the last value again, and the value of a period ago.
 //!
 //! Forecasters learn in units of a column's deviation ([`Scaler`]) and tell in its own.

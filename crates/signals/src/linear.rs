@@ -1,4 +1,4 @@
-//! A linear forecaster, the same for every column: what a second of fitting gives.
+//! A linear forecaster, the same for every column: what fitting without training gives.
 //!
 //! A. Zeng et al., 2023, Are Transformers Effective for Time Series Forecasting? showed how far a
 //! linear map goes. Here a window is scaled by its own mean and deviation, and the map is fitted by

@@ -18,7 +18,7 @@ use crate::output::terminal::printable;
 /// Forecast the next rows of a table
 ///
 /// The table has a header, one row per time, the oldest first. Without --model a linear forecaster
-/// is fitted to the table itself, in a second, and told with its errors on the last fifth of the
+/// is fitted to the table itself, and told with its errors on the last fifth of the
 /// rows; --model is a folder of `keyfold train tsm2`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
