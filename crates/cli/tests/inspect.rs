@@ -252,8 +252,8 @@ fn a_model_of_the_indirect_object_is_trained_kept_and_looked_into() {
             "rows.npy",
             "--method",
             "sae",
-            "--set",
-            "epochs=1",
+            "--epochs",
+            "1",
             "--out",
             "sae",
         ])

@@ -67,7 +67,8 @@ fn write_rows_body<V: Eight>(
             }
         };
         for i in 0..COARSE_LANES {
-            // In this order NaN becomes 0.
+            // In this order NaN becomes 0, which clamp would leave.
+            #[allow(clippy::manual_clamp)]
             let cut = (row[i] * all[i]).max(0.0).min(255.0);
             out[i] = (cut + WHOLE).to_bits() as u8;
         }

@@ -273,6 +273,7 @@ fn without_pairs_atoms_alone_are_kept() {
     all.iter_mut().for_each(|p| p.moments.clear());
     let config = MasaConfig {
         groups: 1,
+        keep: 1.0 / 3.0,
         residual: false,
         ..MasaConfig::default()
     };

@@ -148,8 +148,12 @@ fn a_model_is_read_as_it_was_written_and_damage_is_told() {
         }
     };
     let logits = read.read(&tokens, &mut see).unwrap();
-    assert_eq!(logits[..40], pass.names[40..80]);
-    assert_eq!(seen, pass.heads[1][64..128]);
+    // But for the order of sums, which follows the number of prompts.
+    let near = |a: &[f32], b: &[f32]| {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5)
+    };
+    assert!(near(&logits[..40], &pass.names[40..80]));
+    assert!(near(&seen, &pass.heads[1][64..128]));
     assert!(read.read(&tokens[1..], &mut |_, _| ()).is_err());
     let unknown = read.tokens_of("Then Adam").unwrap_err().to_string();
     assert!(unknown.contains("'Adam'"), "{unknown}");
