@@ -148,6 +148,14 @@ fn task(notes: &Notes) {
     notes.write("task.jsonl", &lines);
 }
 
+/// Fits an autoencoder, `sae`, to the activations that were kept in rows.npy.
+fn fit_sae(notes: &Notes, more: &[&str]) {
+    let fit = ["dictionary", "fit", "rows.npy", "--method", "sae"];
+    notes
+        .run(&[&fit[..], more, &["--out", "sae"]].concat())
+        .ok();
+}
+
 #[test]
 fn a_dictionary_is_scored_on_a_task() {
     let notes = Notes::new();
@@ -176,25 +184,11 @@ fn a_dictionary_is_scored_on_a_task() {
         supervised["unexplained"].as_f64().unwrap() < 1.0,
         "{supervised}"
     );
-    notes
-        .run(&[
-            "dictionary",
-            "fit",
-            "rows.npy",
-            "--method",
-            "sae",
-            "--components",
-            "64",
-            "--epochs",
-            "20",
-            "--set",
-            "batch_size=32",
-            "--set",
-            "k=8",
-            "--out",
-            "sae",
-        ])
-        .ok();
+    let set = ["--set", "batch_size=32", "--set", "k=8"];
+    fit_sae(
+        &notes,
+        &[["--components", "64", "--epochs", "20"], set].concat(),
+    );
     let with = run(&["--dict", "sae", "--edits", "1,8", "--json"]).json();
     let autoencoder = &with["dictionaries"][1];
     assert_eq!(autoencoder["dictionary"], "autoencoder");
@@ -245,19 +239,7 @@ fn a_model_of_the_indirect_object_is_trained_kept_and_looked_into() {
     assert_eq!(found["prompts"]["tested"], 120);
     // The true patch and the edit from the attributes, of each of the three.
     assert_eq!(found["edits"].as_array().unwrap().len(), 6);
-    notes
-        .run(&[
-            "dictionary",
-            "fit",
-            "rows.npy",
-            "--method",
-            "sae",
-            "--epochs",
-            "1",
-            "--out",
-            "sae",
-        ])
-        .ok();
+    fit_sae(&notes, &["--epochs", "1"]);
     let scored = look(&["--site", site, "--dict", "sae", "--edits", "2", "--json"]).json();
     assert_eq!(scored["dictionaries"].as_array().unwrap().len(), 2);
     look(&["--site", "blocks.1.hook_resid_post"]).fails(2, &["blocks.1.attn.hook_z"]);

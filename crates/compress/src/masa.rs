@@ -20,7 +20,8 @@
 //! - A model is trained so from the beginning ([`train`], with the feature `train`).
 //!
 //! Matrices are `[out, in]`, row-major. Cost of the first: `L² out in` for products of all pairs,
-//! and for each matrix a Cholesky decomposition and an SVD, `O(in³ + out² in)`.
+//! and for each matrix a Cholesky decomposition and an SVD, `O(in³ + out² in)`, and products of `S`
+//! atoms with moments, `S out in²`.
 
 mod pca;
 mod residual;
@@ -182,6 +183,8 @@ fn run(
         .sum();
     let mut left = config.keep * all as f64;
     let mut shared = Vec::new();
+    // Of each part the sizes of its layers' outputs; none without a text.
+    let mut sizes: Vec<Vec<f64>> = Vec::new();
     for (number, projection) in projections.iter().enumerate() {
         for layers in groups {
             let matrices: Vec<&[f32]> = projection.layers[layers.clone()]
@@ -192,14 +195,17 @@ fn run(
                 return Err(CompressError::Cancelled);
             }
             let mut atoms = matrix_pca(&matrices, atoms_of(config, matrices.len())?)?;
+            let mut of_layers = Vec::new();
             for (within, layer) in layers.clone().enumerate() {
                 if let Some(moments) = projection.moments.get(layer) {
-                    let matrix = &projection.layers[layer];
-                    let found = residual::mixture(&atoms, matrix, projection.columns, moments)?;
+                    let (matrix, columns) = (matrices[within], projection.columns);
+                    let found = residual::mixture(&atoms, matrix, columns, moments)?;
                     let count = atoms.count;
                     atoms.coefficients[within * count..][..count].copy_from_slice(&found);
+                    of_layers.push(residual::whole_size(matrix, columns, moments));
                 }
             }
+            sizes.push(of_layers);
             left -= (atoms.matrices.len() + atoms.coefficients.len()) as f64;
             shared.push(Shared {
                 projection: number,
@@ -216,10 +222,10 @@ fn run(
         }
     }
     if config.residual {
-        add_pairs(projections, &mut shared, left, progress)?;
+        add_pairs(projections, &mut shared, &sizes, left, progress)?;
     }
-    for part in &mut shared {
-        measure(&projections[part.projection], part);
+    for (part, sizes) in shared.iter_mut().zip(&sizes) {
+        measure(&projections[part.projection], part, sizes);
     }
     Ok(shared)
 }
@@ -246,12 +252,12 @@ fn atoms_of(config: &MasaConfig, layers: usize) -> Result<usize, CompressError> 
 fn add_pairs(
     projections: &[Projection],
     shared: &mut [Shared],
+    sizes: &[Vec<f64>],
     left: f64,
     progress: &dyn Progress,
 ) -> Result<(), CompressError> {
     // Part, layer within it, singular values, and what a rank costs.
     let mut whitened: Vec<(usize, usize, Whitened, usize)> = Vec::new();
-    let mut sizes = Vec::new();
     for (number, part) in shared.iter().enumerate() {
         let projection = &projections[part.projection];
         for (within, layer) in part.layers.clone().enumerate() {
@@ -260,19 +266,16 @@ fn add_pairs(
             }
             let mut rest = projection.layers[layer].clone();
             keyfold_kernels::axpy(&mut rest, -1.0, &part.atoms.mixture(within));
-            let moments = projection.moments[layer];
-            let found = residual(&rest, projection.columns, moments)?;
-            let whole = &projection.layers[layer];
-            let size = residual::output_size(whole, projection.columns, moments).sqrt();
+            let found = residual(&rest, projection.columns, projection.moments[layer])?;
             let cost = projection.rows + projection.columns;
             whitened.push((number, within, found, cost));
-            sizes.push(size.max(f64::MIN_POSITIVE));
             progress.advance(1);
         }
     }
     let mut gains: Vec<(f64, usize)> = Vec::new();
-    for (at, (.., found, cost)) in whitened.iter().enumerate() {
-        let worth = |s: &f64| (s / sizes[at] / *cost as f64, at);
+    for (at, (number, within, found, cost)) in whitened.iter().enumerate() {
+        let size = sizes[*number][*within].sqrt();
+        let worth = |s: &f64| (s / size / *cost as f64, at);
         gains.extend(found.values.iter().map(worth));
     }
     gains.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -291,7 +294,8 @@ fn add_pairs(
     Ok(())
 }
 
-fn measure(projection: &Projection, part: &mut Shared) {
+/// `sizes` are those of the layers' outputs, and none without a text.
+fn measure(projection: &Projection, part: &mut Shared, sizes: &[f64]) {
     for (within, layer) in part.layers.clone().enumerate() {
         let whole = &projection.layers[layer];
         let mut rest = whole.clone();
@@ -299,10 +303,9 @@ fn measure(projection: &Projection, part: &mut Shared) {
         let size = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         part.errors
             .push((size(&rest) / size(whole).max(f64::MIN_POSITIVE)).sqrt());
-        if let Some(moments) = projection.moments.get(layer) {
-            let of = |x: &[f32]| residual::output_size(x, projection.columns, moments);
-            let share = of(&rest) / of(whole).max(f64::MIN_POSITIVE);
-            part.output_errors.push(share.sqrt());
+        if let (Some(moments), Some(size)) = (projection.moments.get(layer), sizes.get(within)) {
+            let lost = residual::output_size(&rest, projection.columns, moments);
+            part.output_errors.push((lost / size).sqrt());
         }
     }
 }

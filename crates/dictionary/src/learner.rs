@@ -60,7 +60,8 @@ impl Batches {
     ) -> Result<(), DictionaryError> {
         let size = self.size.saturating_mul(width);
         if !self.waiting.is_empty() {
-            let (some, rest) = rows.split_at(rows.len().min(size - self.waiting.len()));
+            let room = size.saturating_sub(self.waiting.len());
+            let (some, rest) = rows.split_at(rows.len().min(room));
             self.waiting.extend_from_slice(some);
             rows = rest;
             if self.waiting.len() < size {

@@ -23,6 +23,7 @@ use std::ops::Range;
 use keyfold_kernels::learn::{AdamStep, adamw};
 use rand::Rng;
 use rand::rngs::StdRng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::InspectError;
@@ -169,6 +170,23 @@ impl Blocks {
     ) -> (&Linear, &Linear, Option<&Linear>, Option<&Linear>) {
         self.blocks[layer].parts()
     }
+}
+
+/// Loss and gradient of all items, by `gradient` of parts that are made side by side; they are
+/// added up in their order, so that the number of threads changes no bit.
+pub(crate) fn by_parts<T: Sync>(
+    items: &[T],
+    part: usize,
+    gradient: impl Fn(&[T]) -> (f64, Vec<f32>) + Sync + Send,
+) -> (f64, Vec<f32>) {
+    let parts: Vec<(f64, Vec<f32>)> = items.par_chunks(part).map(gradient).collect();
+    let mut parts = parts.into_iter();
+    let (mut loss, mut sum) = parts.next().unwrap_or_default();
+    for (more, gradient) in parts {
+        loss += more;
+        keyfold_kernels::add_assign(&mut sum, &gradient);
+    }
+    (loss, sum)
 }
 
 /// Adam with the constants of the in-context studies.

@@ -269,6 +269,12 @@ fn packed(bench: &mut Bench) {
                 kernels::maxsim_packed(&mut query, &centroids, &codes, &packed, &codec)
             });
         }
+        let codec = ResidualCodec::train(&residuals, 4).unwrap();
+        let mut packed = Vec::new();
+        codec.encode(&residuals, &mut packed);
+        let tables = Tables::new(&random(nq * dim, 15), dim, &codec, &centroids);
+        let name = format!("packed: 4 bits by tables of the query, {nq} query rows");
+        bench.run(&name, bound(), || tables.maxsim(&codes, &packed));
         let codec = Int8Codec { dim };
         let mut packed = Vec::new();
         codec.encode(&rows, &mut packed);
@@ -288,6 +294,49 @@ fn packed(bench: &mut Bench) {
         bench.run(&format!("decode {bits} bits"), numbers, || {
             codec.decode_into(&packed, &mut dense);
         });
+    }
+}
+
+/// MaxSim of codes of 4 bits as WARP has it, to compare with: products of every query number with
+/// every value are made once for a query, and a row is a sum of entries.
+struct Tables {
+    dim: usize,
+    /// `[query rows, dim, 16]`.
+    products: Vec<f32>,
+    /// `[centroids, query rows]`.
+    centroids: Vec<f32>,
+}
+
+impl Tables {
+    fn new(query: &[f32], dim: usize, codec: &ResidualCodec, centroids: &[f32]) -> Self {
+        let products = query
+            .iter()
+            .flat_map(|q| codec.weights().iter().map(move |w| q * w));
+        let (count, n) = (centroids.len() / dim, query.len() / dim);
+        let mut scores = vec![0.0; count * n];
+        kernels::matmul_nt(&mut scores, centroids, query, count, n, dim, 1);
+        Self {
+            dim,
+            products: products.collect(),
+            centroids: scores,
+        }
+    }
+
+    fn maxsim(&self, codes: &[u16], packed: &[u8]) -> f32 {
+        let queries = self.products.chunks_exact(self.dim * 16);
+        let n = queries.len();
+        let each = queries.enumerate().map(|(i, products)| {
+            let rows = codes.iter().zip(packed.chunks_exact(self.dim / 2));
+            let row = |(&code, row): (&u16, &[u8])| {
+                let pairs = products.chunks_exact(32).zip(row);
+                let sum = |sum: f32, (two, byte): (&[f32], &u8)| {
+                    sum + two[usize::from(byte & 15)] + two[16 + usize::from(byte >> 4)]
+                };
+                self.centroids[usize::from(code) * n + i] + pairs.fold(0.0, sum)
+            };
+            rows.map(row).fold(f32::NEG_INFINITY, f32::max)
+        });
+        each.sum()
     }
 }
 

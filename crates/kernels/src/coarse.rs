@@ -75,22 +75,25 @@ fn write_rows_body<V: Eight>(
     }
 }
 
-/// For each of the 32 query rows the first of `codes` whose centroid has the greatest byte in
-/// `table`.
+/// For each of the first `lanes` query rows the first of `codes` whose centroid has the greatest
+/// byte in `table`; 0 for other lanes.
 ///
 /// # Panics
-/// When a code is beyond the table.
-pub fn nearest_codes(table: &[CoarseRow], codes: &[u16]) -> [u32; COARSE_LANES] {
-    nearest(table, codes)
+/// When a code is beyond the table, or there are more than 32 lanes.
+pub fn nearest_codes(table: &[CoarseRow], codes: &[u16], lanes: usize) -> [u32; COARSE_LANES] {
+    assert!(lanes <= COARSE_LANES, "nearest_codes: {lanes} lanes");
+    nearest(table, codes, lanes)
 }
 
 simd! {
-    fn nearest(table: &[CoarseRow], codes: &[u16]) -> [u32; COARSE_LANES] = nearest_body;
+    fn nearest(table: &[CoarseRow], codes: &[u16], lanes: usize) -> [u32; COARSE_LANES] = nearest_body;
 }
 
 #[inline(always)]
-fn nearest_body<V: Eight>(table: &[CoarseRow], codes: &[u16]) -> [u32; COARSE_LANES] {
-    let mut best = [0u8; COARSE_LANES];
+fn nearest_body<V: Eight>(table: &[CoarseRow], codes: &[u16], lanes: usize) -> [u32; COARSE_LANES] {
+    // Lanes without a query row never match, since their scores are 0.
+    let mut best = [u8::MAX; COARSE_LANES];
+    best[..lanes].fill(0);
     for &code in codes {
         let scores = &table[usize::from(code)];
         for i in 0..COARSE_LANES {
@@ -106,7 +109,7 @@ fn nearest_body<V: Eight>(table: &[CoarseRow], codes: &[u16]) -> [u32; COARSE_LA
         }
         // Few rows are the nearest of any.
         if any != 0 {
-            for i in 0..COARSE_LANES {
+            for i in 0..lanes {
                 if scores[i] == best[i] {
                     nearest[i] = row as u32;
                 }
@@ -171,6 +174,7 @@ fn offer_body<V: Eight>(scores: &[f32], wanted: &[bool], first: u64, best: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::Portable;
     use proptest::prelude::*;
 
     fn table() -> impl Strategy<Value = Vec<CoarseRow>> {
@@ -196,6 +200,9 @@ mod tests {
             }
             let mut out = vec![[9; COARSE_LANES]; rows];
             coarse_rows(&scores, columns, first, &factors, &mut out);
+            let mut portable = vec![[9; COARSE_LANES]; rows];
+            write_rows_body::<Portable>(&scores, columns, first, &factors, &mut portable);
+            prop_assert_eq!(&out, &portable);
             for (r, row) in out.iter().enumerate() {
                 for (i, &byte) in row.iter().enumerate() {
                     let exact = factors.get(i).map_or(0.0, |f| {
@@ -211,10 +218,13 @@ mod tests {
         fn the_first_of_the_nearest_is_found(
             table in table(),
             codes in prop::collection::vec(any::<prop::sample::Index>(), 0..90),
+            lanes in 0..=COARSE_LANES,
         ) {
             let codes: Vec<u16> = codes.iter().map(|c| c.index(table.len()) as u16).collect();
-            let found = nearest_codes(&table, &codes);
-            for (i, &row) in found.iter().enumerate() {
+            let found = nearest_codes(&table, &codes, lanes);
+            prop_assert_eq!(found, nearest_body::<Portable>(&table, &codes, lanes));
+            prop_assert!(found[lanes..].iter().all(|&row| row == 0));
+            for (i, &row) in found[..lanes].iter().enumerate() {
                 let score = |row: usize| table[usize::from(codes[row])][i];
                 let best = (0..codes.len()).map(score).max().unwrap_or(0);
                 let first = (0..codes.len()).find(|&r| score(r) == best).unwrap_or(0);
@@ -237,6 +247,11 @@ mod tests {
             let half = rows / 2;
             best_of_columns(&scores[..half * columns], &wanted, 0, &mut best);
             best_of_columns(&scores[half * columns..], &wanted, half as u64, &mut best);
+            let mut portable = vec![TopK::new(k); columns];
+            offer_body::<Portable>(&scores, &wanted, 0, &mut portable);
+            for (best, portable) in best.iter().zip(portable) {
+                prop_assert_eq!(best.clone().into_sorted(), portable.into_sorted());
+            }
             for (i, best) in best.into_iter().enumerate() {
                 let mut alone = TopK::new(k);
                 for (row, scores) in scores.chunks_exact(columns).enumerate().filter(|_| wanted[i]) {

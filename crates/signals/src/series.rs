@@ -221,6 +221,8 @@ fn column(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str, options: &SeriesOptions) -> Result<Series, SignalError> {
@@ -234,6 +236,22 @@ mod tests {
         read(text, &SeriesOptions::default())
             .unwrap_err()
             .to_string()
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_has_a_finite_number_in_each_cell(
+            text in "[ab1-3eE,;\t\"\n .-]{0,40}", fill: bool,
+        ) {
+            let options = SeriesOptions { fill, ..SeriesOptions::default() };
+            if let Ok(series) = read(&text, &options) {
+                prop_assert_eq!(series.names.len(), series.columns.len());
+                for column in &series.columns {
+                    prop_assert_eq!(column.len(), series.rows());
+                    prop_assert!(column.iter().all(|x| x.is_finite()));
+                }
+            }
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Windows {
             ));
         }
         let first = rows.start.saturating_sub(context);
-        let needed = first + context + horizon;
+        let needed = first.saturating_add(context).saturating_add(horizon);
         if rows.end < needed {
             return Err(SignalError::Unfit(format!(
                 "{} rows are too few: {context} are looked at and {horizon} come after them; \
@@ -178,6 +178,7 @@ mod tests {
         assert!(error.contains("8 rows are too few"), "{error}");
         assert_eq!(Windows::new(6, 2, 0..8).unwrap().len(), 1);
         assert!(Windows::new(6, 0, 0..8).is_err());
+        assert!(Windows::new(usize::MAX, 2, 0..8).is_err());
     }
 
     #[test]

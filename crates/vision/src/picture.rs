@@ -10,8 +10,8 @@ use zune_png::PngDecoder;
 
 use crate::VisionError;
 
-/// The widest and highest picture that is read.
-const WIDEST: usize = 8192;
+/// The widest and highest picture that is read, and that a network looks at.
+pub(crate) const WIDEST: usize = 8192;
 
 /// Red, green and blue.
 pub(crate) const COLOURS: usize = 3;
@@ -164,12 +164,18 @@ impl Pictures {
     /// Reads `folder/CLASS/*`. `skipped` is told files that are no pictures, and why.
     ///
     /// # Errors
-    /// When a folder cannot be read, there are not two classes, or a class has no picture.
+    /// When a folder cannot be read, there are not two classes, a class has no picture, or `side` is
+    /// far too large.
     pub fn read(
         folder: &Path,
         side: usize,
         skipped: &mut dyn FnMut(&VisionError),
     ) -> Result<Self, VisionError> {
+        if side > WIDEST {
+            return Err(VisionError::Unfit(format!(
+                "pictures of {side} points a side are too large; {WIDEST} are the most"
+            )));
+        }
         let mut pictures = Self::default();
         for place in listed(folder)?.into_iter().filter(|p| p.is_dir()) {
             let class = place.file_name().unwrap_or(place.as_os_str());

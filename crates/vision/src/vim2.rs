@@ -31,7 +31,7 @@ use keyfold_nn::{LayerNorm, Linear, random};
 use keyfold_sequence::mamba_mixer::Averaging;
 use serde::{Deserialize, Serialize};
 
-use crate::picture::COLOURS;
+use crate::picture::{COLOURS, WIDEST};
 use crate::{Picture, VisionError};
 use blocks::{Channels, Place, Places};
 pub use classifier::Classifier;
@@ -39,6 +39,9 @@ pub use train::{Vim2Training, train};
 
 /// Rows and columns of points of a place.
 const PATCH: usize = 4;
+
+/// The most stages: places of the widest picture, merged as long as any are left.
+const STAGES: usize = (WIDEST / PATCH).ilog2() as usize + 1;
 
 /// What is added to the variances of norms.
 const EPS: f64 = 1e-5;
@@ -95,6 +98,13 @@ impl Vim2Config {
         let wrong = |what: String| Err(VisionError::Unfit(what));
         if self.dims.is_empty() || self.dims.len() != self.depths.len() {
             return wrong("dims and depths must have a number for each stage".into());
+        }
+        if self.dims.len() > STAGES || self.image_size > WIDEST {
+            return wrong(format!(
+                "image_size is {} and there are {} stages; {WIDEST} and {STAGES} are the most",
+                self.image_size,
+                self.dims.len()
+            ));
         }
         for (field, size) in [
             ("token_mixers", self.token_mixers),

@@ -177,6 +177,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
             .to_string()
     };
     assert!(refused(&|c| c.image_size = 7).contains("image_size is 7"));
+    assert!(refused(&|c| c.image_size = 1 << 40).contains("8192 and 12 are the most"));
     assert!(refused(&|c| c.channel_width = 3).contains("channel_width 3"));
     assert!(refused(&|c| c.depths = vec![1]).contains("depths"));
     assert!(refused(&|c| c.d_state = 0).contains("d_state is 0"));

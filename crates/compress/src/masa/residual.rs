@@ -8,7 +8,7 @@
 //! ```
 
 use faer::linalg::solvers::Solve;
-use faer::{Mat, Side};
+use faer::{Mat, MatRef, Side};
 use keyfold_kernels::{Matrix, product};
 
 use super::Atoms;
@@ -102,15 +102,20 @@ fn to_mat(matrix: &[f32], columns: usize) -> Mat<f64> {
     })
 }
 
+/// What is added to the diagonal of the moments.
+fn ridge(columns: usize, moments: &[f64]) -> f64 {
+    let trace: f64 = (0..columns).map(|i| moments[i * columns + i]).sum();
+    RIDGE * trace / columns as f64
+}
+
 /// The moments with a ridge; it makes them positive definite.
 fn ridged(columns: usize, moments: &[f64]) -> Result<Mat<f64>, CompressError> {
-    let trace: f64 = (0..columns).map(|i| moments[i * columns + i]).sum();
-    if !(trace.is_finite() && trace > 0.0) {
+    let ridge = ridge(columns, moments);
+    if !(ridge.is_finite() && ridge > 0.0) {
         return Err(CompressError::Settings(
             "the inputs on the text are all zero, so they say nothing of the outputs".into(),
         ));
     }
-    let ridge = RIDGE * trace / columns as f64;
     Ok(Mat::from_fn(columns, columns, |i, j| {
         moments[i * columns + j] + if i == j { ridge } else { 0.0 }
     }))
@@ -156,7 +161,8 @@ pub(super) fn mixture(
             })
             .sum::<f64>()
         };
-        for (t, other) in all.iter().enumerate() {
+        // The lower half is read alone.
+        for (t, other) in all[..=s].iter().enumerate() {
             products[(s, t)] = inner(other);
         }
         wanted[(s, 0)] = inner(matrix);
@@ -198,11 +204,24 @@ pub fn residual(rest: &[f32], columns: usize, moments: &[f64]) -> Result<Whitene
 /// The mean of `|E x|²` over inputs with the moments.
 pub(super) fn output_size(matrix: &[f32], columns: usize, moments: &[f64]) -> f64 {
     let matrix = to_mat(matrix, columns);
-    let moments = Mat::from_fn(columns, columns, |i, j| moments[i * columns + j]);
-    let turned = &matrix * &moments;
+    let moments = MatRef::from_row_major_slice(moments, columns, columns);
+    let turned: Mat<f64> = matrix.as_ref() * moments;
     let columns = (0..columns).map(|j| {
         let (a, b) = (turned.col(j), matrix.col(j));
         a.iter().zip(b.iter()).map(|(x, y)| x * y).sum::<f64>()
     });
-    columns.sum()
+    let sum: f64 = columns.sum();
+    // Rounding may leave a little less than nothing; NaN stays.
+    if sum < 0.0 { 0.0 } else { sum }
+}
+
+/// The same of a whole matrix, by which what is lost is divided: at least what the ridge alone gives.
+///
+/// Otherwise a matrix whose outputs are zero on the text would be worth any number of ranks.
+pub(super) fn whole_size(matrix: &[f32], columns: usize, moments: &[f64]) -> f64 {
+    let square: f64 = matrix.iter().map(|x| f64::from(*x).powi(2)).sum();
+    let least = ridge(columns, moments) * square;
+    output_size(matrix, columns, moments)
+        .max(least)
+        .max(f64::MIN_POSITIVE)
 }

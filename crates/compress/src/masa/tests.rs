@@ -164,6 +164,24 @@ fn a_pair_loses_least_of_the_outputs() {
 }
 
 #[test]
+fn a_matrix_without_outputs_is_worth_no_more_than_others() {
+    let mut moments = vec![0.0; COLUMNS * COLUMNS];
+    for i in 0..3 {
+        moments[i * (COLUMNS + 1)] = 1.0;
+    }
+    let mut matrix = random(ROWS * COLUMNS, 3);
+    for row in matrix.chunks_exact_mut(COLUMNS) {
+        row[..3].fill(0.0);
+    }
+    let size = super::residual::output_size(&matrix, COLUMNS, &moments);
+    assert_eq!(size, 0.0);
+    let found = residual(&matrix, COLUMNS, &moments).unwrap();
+    let values: f64 = found.values.iter().map(|s| s * s).sum();
+    let share = values / super::residual::whole_size(&matrix, COLUMNS, &moments);
+    assert!((share - 1.0).abs() < 1e-6, "{share}");
+}
+
+#[test]
 fn mixtures_are_fitted_to_the_outputs() {
     let all = layers(6, 20);
     let matrices: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();

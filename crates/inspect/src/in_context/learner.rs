@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Sequence, Task};
 use crate::InspectError;
 use crate::small_transformer::{
-    Adam, BlockConfig, Blocks, Layout, Linear, Trace, draw, warm_cosine,
+    Adam, BlockConfig, Blocks, Layout, Linear, Trace, by_parts, draw, warm_cosine,
 };
 
 /// Sequences whose gradient is made together; of one size whatever the number of threads is, so
@@ -281,16 +281,7 @@ impl Learner {
             let seed = keyfold_core::seed_of(&format!("in context {} {step}", config.seed));
             let batch = config.task.sample(config.batch_size, seed);
             let total = batch.len() * config.task.n;
-            let parts: Vec<(f64, Vec<f32>)> = batch
-                .par_chunks(PART)
-                .map(|part| self.gradient(part, total))
-                .collect();
-            let mut parts = parts.into_iter();
-            let (mut loss, mut gradient) = parts.next().unwrap_or_default();
-            for (more, part) in parts {
-                loss += more;
-                keyfold_kernels::add_assign(&mut gradient, &part);
-            }
+            let (loss, gradient) = by_parts(&batch, PART, |part| self.gradient(part, total));
             let rate = warm_cosine(step, config.steps, config.learning_rate);
             adam.step(&mut self.weights, &gradient, rate);
             sum += loss / total as f64;

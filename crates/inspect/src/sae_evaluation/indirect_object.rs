@@ -18,11 +18,12 @@ use rand::rngs::StdRng;
 use rayon::prelude::*;
 
 use crate::InspectError;
-use crate::small_transformer::{Adam, BlockConfig, Blocks, Edit, Layout, Trace, draw, warm_cosine};
+use crate::small_transformer::{
+    Adam, BlockConfig, Blocks, Edit, Layout, Trace, by_parts, draw, warm_cosine,
+};
 
 pub use prompts::{ATTRIBUTES, Prompt, attributes, vocabulary};
 use prompts::{NAMES, TEMPLATES};
-pub use saved::{TASK, write_task};
 
 /// Prompts whose gradient is made together.
 const PART: usize = 16;
@@ -218,19 +219,11 @@ impl SmallModel {
         let config = self.config;
         let seed = seed_of(&format!("indirect object {} {step}", config.seed));
         let prompts = Prompt::sample(config.batch_size, NAMES.len(), seed)?;
-        let parts: Vec<(f64, Vec<f32>)> = prompts
-            .par_chunks(PART)
-            .map(|part| self.gradient(part, prompts.len()))
-            .collect();
-        let mut parts = parts.into_iter();
-        let (mut loss, mut gradient) = parts.next().unwrap_or_default();
-        for (more, part) in parts {
-            loss += more;
-            keyfold_kernels::add_assign(&mut gradient, &part);
-        }
+        let total = prompts.len();
+        let (loss, gradient) = by_parts(&prompts, PART, |part| self.gradient(part, total));
         let rate = warm_cosine(step, config.steps, config.learning_rate);
         adam.step(&mut self.weights, &gradient, rate);
-        Ok(loss / prompts.len() as f64)
+        Ok(loss / total as f64)
     }
 
     fn adam(&self) -> Adam {
@@ -355,7 +348,8 @@ impl SmallModel {
     /// `[words of the prompt, d_model]`. Gives the logits of all words for the next one.
     ///
     /// # Errors
-    /// When the prompt has other words or another number of them than the model was made for.
+    /// When the prompt has other words or another number of them than the model was made for, or
+    /// logits are not finite.
     pub fn read(
         &self,
         tokens: &[u32],
@@ -371,7 +365,13 @@ impl SmallModel {
         }
         let tokens: Vec<usize> = tokens.iter().map(|t| *t as usize).collect();
         let (_, _, logits) = self.forward(&tokens, Some(see));
-        Ok(logits)
+        match logits.iter().all(|x| x.is_finite()) {
+            true => Ok(logits),
+            false => Err(InspectError::settings(
+                "the model gives numbers that are not finite: its weights, or what was put into it, \
+                 are too large",
+            )),
+        }
     }
 }
 

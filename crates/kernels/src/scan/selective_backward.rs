@@ -102,7 +102,7 @@ pub(super) fn backward_slabs_body<V: Vector>(
     slabs: Range<usize>,
 ) {
     let (l, d, n) = inputs.shape();
-    let mut work = Work::new(n);
+    let mut work = Work::new(n, l.min(BLOCK));
     // States before every block: [blocks, slabs, N, SLAB].
     let starts = starts::<V>(inputs, state, &mut work, slabs.clone());
     for first in (0..l).step_by(BLOCK).rev() {
@@ -114,8 +114,8 @@ pub(super) fn backward_slabs_body<V: Vector>(
             let channels = slab * SLAB..(slab * SLAB + SLAB).min(d);
             work.lanes.fill(inputs, first, len, &channels);
             work.lanes.stage(dout, first, len, &channels);
-            work.sb.fill(0.0);
-            work.sa.fill(0.0);
+            work.sb[..len * SLAB].fill(0.0);
+            work.sa[..len * SLAB].fill(0.0);
             let begin = (first / BLOCK * slabs.len() + place) * n;
             for i in 0..n {
                 let start = &starts[(begin + i) * SLAB..][..SLAB];
@@ -131,7 +131,7 @@ pub(super) fn backward_slabs_body<V: Vector>(
         for (sums, lanes) in sums.iter_mut().zip([&work.db, &work.dc]) {
             for t in 0..len {
                 for i in 0..n {
-                    let lanes = &lanes[(i * BLOCK + t) * SLAB..][..SLAB];
+                    let lanes = &lanes[(i * work.block + t) * SLAB..][..SLAB];
                     sums[(first + t) * n + i] = Pair::<V>::load(lanes).sum();
                 }
             }
@@ -143,28 +143,31 @@ pub(super) fn backward_slabs_body<V: Vector>(
 struct Work {
     tokens: TokenBlock,
     lanes: LaneBlock,
+    /// Tokens of the longest block: all of a short text.
+    block: usize,
     /// States before each token and decays, `[BLOCK, SLAB]`.
     h: [f32; BLOCK * SLAB],
     decay: [f32; BLOCK * SLAB],
     /// `Σ_n g B` and `Σ_n s A`.
     sb: [f32; BLOCK * SLAB],
     sa: [f32; BLOCK * SLAB],
-    /// Gradients of b and c by state number, token and lane.
+    /// Gradients of b and c, `[N, block, SLAB]`.
     db: Vec<f32>,
     dc: Vec<f32>,
 }
 
 impl Work {
-    fn new(n: usize) -> Self {
+    fn new(n: usize, block: usize) -> Self {
         Self {
             tokens: TokenBlock::new(n),
             lanes: LaneBlock::new(),
+            block,
             h: [0.0; BLOCK * SLAB],
             decay: [0.0; BLOCK * SLAB],
             sb: [0.0; BLOCK * SLAB],
             sa: [0.0; BLOCK * SLAB],
-            db: vec![0.0; n * BLOCK * SLAB],
-            dc: vec![0.0; n * BLOCK * SLAB],
+            db: vec![0.0; n * block * SLAB],
+            dc: vec![0.0; n * block * SLAB],
         }
     }
 
@@ -217,8 +220,10 @@ fn starts<V: Vector>(
         let channels = slab * SLAB..(slab * SLAB + SLAB).min(d);
         for i in 0..n {
             let h = padded(&state[i * d..], &channels);
-            if let Some(first) = all.get_mut((place * n + i) * SLAB..) {
-                first[..SLAB].copy_from_slice(&h);
+            let at = (place * n + i) * SLAB;
+            // There is no block in an empty text.
+            if let Some(first) = all.get_mut(at..at + SLAB) {
+                first.copy_from_slice(&h);
             }
         }
         for first in (0..l.saturating_sub(BLOCK)).step_by(BLOCK) {
@@ -280,7 +285,7 @@ fn back<V: Vector>(
         let (before, decay) = (V::load(&work.h[lane..]), V::load(&work.decay[lane..]));
         let after = dx.mul_add(b, before.mul(decay));
         g = dy.mul_add(c, g);
-        let own = (n * BLOCK + t) * SLAB;
+        let own = (n * work.block + t) * SLAB;
         add::<V>(&mut work.dc[own..], dy.mul(after));
         add::<V>(&mut work.db[own..], g.mul(dx));
         add::<V>(&mut work.sb[lane..], g.mul(b));

@@ -19,7 +19,7 @@ use keyfold_sequence::mamba_mixer::{Averaging, Grid};
 use serde::{Deserialize, Serialize};
 
 use super::{Mamba, MambaConfig, Source, refused};
-use crate::checkpoint::NamedTensor;
+use crate::checkpoint::{NamedTensor, numbers};
 use crate::{LayerNorm, ModelError, ops, random};
 
 /// Sizes of a stack of layers.
@@ -182,32 +182,30 @@ impl Averages {
 
     /// Greek name and weights as they are multiplied by, for people who look into a model.
     pub fn told(&self) -> Vec<(&'static str, Vec<f32>)> {
-        let all = [
-            ("alpha", &self.alpha),
-            ("beta", &self.beta),
-            ("theta", &self.theta),
-            ("gamma", &self.gamma),
-        ];
-        let learned = all.into_iter().filter_map(|(name, weights)| {
-            let shares = self.shares(weights.as_ref()?);
-            Some((name, crate::checkpoint::numbers(&shares)))
-        });
-        learned.collect()
+        let learned = self.learned();
+        let told = learned.map(|(name, weights)| (name, numbers(&self.shares(weights))));
+        told.collect()
     }
 
     /// The tensors as `prefix.alpha.LAYER` and so on.
     pub fn tensors(&self, prefix: &str, layer: usize) -> Vec<NamedTensor> {
+        let named = |(name, weights): (&str, &Param<Tensor<1>>)| {
+            let name = super::under(prefix, &format!("{name}.{layer}"));
+            NamedTensor::new(name, &weights.val())
+        };
+        self.learned().map(named).collect()
+    }
+
+    /// The weights that there are, by their Greek names.
+    fn learned(&self) -> impl Iterator<Item = (&'static str, &Param<Tensor<1>>)> {
         let all = [
             ("alpha", &self.alpha),
             ("beta", &self.beta),
             ("theta", &self.theta),
             ("gamma", &self.gamma),
         ];
-        let learned = all.into_iter().filter_map(|(name, weights)| {
-            let name = super::under(prefix, &format!("{name}.{layer}"));
-            Some(NamedTensor::new(name, &weights.as_ref()?.val()))
-        });
-        learned.collect()
+        let each = all.into_iter();
+        each.filter_map(|(name, weights)| Some((name, weights.as_ref()?)))
     }
 }
 

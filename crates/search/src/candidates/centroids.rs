@@ -65,45 +65,15 @@ impl Probes {
         rows: &[f32],
         options: &CandidateOptions,
     ) -> Result<Self, SearchError> {
-        let (width, count) = (codebook.width(), codebook.count());
-        let n = rows.len() / width;
-        let lengths: Vec<f32> = rows.chunks_exact(width).map(norm).collect();
+        let lengths: Vec<f32> = rows.chunks_exact(codebook.width()).map(norm).collect();
         let longest = lengths.iter().fold(0.0, |m: f32, &x| m.max(x));
         let is_probed = |length: f32| length > 0.0 && length >= options.shortest * longest;
         let probed: Vec<bool> = lengths.iter().map(|&x| is_probed(x)).collect();
 
-        let mut scores = vec![0.0; count * n];
-        let mut coarse = CoarseScores::new(count, &lengths);
-        let many = count.div_ceil(options.threads.max(1)).max(LEAST);
-        let mut parts: Vec<Part> = Vec::new();
-        let centroids = codebook.centroids().chunks(many * width);
-        let of_parts = scores.chunks_mut(many * n).zip(coarse.parts(many));
-        for ((i, centroids), (scores, coarse)) in (0..).zip(centroids).zip(of_parts) {
-            parts.push(Part {
-                first: i * many as u64,
-                centroids,
-                scores,
-                coarse,
-            });
-        }
-        let most = options.probes.max(1);
-        let found = share(
-            &mut parts,
-            options.threads,
-            || (),
-            |(), part| Ok(part.compare(rows, width, &probed, most)),
-        )?;
-        let mut best = vec![TopK::new(most); n];
-        for lists in found {
-            for (best, list) in best.iter_mut().zip(lists) {
-                for (score, code) in list.into_sorted() {
-                    best.push(score, code);
-                }
-            }
-        }
+        let (scores, coarse, best) = compare(codebook, rows, &lengths, &probed, options)?;
         let best = best.into_iter().map(TopK::into_sorted);
-        let mut named = Vec::with_capacity(n);
-        let mut of_rows = Vec::with_capacity(n);
+        let mut named = Vec::with_capacity(lengths.len());
+        let mut of_rows = Vec::with_capacity(lengths.len());
         let mut base = 0.0;
         for (row, (list, &length)) in best.zip(&lengths).enumerate() {
             let Some(&(least, _)) = list.last() else {
@@ -141,6 +111,48 @@ impl Probes {
         codes.dedup();
         codes
     }
+}
+
+/// The scores of all centroids (`[centroids, query rows]`), the same in a byte each, and the best
+/// of every probed row.
+fn compare(
+    codebook: &Codebook,
+    rows: &[f32],
+    lengths: &[f32],
+    probed: &[bool],
+    options: &CandidateOptions,
+) -> Result<(Vec<f32>, CoarseScores, Vec<TopK>), SearchError> {
+    let (width, count, n) = (codebook.width(), codebook.count(), lengths.len());
+    let mut scores = vec![0.0; count * n];
+    let mut coarse = CoarseScores::new(count, lengths);
+    let many = count.div_ceil(options.threads.max(1)).max(LEAST);
+    let mut parts: Vec<Part> = Vec::new();
+    let centroids = codebook.centroids().chunks(many * width);
+    let of_parts = scores.chunks_mut(many * n).zip(coarse.parts(many));
+    for ((i, centroids), (scores, coarse)) in (0..).zip(centroids).zip(of_parts) {
+        parts.push(Part {
+            first: i * many as u64,
+            centroids,
+            scores,
+            coarse,
+        });
+    }
+    let most = options.probes.max(1);
+    let found = share(
+        &mut parts,
+        options.threads,
+        || (),
+        |(), part| Ok(part.compare(rows, width, probed, most)),
+    )?;
+    let mut best = vec![TopK::new(most); n];
+    for lists in found {
+        for (best, list) in best.iter_mut().zip(lists) {
+            for (score, code) in list.into_sorted() {
+                best.push(score, code);
+            }
+        }
+    }
+    Ok((scores, coarse, best))
 }
 
 /// Some of the centroids, and where their scores go.

@@ -111,7 +111,7 @@ impl Probes {
             .zip((0..).step_by(COARSE_LANES))
         {
             let here = query.len() / width;
-            let nearest = nearest_codes(block, codes).map(|row| row as usize);
+            let nearest = nearest_codes(block, codes, here).map(|row| row as usize);
             // Asks for all rows before the first is worked on: they are far apart.
             let touch = |touched, &row: &usize| touched ^ bytes(row)[0] ^ bytes(row)[size - 1];
             black_box(nearest[..here].iter().fold(0, touch));

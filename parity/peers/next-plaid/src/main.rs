@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! peer-next-plaid build VECTORS INDEX
-//! peer-next-plaid search VECTORS INDEX
+//! peer-next-plaid search VECTORS INDEX [SETTING]
 //! ```
 //!
 //! `SAMPLE_DOCUMENTS=N` lets it cluster the vectors of N documents only, where its own
@@ -21,8 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args[..] {
         [task, vectors, index] if task == "build" => build(Path::new(vectors), index),
-        [task, vectors, index] if task == "search" => search(Path::new(vectors), index),
-        _ => Err("usage: peer-next-plaid build|search VECTORS INDEX".into()),
+        [task, vectors, index, only @ ..] if task == "search" => {
+            search(Path::new(vectors), index, only.first())
+        }
+        _ => Err("usage: peer-next-plaid build|search VECTORS INDEX [SETTING]".into()),
     }
 }
 
@@ -42,10 +44,13 @@ fn build(vectors: &Path, index: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn search(vectors: &Path, index: &str) -> Result<(), Box<dyn Error>> {
+fn search(vectors: &Path, index: &str, only: Option<&String>) -> Result<(), Box<dyn Error>> {
     let queries = read(vectors, "queries")?;
     let index = MmapIndex::load(index)?;
     let ask = |name: &str, parameters: &SearchParameters| -> Result<(), Box<dyn Error>> {
+        if only.is_some_and(|only| only != name) {
+            return Ok(());
+        }
         let (mut times, mut hits) = (Vec::new(), Vec::new());
         index.search(&queries[0], parameters, None)?;
         for query in &queries {

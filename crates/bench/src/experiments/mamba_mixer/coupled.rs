@@ -92,12 +92,12 @@ fn one(rows: usize, steps: u64, channel_mixer: bool, seed: u64) -> Result<f64, B
     let model = forecaster(&series, &config)?;
     let cut = rows * 4 / 5;
     let windows = Windows::new(CONTEXT, LATER, cut..rows).map_err(failed)?;
-    let scaled = model.learned().scaler.scaled(&series);
+    let scaler = &model.learned().scaler;
+    let scaled = scaler.scaled(&series);
     let mut errors = keyfold_signals::Errors::default();
     for number in windows.some(200) {
-        let until = series.part(0..windows.context(number).end);
-        let told = model.forecast(&until, None).map_err(failed)?;
-        let scaler = &model.learned().scaler;
+        let looked_at = series.part(windows.context(number));
+        let told = model.forecast(&looked_at, None).map_err(failed)?;
         let told: Vec<f32> = told[1]
             .iter()
             .map(|x| ((x - scaler.mean[1]) / scaler.deviation[1]) as f32)

@@ -2,9 +2,11 @@
 //!
 //! Every engine is a process of its own, Keyfold too, and reads the vectors from
 //! files (see [`vectors`]). `COMMAND build VECTORS INDEX` makes an index, `COMMAND
-//! search VECTORS INDEX` asks every query with several settings. Both print JSON
-//! lines: `{"seconds", "cpu_seconds", "most_held"}`, and for every setting
-//! `{"setting", "milliseconds": [..], "hits": [[..]], "most_held", "not_mapped"}`.
+//! search VECTORS INDEX [SETTING]` asks every query with several settings, or with that one.
+//! Both print JSON lines: `{"seconds", "cpu_seconds", "most_held"}`, and for every setting
+//! `{"setting", "milliseconds": [..], "hits": [[..]], "most_held", "not_mapped"}`. The setting
+//! that an engine is shown with is asked again by a new process, whose memory is that of
+//! this setting alone.
 //!
 //! Engines are compared at equal quality: each with its fastest setting that finds
 //! at least 95 % of the ten documents of the greatest MaxSim.
@@ -88,12 +90,24 @@ impl Engine {
         vectors: &Path,
         index: &Path,
     ) -> Result<Vec<Value>, BenchError> {
+        self.run_with(task, vectors, index, None)
+    }
+
+    /// The same of one setting.
+    fn run_with(
+        &self,
+        task: &str,
+        vectors: &Path,
+        index: &Path,
+        setting: Option<&str>,
+    ) -> Result<Vec<Value>, BenchError> {
         let failed =
             |what: String| BenchError::data(self.command.join(" "), format!("as a peer it {what}"));
         let output = Command::new(&self.command[0])
             .args(&self.command[1..])
             .arg(task)
             .args([vectors, index])
+            .args(setting)
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
@@ -312,14 +326,21 @@ fn measure_one(
     for line in engine.run("search", vectors, index.path())? {
         points.push(point(parse(engine, line)?, exact));
     }
-    progress.advance(1);
-    Ok(Measured {
+    let mut measured = Measured {
         name: engine.name.clone(),
         is_peer: engine.is_peer,
         built,
         bytes_per_token: bytes as f64 / tokens.max(1) as f64,
         points,
-    })
+    };
+    if let Some(chosen) = measured.chosen().map(|p| p.setting.clone()) {
+        let mut alone = engine.run_with("search", vectors, index.path(), Some(&chosen))?;
+        let alone: Searched = parse(engine, alone.remove(0))?;
+        let chosen = measured.points.iter_mut().filter(|p| p.setting == chosen);
+        chosen.for_each(|p| (p.most_held, p.not_mapped) = (alone.most_held, alone.not_mapped));
+    }
+    progress.advance(1);
+    Ok(measured)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(engine: &Engine, line: Value) -> Result<T, BenchError> {

@@ -19,16 +19,16 @@ use crate::{BenchError, memory, store};
 const BEST: usize = 10;
 
 /// What the process does by which Keyfold measures itself as it measures other engines.
-/// The arguments are the bits of a number, `build` or `search`, the folder of the vectors
-/// and that of the index. Results go to `say`, one line each.
+/// The arguments are the bits of a number, `build` or `search`, the folder of the vectors,
+/// that of the index, and to search with one setting only its name. Results go to `say`, one line each.
 pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), BenchError> {
     let wrong = || {
         BenchError::data(
             "__peer",
-            "the arguments are BITS build|search VECTORS INDEX",
+            "the arguments are BITS build|search VECTORS INDEX [SETTING]",
         )
     };
-    let [bits, task, vectors, index] = arguments else {
+    let [bits, task, vectors, index, only @ ..] = arguments else {
         return Err(wrong());
     };
     match task.as_str() {
@@ -36,7 +36,7 @@ pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), Benc
             let bits = bits.parse().map_err(|_| wrong())?;
             say(build(Path::new(vectors), Path::new(index), bits)?);
         }
-        "search" => search(Path::new(vectors), Path::new(index), say)?,
+        "search" => search(Path::new(vectors), Path::new(index), only.first(), say)?,
         _ => return Err(wrong()),
     }
     Ok(())
@@ -81,7 +81,12 @@ fn passage() -> Passage {
     }
 }
 
-fn search(vectors: &Path, index: &Path, say: &mut dyn FnMut(Value)) -> Result<(), BenchError> {
+fn search(
+    vectors: &Path,
+    index: &Path,
+    only: Option<&String>,
+    say: &mut dyn FnMut(Value),
+) -> Result<(), BenchError> {
     let queries = ItemReader::open(vectors, "queries")?;
     let dim = queries.dim;
     let queries: Vec<Vectors> = queries
@@ -95,6 +100,9 @@ fn search(vectors: &Path, index: &Path, say: &mut dyn FnMut(Value)) -> Result<()
         ..CandidateOptions::default()
     };
     let mut ask = |setting: String, way: &CandidateOptions| -> Result<(), BenchError> {
+        if only.is_some_and(|only| *only != setting) {
+            return Ok(());
+        }
         let (mut times, mut hits, mut stages) = (Vec::new(), Vec::new(), Vec::new());
         // The first query pays for opening files.
         if let Some(query) = queries.first() {

@@ -22,7 +22,7 @@ pub(super) struct ClassifyArgs {
     /// A folder of `keyfold train vim2`
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Classes that are told of each picture
+    /// Classes that are told of each picture (--json tells all)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     top: u16,
 }

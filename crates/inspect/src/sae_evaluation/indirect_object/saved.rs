@@ -21,7 +21,7 @@ const FORMAT: &str = "keyfold-indirect-object-1";
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 /// The file of the task in the folder.
-pub const TASK: &str = "task.jsonl";
+pub(super) const TASK: &str = "task.jsonl";
 
 /// The largest sizes that are read.
 const MOST: usize = 1 << 12;
@@ -93,12 +93,14 @@ impl SmallModel {
                 "its tensors are not those that config.json tells of".to_owned(),
             ));
         }
-        let mut model = Self::new(SmallModelConfig {
+        let sizes = SmallModelConfig {
             d_model: d,
             heads: config.heads,
             layers: config.layers,
             ..SmallModelConfig::default()
-        })?;
+        };
+        let mut model = Self::new(sizes)
+            .map_err(|e| InspectError::format(&folder.join(CONFIG), e.to_string()))?;
         for (name, shape, range) in model.tensors() {
             let view = file.tensor(&name).map_err(|e| wrong(e.to_string()))?;
             if view.dtype() != Dtype::F32 || view.shape() != shape {
@@ -193,7 +195,7 @@ impl SmallModel {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_task(path: &Path, prompts: &[Prompt], seed: u64) -> Result<(), InspectError> {
+pub(super) fn write_task(path: &Path, prompts: &[Prompt], seed: u64) -> Result<(), InspectError> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut text = String::new();
     for prompt in prompts {

@@ -2,6 +2,7 @@
 
 use keyfold_core::NoProgress;
 
+use super::saved::{TASK, write_task};
 use super::*;
 
 #[test]
@@ -174,6 +175,28 @@ fn a_model_is_read_as_it_was_written_and_damage_is_told() {
     std::fs::write(&config, json.to_string()).unwrap();
     let wrong = SmallModel::load(folder.path()).unwrap_err().to_string();
     assert!(wrong.contains("config.json tells of"), "{wrong}");
+    // Heads that do not share out the numbers of a state.
+    json["d_model"] = 64.into();
+    json["heads"] = 3.into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let wrong = SmallModel::load(folder.path()).unwrap_err().to_string();
+    assert!(
+        wrong.contains("config.json") && wrong.contains("heads"),
+        "{wrong}"
+    );
+    // A weight that is no number.
+    bytes[last - 3..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&weights, &bytes).unwrap();
+    json["heads"] = 4.into();
+    json["weights"] = blake3::hash(&bytes).to_hex().to_string().into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let wrong = SmallModel::load(folder.path()).unwrap_err().to_string();
+    assert!(wrong.contains("not finite"), "{wrong}");
+    // Weights that are finite, and sums of them that are not.
+    let mut huge = model.clone();
+    huge.weights.fill(f32::MAX);
+    let wrong = huge.read(&tokens, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(wrong.contains("not finite"), "{wrong}");
 }
 
 #[test]
