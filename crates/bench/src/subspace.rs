@@ -28,31 +28,11 @@ pub(crate) fn leading(
     let mut next = vec![0.0; width * n];
     for _ in 0..ITERATIONS {
         times(&mut next, &x);
-        orthonormalize(&mut next, n);
+        kernels::orthonormalize_rows(&mut next, n);
         std::mem::swap(&mut x, &mut next);
     }
     x.truncate(dim * n);
     x
-}
-
-/// Makes rows orthogonal and of length one, first to last (modified Gram-Schmidt,
-/// twice, since once leaves errors).
-fn orthonormalize(rows: &mut [f32], n: usize) {
-    for i in 0..rows.len() / n.max(1) {
-        let (before, rest) = rows.split_at_mut(i * n);
-        let row = &mut rest[..n];
-        for _ in 0..2 {
-            for other in before.chunks_exact(n) {
-                let product = kernels::dot(row, other);
-                row.iter_mut()
-                    .zip(other)
-                    .for_each(|(x, o)| *x -= product * o);
-            }
-        }
-        let norm = kernels::dot(row, row).sqrt();
-        let scale = if norm > 1e-9 { 1.0 / norm } else { 0.0 };
-        row.iter_mut().for_each(|x| *x *= scale);
-    }
 }
 
 #[cfg(test)]

@@ -175,6 +175,7 @@ fn language_model(folder: &Path, more: &[&str]) -> Command {
         "model.num_attention_heads=2",
         "model.num_key_value_heads=1",
         "model.head_dim=16",
+        "start=random",
         "length=64",
         "long_length=128",
         "batch_tokens=256",

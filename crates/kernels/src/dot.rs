@@ -94,6 +94,28 @@ fn normalize_body<V: Eight>(rows: &mut [f32], dim: usize) {
     }
 }
 
+/// Makes the rows of `rows` (`[n, dim]`) orthogonal and of length 1, first to last: modified
+/// Gram-Schmidt, twice, since once leaves errors. A row that hangs on those before it becomes 0.
+///
+/// # Panics
+/// When `rows` is no whole number of rows.
+pub fn orthonormalize_rows(rows: &mut [f32], dim: usize) {
+    for row in 0..assert_rows(rows.len(), dim, "orthonormalize_rows") {
+        let (before, rest) = rows.split_at_mut(row * dim);
+        let row = &mut rest[..dim];
+        let whole = norm(row);
+        for _ in 0..2 {
+            for other in before.chunks_exact(dim) {
+                let along = dot_equal(row, other);
+                row.iter_mut().zip(other).for_each(|(x, o)| *x -= along * o);
+            }
+        }
+        let left = norm(row);
+        let scale = if left > 1e-6 * whole { 1.0 / left } else { 0.0 };
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
 /// Adds `bias` to every row of `x` (`[n, bias.len()]`).
 ///
 /// # Panics

@@ -50,7 +50,7 @@ mod vector;
 pub use activations::{exp, gelu, gelu_tanh, relu, sigmoid, silu, silu_mul, softplus, tanh};
 pub use coarse::{COARSE_LANES, CoarseRow, best_of_columns, coarse_rows, nearest_codes};
 pub use conv::depthwise_conv;
-pub use dot::{add_assign, add_bias, dot, norm, normalize_rows};
+pub use dot::{add_assign, add_bias, dot, norm, normalize_rows, orthonormalize_rows};
 pub use gather::{axpy, gather_add, gather_dots};
 pub use hamming::hamming_distances;
 pub use lasso::{lasso_sweep, place_of_largest};

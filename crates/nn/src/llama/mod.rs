@@ -94,6 +94,19 @@ impl Llama {
     /// # Errors
     /// When the configuration makes no sense.
     pub fn init(config: &LlamaConfig, seed: u64, device: &Device) -> Result<Self, ModelError> {
+        Self::init_with(config, seed, device, &mut |_, _| ())
+    }
+
+    /// As [`init`](Self::init), but `change` gets the weights of every name before they are set.
+    ///
+    /// # Errors
+    /// When the configuration makes no sense.
+    pub fn init_with(
+        config: &LlamaConfig,
+        seed: u64,
+        device: &Device,
+        change: &mut dyn FnMut(&str, &mut [f32]),
+    ) -> Result<Self, ModelError> {
         let path = Path::new("the configuration");
         let sizes = config.sizes(path)?;
         if let Some(problem) = config.block_mask.as_ref().and_then(BlockMask::problem) {
@@ -105,13 +118,15 @@ impl Llama {
         let model = Self::with(sizes, device, &mut |name, shape| {
             drawn += 1;
             let count = shape.iter().product();
-            Ok::<_, ModelError>(if shape.len() == 1 {
+            let mut weights = if shape.len() == 1 {
                 vec![1.0; count]
             } else {
                 let less = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
                 let deviation = if less { added } else { deviation };
                 random::normal(random::derive(seed, drawn), count, deviation)
-            })
+            };
+            change(name, &mut weights);
+            Ok::<_, ModelError>(weights)
         })?;
         Ok(Self {
             mask: config.block_mask.clone(),

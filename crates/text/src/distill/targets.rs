@@ -294,11 +294,11 @@ impl Axes {
             .map(|_| rng.random_range(-1.0..1.0))
             .collect();
         let mut next = vec![0.0; axes.len()];
-        orthonormalize(&mut axes, dim);
+        kernels::orthonormalize_rows(&mut axes, dim);
         for _ in 0..ROUNDS {
             kernels::matmul_nn(&mut next, &axes, &covariance, count, dim, dim, 1);
             std::mem::swap(&mut axes, &mut next);
-            orthonormalize(&mut axes, dim);
+            kernels::orthonormalize_rows(&mut axes, dim);
         }
         Self { mean, axes }
     }
@@ -319,20 +319,6 @@ impl Axes {
             self.project_row(row, &mut projected);
             out.extend(projected.iter().map(|&x| f16::from_f32(x)));
         }
-    }
-}
-
-/// Modified Gram-Schmidt over the rows.
-fn orthonormalize(rows: &mut [f32], dim: usize) {
-    for i in 0..rows.len() / dim {
-        let (before, row) = rows.split_at_mut(i * dim);
-        let row = &mut row[..dim];
-        for other in before.chunks_exact(dim) {
-            let along = kernels::dot(row, other);
-            row.iter_mut().zip(other).for_each(|(x, o)| *x -= along * o);
-        }
-        let norm = kernels::norm(row).max(1e-20);
-        row.iter_mut().for_each(|x| *x /= norm);
     }
 }
 

@@ -11,14 +11,15 @@
 //!
 //! of all tokens of text, and of those of records that can be known.
 //!
-//! The first steps (`practice` of them) have short windows and nothing but records: a model that
-//! looks back 64 tokens learns in some hundred steps what it does not learn in thousands on
-//! longer windows, and keeps it. The last steps have longer windows (`long_length` from
-//! `long_from` of the steps on), so that the model works at those lengths. Without a share of recall it is a plain
-//! language model. With `attention = "blocks"` it learns on PowerAttention's mask (Chen et al.
-//! 2025), so that `keyfold lm --prefill power --select power` reads it as it was trained.
+//! The first weights of two layers look back already (`start`), since finding that out takes a
+//! small model more steps than all the rest. The last steps have longer windows (`long_length`
+//! from `long_from` of the steps on), so that the model works at those lengths. Without a share
+//! of recall it is a plain language model. With `attention = "blocks"` it learns on
+//! PowerAttention's mask (Chen et al. 2025), so that `keyfold lm --prefill power --select power`
+//! reads it as it was trained.
 
 mod recall;
+mod start;
 pub(crate) mod tokenizer;
 
 use std::path::Path;
@@ -34,9 +35,10 @@ use serde_json::json;
 
 use crate::training::{Place, model_error};
 pub use recall::Recall;
+use start::LookBack;
 
 /// Tokens of the shortest windows.
-const SHORT: usize = 64;
+const SHORTEST: usize = 64;
 
 /// Begins every window.
 pub const BOS: u32 = 256;
@@ -53,9 +55,8 @@ pub struct LanguageModelConfig {
     pub mask: BlockMask,
     /// Share of windows that are records to recall.
     pub recall_share: f64,
-    /// The share of steps, at the beginning, whose windows are short and records alone; only
-    /// where there is a share of recall.
-    pub practice: f64,
+    /// The first weights.
+    pub start: Start,
     /// Tokens of a window.
     pub length: usize,
     /// Tokens of a window at the end of the training.
@@ -84,10 +85,24 @@ pub enum Attention {
     Blocks,
 }
 
+/// The first weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// All random.
+    Random,
+    /// Those of two layers find what followed the same three bytes before; the others are random.
+    LookBack,
+}
+
 impl Default for LanguageModelConfig {
     fn default() -> Self {
         Self {
-            model: LlamaConfig::default(),
+            model: LlamaConfig {
+                // Angles slow enough to know the same bytes again 2,048 positions away.
+                rope_theta: 1e6,
+                ..LlamaConfig::default()
+            },
             attention: Attention::Dense,
             mask: BlockMask {
                 block: 64,
@@ -95,7 +110,7 @@ impl Default for LanguageModelConfig {
                 ..BlockMask::default()
             },
             recall_share: 0.4,
-            practice: 0.15,
+            start: Start::LookBack,
             length: 512,
             long_length: 2048,
             long_from: 0.8,
@@ -131,9 +146,9 @@ impl LanguageModelConfig {
             ));
         }
         let longest = self.length.max(self.long_length);
-        if self.length < SHORT || self.long_length < SHORT || longest > self.batch_tokens {
+        if self.length.min(self.long_length) < SHORTEST || longest > self.batch_tokens {
             return wrong(format!(
-                "length and long_length must be at least {SHORT} and at most batch_tokens ({})",
+                "length and long_length must be at least {SHORTEST} and at most batch_tokens ({})",
                 self.batch_tokens
             ));
         }
@@ -145,7 +160,6 @@ impl LanguageModelConfig {
         }
         for (name, share) in [
             ("recall_share", self.recall_share),
-            ("practice", self.practice),
             ("long_from", self.long_from),
             ("held_out", self.held_out),
         ] {
@@ -167,16 +181,27 @@ impl LanguageModelConfig {
         }
     }
 
-    /// Tokens of a window of micro-batch `number` of `all`, and the share of records.
-    fn stage(&self, number: u64, all: u64) -> (usize, f64) {
-        let part = number as f64 / all.max(1) as f64;
-        if part < self.practice && self.recall_share > 0.0 {
-            (SHORT, 1.0)
-        } else if part < self.long_from {
-            (self.length, self.recall_share)
+    /// Tokens of a window of micro-batch `number` of `all`.
+    fn window(&self, number: u64, all: u64) -> usize {
+        if (number as f64) < self.long_from * all.max(1) as f64 {
+            self.length
         } else {
-            (self.long_length, self.recall_share)
+            self.long_length
         }
+    }
+
+    /// The model with its first weights.
+    fn init(&self, device: &Device) -> Result<Llama, TrainError> {
+        let look_back = match self.start {
+            Start::Random => None,
+            Start::LookBack => Some(LookBack::new(&self.model, self.seed)?),
+        };
+        let mut change = |name: &str, weights: &mut [f32]| {
+            if let Some(start) = &look_back {
+                start.change(name, weights);
+            }
+        };
+        Llama::init_with(&self.sizes(), self.seed, device, &mut change).map_err(model_error)
     }
 }
 
@@ -244,12 +269,12 @@ impl Task for LanguageTask<'_> {
     }
 
     fn batch(&mut self, number: u64) -> Result<Windows, LearnError> {
-        let (length, recall_share) = self.config.stage(number, self.all);
+        let length = self.config.window(number, self.all);
         let mut windows = Windows::none();
         let seed = random::derive(self.config.seed, 1 + number);
         for window in 0..(self.config.batch_tokens / length) as u64 {
             let seed = random::derive(seed, window);
-            let recall = random::unit(seed, 1) < recall_share;
+            let recall = random::unit(seed, 1) < self.config.recall_share;
             self.add_window(&mut windows, length, seed, recall);
         }
         if windows.rows.is_empty() {
@@ -346,7 +371,7 @@ pub fn train(
     }
     let device = Device::flex().autodiff();
     let sizes = config.sizes();
-    let model = Llama::init(&sizes, config.seed, &device).map_err(model_error)?;
+    let model = config.init(&device)?;
     let mut task = LanguageTask {
         config,
         text: &bytes[..cut],

@@ -16,6 +16,7 @@ fn tiny() -> LanguageModelConfig {
             max_position_embeddings: 128,
             ..LlamaConfig::default()
         },
+        start: Start::Random,
         recall_share: 0.25,
         length: 64,
         long_length: 128,
@@ -82,22 +83,45 @@ fn answers_lie_where_the_window_has_the_values_of_earlier_records() {
 }
 
 #[test]
-fn short_records_come_first_and_long_windows_last() {
+fn long_windows_come_last() {
     let config = LanguageModelConfig {
-        recall_share: 0.25,
-        practice: 0.1,
         length: 128,
         long_length: 256,
         ..tiny()
     };
-    let stages: Vec<_> = [0, 9, 10, 79, 80].map(|n| config.stage(n, 100)).into();
-    let (usual, long) = ((128, 0.25), (256, 0.25));
-    assert_eq!(stages, [(64, 1.0), (64, 1.0), usual, usual, long]);
-    let plain = LanguageModelConfig {
-        recall_share: 0.0,
-        ..config
+    assert_eq!([0, 79, 80].map(|n| config.window(n, 100)), [128, 128, 256]);
+}
+
+#[test]
+fn first_weights_that_look_back_find_values_before_any_training() {
+    let device = Device::flex();
+    let found = |config: &LanguageModelConfig| recalled(&config.init(&device).unwrap(), 256, 3);
+    let look_back = LanguageModelConfig::default();
+    let random = LanguageModelConfig {
+        start: Start::Random,
+        ..look_back.clone()
     };
-    assert_eq!(plain.stage(0, 100), (128, 0.0));
+    assert!(found(&look_back) > 0.5, "{}", found(&look_back));
+    assert_eq!(found(&random), 0.0);
+    // Every head has keys and values of its own.
+    let mut own = look_back.clone();
+    own.model.num_key_value_heads = 6;
+    assert!(found(&own) > 0.5, "{}", found(&own));
+}
+
+#[test]
+fn a_model_too_small_to_look_back_is_told_how_to_begin() {
+    let mut small = tiny();
+    small.start = Start::LookBack;
+    let why = small.init(&Device::flex()).unwrap_err().to_string();
+    assert!(
+        why.contains("hidden_size") && why.contains("start=random"),
+        "{why}"
+    );
+    let mut fast = LanguageModelConfig::default();
+    fast.model.rope_theta = 2.0;
+    let why = fast.init(&Device::flex()).unwrap_err().to_string();
+    assert!(why.contains("rope_theta"), "{why}");
 }
 
 #[test]
