@@ -290,6 +290,8 @@ impl Recursive for Ridge {
 struct LeastSquares {
     pseudo: Vec<f64>,
     free: Vec<f64>,
+    /// Directions that some `x` has reached.
+    rank: usize,
     w: Vec<f64>,
 }
 
@@ -298,6 +300,7 @@ impl LeastSquares {
         Self {
             pseudo: vec![0.0; d * d],
             free: identity(d, 1.0),
+            rank: 0,
             w: vec![0.0; d],
         }
     }
@@ -310,7 +313,10 @@ impl Recursive for LeastSquares {
         let u = times(&self.pseudo, x);
         let inside = 1.0 + dot(x, &u);
         let rest = y - dot(&self.w, x);
-        let gain: Vec<f64> = if size > 1e-10 * dot(x, x) {
+        // With all directions reached, what is left in `free` is rounding.
+        let reached = self.rank == x.len() || size <= 1e-10 * dot(x, x);
+        let gain: Vec<f64> = if !reached {
+            self.rank += 1;
             let gain: Vec<f64> = new.iter().map(|x| x / size).collect();
             add_outer(&mut self.pseudo, -1.0, &u, &gain);
             add_outer(&mut self.pseudo, -1.0, &gain, &u);
