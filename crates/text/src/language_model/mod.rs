@@ -201,7 +201,8 @@ impl LanguageModelConfig {
                 start.change(name, weights);
             }
         };
-        Llama::init_with(&self.sizes(), self.seed, device, &mut change).map_err(model_error)
+        let model = Llama::init_with(&self.sizes(), self.seed, device, &mut change);
+        model.map_err(|error| model_error(error).into())
     }
 }
 
