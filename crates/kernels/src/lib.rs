@@ -23,6 +23,7 @@ pub mod blocks;
 mod coarse;
 mod conv;
 mod dot;
+pub mod double;
 pub mod fold;
 mod gather;
 mod hamming;

@@ -2,6 +2,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use keyfold_kernels::double::softmax_rows;
 
 /// Products of fewer multiplications are made by one thread.
 const SHARE_FROM: usize = 1 << 20;
@@ -77,55 +78,12 @@ pub(crate) fn norm(a: &[f64]) -> f64 {
     dot(a, a).sqrt()
 }
 
-/// `eˣ` to five units of the sixteenth digit, 0 below -708, and no more than at 709.
-///
-/// The library's function changes between kinds of vector instructions, which after a product of
-/// matrices took a hundred nanoseconds a call; this one stays in the loop around it. That of
-/// `keyfold_kernels` is for single precision alone.
-pub(crate) fn exp(x: f64) -> f64 {
-    // 1.5 · 2⁵²: a sum with it is a whole number in its last bits.
-    const ROUND: f64 = 6_755_399_441_055_744.0;
-    // ln 2 in two parts, the first so short that its products are exact.
-    const LN_2: [f64; 2] = [
-        f64::from_bits(0x3fe6_2e42_fee0_0000),
-        f64::from_bits(0x3dea_39ef_3579_3c76),
-    ];
-    // 1 / 11!, 1 / 10! and so on.
-    const TAYLOR: [f64; 12] = [
-        1.0 / 39_916_800.0,
-        1.0 / 3_628_800.0,
-        1.0 / 362_880.0,
-        1.0 / 40_320.0,
-        1.0 / 5040.0,
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ];
-    let bounded = x.clamp(-708.0, 709.0);
-    let shifted = bounded * std::f64::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (bounded - n * LN_2[0]) - n * LN_2[1];
-    let sum = TAYLOR
-        .iter()
-        .fold(1.0 / 479_001_600.0, |sum, factor| sum * r + factor);
-    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
-    if x < -708.0 { 0.0 } else { sum * power }
-}
-
-/// Turns scores into probabilities in place, and gives `ln` of the sum of exponentials.
+/// Turns the scores of one row into probabilities in place, and gives `ln` of the sum of
+/// exponentials.
 pub(crate) fn softmax(row: &mut [f64]) -> f64 {
-    let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = exp(*x - most);
-        sum += *x;
-    }
-    row.iter_mut().for_each(|x| *x /= sum);
-    most + sum.ln()
+    let mut log = [0.0];
+    softmax_rows(row, row.len(), &mut log);
+    log[0]
 }
 
 /// The place of the greatest number, the first of equals.
@@ -159,28 +117,5 @@ mod tests {
         let want: f64 = (0..3).map(|k| a[k * 5 + 1] * a[k * 5 + 4]).sum();
         assert_eq!(sum[5 + 4], 1.0 + 2.0 * want);
         assert_eq!(dot(&a, &a), a.iter().map(|x| x * x).sum::<f64>());
-    }
-
-    #[test]
-    fn exp_is_that_of_the_library() {
-        let all = (0..300_000).map(|i| -707.5 + f64::from(i) * 4.7e-3);
-        for x in all.chain([-708.0, -1e-300, 0.0, 1e-9, 709.0]) {
-            let (ours, theirs) = (exp(x), x.exp());
-            assert!((ours / theirs - 1.0).abs() < 1e-15, "{x}: {ours} {theirs}");
-        }
-        assert_eq!(
-            (exp(0.0), exp(-709.0), exp(f64::NEG_INFINITY)),
-            (1.0, 0.0, 0.0)
-        );
-        assert_eq!(exp(f64::INFINITY), exp(709.0));
-        assert!(exp(f64::NAN).is_nan());
-    }
-
-    #[test]
-    fn softmax_takes_scores_of_any_size() {
-        let mut row = [1000.0, 1000.0, f64::NEG_INFINITY];
-        let log = softmax(&mut row);
-        assert_eq!(row, [0.5, 0.5, 0.0]);
-        assert!((log - 1000.0 - 2f64.ln()).abs() < 1e-12);
     }
 }

@@ -10,9 +10,9 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use crate::algebra::softmax;
 use crate::metrics::{calibration_error, log_loss, short};
 use crate::{Labels, PredictError, Table};
+use keyfold_kernels::double::softmax_rows;
 
 /// A temperature, and what it did to rows that were not learned from.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -81,9 +81,7 @@ pub fn fit(logits: &[f64], codes: &[usize]) -> Result<Calibration, PredictError>
 /// Probabilities of scores at a temperature.
 pub fn probabilities(logits: &[f64], classes: usize, temperature: f64) -> Vec<f64> {
     let mut all: Vec<f64> = logits.iter().map(|x| x / temperature).collect();
-    all.chunks_exact_mut(classes).for_each(|row| {
-        softmax(row);
-    });
+    softmax_rows(&mut all, classes, &mut vec![0.0; logits.len() / classes]);
     all
 }
 

@@ -173,7 +173,11 @@ fn search(
             low = t;
             t = match high.is_finite() {
                 true => 0.5 * (low + high),
-                false => 2.0 * t,
+                // Where the slope would be 0 if it went on as it changed so far.
+                false => {
+                    let zero = t * slope / (slope - there_slope).min(-f64::MIN_POSITIVE);
+                    zero.clamp(2.0 * t, 8.0 * t)
+                }
             };
             continue;
         }

@@ -25,6 +25,7 @@ mod lifted;
 mod tests;
 
 use keyfold_core::Progress;
+use keyfold_kernels::double::exp_of;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -168,13 +169,16 @@ impl State<'_> {
 /// Turns scores of the classes but the first into probability less truth; gives the loss.
 fn residual(row: &mut [f64], code: usize) -> f64 {
     let most = row.iter().copied().fold(0.0, f64::max);
-    let sum: f64 = (-most).exp() + row.iter().map(|s| (s - most).exp()).sum::<f64>();
-    let log = most + sum.ln();
     let truth = if code == 0 { 0.0 } else { row[code - 1] };
-    for (k, s) in row.iter_mut().enumerate() {
-        *s = (*s - log).exp() - f64::from(u8::from(k + 1 == code));
+    let mut sum = exp_of(-most);
+    for s in row.iter_mut() {
+        *s = exp_of(*s - most);
+        sum += *s;
     }
-    log - truth
+    for (k, s) in row.iter_mut().enumerate() {
+        *s = *s / sum - f64::from(u8::from(k + 1 == code));
+    }
+    most + sum.ln() - truth
 }
 
 impl SupervisedDictionary {

@@ -12,6 +12,8 @@
 
 use std::f64::consts::LN_2;
 
+use keyfold_kernels::double::{exp, exp_of};
+
 use crate::algebra::{multiply, product, view};
 use crate::{PredictError, Table};
 
@@ -97,7 +99,8 @@ fn kernel(rows: &[f64], dim: usize, sigma: Sigma) -> (Vec<f64>, f64) {
     let mut all = distances(rows, rows, dim);
     let sigma = sigma.of(&all, n);
     let by = -0.5 / (sigma * sigma);
-    all.iter_mut().for_each(|d| *d = (*d * by).exp());
+    all.iter_mut().for_each(|d| *d *= by);
+    exp(&mut all);
     (0..n).for_each(|i| all[i * n + i] = 1.0);
     (all, sigma)
 }
@@ -131,7 +134,7 @@ pub fn cs_divergence(a: &Table, b: &Table, sigma: Sigma) -> Result<f64, PredictE
     let log_mean = |a: &[f64], b: &[f64]| {
         let all = distances(a, b, dim);
         let least = all.iter().copied().fold(f64::INFINITY, f64::min);
-        let sum: f64 = all.iter().map(|d| ((d - least) * by).exp()).sum();
+        let sum: f64 = all.iter().map(|d| exp_of((d - least) * by)).sum();
         least * by + (sum / all.len() as f64).ln()
     };
     let (x, y) = (a.numbers(), b.numbers());
@@ -166,28 +169,33 @@ pub fn cs_conditional_gradient(
     let weights: Vec<f64> = (k.chunks_exact(n))
         .map(|row| 1.0 / row.iter().map(|k| k * k).sum::<f64>())
         .collect();
-    let gauss = |a: f64, b: f64| (-0.5 * bend * (a - b) * (a - b)).exp();
+    let power = |a: f64, b: f64| -0.5 * bend * (a - b) * (a - b);
 
     // The term across is summed from its greatest part, since all of it may be too small
     // for a number where what is told is far off.
-    let near = |j: usize, i: usize| {
-        let d = told[j] - y[i];
-        -0.5 * bend * d * d
-    };
-    let greatest = (0..n).map(|j| near(j, j)).fold(f64::NEG_INFINITY, f64::max);
+    let greatest = (told.iter().zip(y))
+        .map(|(a, b)| power(*a, *b))
+        .fold(f64::NEG_INFINITY, f64::max);
     let (mut self_y, mut self_told, mut across) = (0.0, 0.0, 0.0);
     let (mut pull_self, mut pull_across) = (vec![0.0; n], vec![0.0; n]);
+    // Of a row: targets with targets, told with told, told with targets.
+    let mut gauss = vec![[0.0; 3]; n];
     for j in 0..n {
-        for i in 0..n {
+        for (i, gauss) in gauss.iter_mut().enumerate() {
+            *gauss = [
+                power(y[j], y[i]),
+                power(told[j], told[i]),
+                power(told[j], y[i]) - greatest,
+            ];
+        }
+        exp(gauss.as_flattened_mut());
+        for (i, [of_y, of_told, of_both]) in gauss.iter().enumerate() {
             let k = k[j * n + i];
-            if k == 0.0 {
-                continue;
-            }
-            self_y += k * gauss(y[j], y[i]) * weights[j];
-            let l = k * gauss(told[j], told[i]);
+            self_y += k * of_y * weights[j];
+            let l = k * of_told;
             self_told += l * weights[j];
             pull_self[j] -= l * (weights[j] + weights[i]) * (told[j] - told[i]) * bend;
-            let l = k * (near(j, i) - greatest).exp() * weights[j];
+            let l = k * of_both * weights[j];
             across += l;
             pull_across[j] -= l * (told[j] - y[i]) * bend;
         }

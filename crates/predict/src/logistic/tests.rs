@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::algebra::softmax;
 use keyfold_core::{NoProgress, StopAfter};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
