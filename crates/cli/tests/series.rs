@@ -66,6 +66,7 @@ fn a_table_is_forecast_at_once() {
     let svg = std::fs::read_to_string(notes.file("load.svg")).unwrap();
     assert_eq!(svg.matches("<polyline").count(), 4);
 
+    assert!(told.get("constant").is_none());
     let text = notes.run(&args).ok();
     assert!(
         text.contains("2024-01-26 05:00") && text.contains("last value"),
@@ -131,6 +132,63 @@ fn a_forecaster_is_trained_and_asked() {
     notes
         .run(&[&train[..], &TINY].concat())
         .fails(1, &["holds a training already"]);
+}
+
+/// A table with more cells in every row.
+fn with_cells(table: &str, names: &str, cells: &str) -> String {
+    let mut lines = table.lines();
+    let mut text = format!("{},{names}\n", lines.next().unwrap());
+    for line in lines {
+        text += &format!("{line},{cells}\n");
+    }
+    text
+}
+
+#[test]
+fn a_column_that_does_not_change_is_told_and_stays() {
+    let notes = Notes::new();
+    notes.write("load.csv", &with_cells(&table(400), "valve", "7"));
+    let args = ["series", "forecast", "load.csv", "--horizon", "3"];
+    let told = notes.run(&[&args[..], &["--json"]].concat()).json();
+    assert_eq!(told["constant"], serde_json::json!(["valve"]));
+    for row in told["forecast"].as_array().unwrap() {
+        let valve = row["values"]["valve"].as_f64().unwrap();
+        assert!((valve - 7.0).abs() < 1e-3, "{row}");
+    }
+    let text = notes.run(&args).ok();
+    assert!(text.contains("valve holds one number"), "{text}");
+}
+
+#[test]
+fn what_is_ignored_is_ignored_in_the_coming_rows_too() {
+    let notes = Notes::new();
+    notes.write(
+        "load.csv",
+        &with_cells(&table(300), "holiday,note", "0,word"),
+    );
+    let train = [
+        "train",
+        "tsm2",
+        "--data",
+        "load.csv",
+        "--out",
+        "model",
+        "--ignore",
+        "note",
+        "--set",
+        "future=[\"holiday\"]",
+    ];
+    notes.run(&[&train[..], &TINY].concat()).json();
+    let args = [
+        "series", "forecast", "load.csv", "--model", "model", "--ignore", "note", "--future",
+        "next.csv", "--json",
+    ];
+    for columns in ["holiday\n", "holiday,note\n"] {
+        let row = columns.replace("holiday", "1").replace("note", "word");
+        notes.write("next.csv", &format!("{columns}{}", row.repeat(12)));
+        let told = notes.run(&args).json();
+        assert_eq!(told["forecast"].as_array().unwrap().len(), 12);
+    }
 }
 
 #[test]

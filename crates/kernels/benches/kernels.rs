@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod language;
+mod scan;
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -112,6 +113,7 @@ fn main() {
     assignment(&mut bench);
     scans(&mut bench);
     fixed_dimensional(&mut bench);
+    scan::scan(&mut bench);
     language::language(&mut bench);
     bench.criterion.final_summary();
 }

@@ -45,6 +45,13 @@ impl Series {
         })
     }
 
+    /// The columns that hold one number throughout: nothing can be learned of them.
+    pub fn still(&self) -> Vec<&str> {
+        let columns = self.names.iter().zip(&self.columns);
+        let still = columns.filter(|(_, column)| column.windows(2).all(|pair| pair[0] == pair[1]));
+        still.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Some of the rows.
     ///
     /// # Panics
@@ -69,6 +76,8 @@ pub struct SeriesOptions {
     pub time: Option<String>,
     /// Columns that are left out.
     pub ignore: Vec<String>,
+    /// Columns of `ignore` need not be there.
+    pub may_lack: bool,
     /// A cell without a number takes the one above it.
     pub fill: bool,
 }
@@ -106,8 +115,10 @@ pub fn read_series(path: &Path, options: &SeriesOptions) -> Result<Series, Signa
         ));
     }
     let time = time_column(&header, first, options, &table)?;
-    for name in &options.ignore {
-        position(&header, name, &table)?;
+    if !options.may_lack {
+        for name in &options.ignore {
+            position(&header, name, &table)?;
+        }
     }
     let mut series = Series::default();
     if let Some(time) = time {
@@ -311,5 +322,19 @@ mod tests {
         };
         let error = read("a,b\n1,2\n", &unknown).unwrap_err().to_string();
         assert!(error.contains("no column 'nothing', but: a, b"), "{error}");
+        let lenient = SeriesOptions {
+            may_lack: true,
+            ..options
+        };
+        let series = read("a,when\n1,5\n", &lenient).unwrap();
+        assert_eq!(series.names, ["a"]);
+        let series = read("a,when,note\n1,5,hello\n", &lenient).unwrap();
+        assert_eq!(series.names, ["a"]);
+    }
+
+    #[test]
+    fn columns_that_do_not_change_are_found() {
+        let series = read("a,b,c\n1,7,7\n2,7,7\n2,7,8\n", &SeriesOptions::default()).unwrap();
+        assert_eq!(series.still(), ["b"]);
     }
 }

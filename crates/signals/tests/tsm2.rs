@@ -104,12 +104,13 @@ fn a_window_in_a_batch_has_the_forecast_that_it_has_alone() {
 
 #[test]
 fn every_kind_of_average_learns_and_odd_sizes_are_no_trouble() {
-    for (averaging, channel_mixer) in [
-        (Averaging::Softmax, true),
-        (Averaging::Raw, true),
-        (Averaging::Plain, true),
-        (Averaging::Raw, false),
-        (Averaging::Softmax, false),
+    for (averaging, channel_mixer, mlp) in [
+        (Averaging::Softmax, true, false),
+        (Averaging::Raw, true, false),
+        (Averaging::Raw, true, true),
+        (Averaging::Plain, true, false),
+        (Averaging::Raw, false, false),
+        (Averaging::Softmax, false, false),
     ] {
         // One column, a single patch, a length that no stride divides.
         for (seq_len, columns) in [(5, 1), (23, 4)] {
@@ -122,6 +123,7 @@ fn every_kind_of_average_learns_and_odd_sizes_are_no_trouble() {
                 num_layers: 3,
                 averaging,
                 channel_mixer,
+                mlp_channels: if mlp { columns } else { 0 },
                 ..Tsm2Config::default()
             };
             let model = Tsm2::init(&sizes, 3, &device()).unwrap();
@@ -150,6 +152,34 @@ fn every_kind_of_average_learns_and_odd_sizes_are_no_trouble() {
             assert_eq!(averages, if averaging == Averaging::Plain { 0 } else { 3 });
         }
     }
+}
+
+#[test]
+fn linear_maps_over_columns_are_kept_and_tell_one_column_from_another() {
+    let mut config = small();
+    config.model.mlp_channels = 2;
+    config.optim.max_steps = 4;
+    let series = seasonal(200);
+    let out = tempfile::tempdir().unwrap();
+    trained(&series, None, &config, out.path()).unwrap();
+    let place = ModelFolder::find(&out.path().to_string_lossy()).unwrap();
+    let model = Forecaster::load(&place).unwrap();
+    let names: Vec<String> = model
+        .model()
+        .tensors()
+        .into_iter()
+        .map(|t| t.name)
+        .collect();
+    assert!(
+        names.contains(&"channel_mlps_up.0.weight".into()),
+        "{names:?}"
+    );
+    assert!(!names.iter().any(|n| n.starts_with("channel_mixers")));
+    let influence = model.influence(&series, None).unwrap();
+    assert!(
+        influence[0][1] > 1e-3 && influence[1][0] > 1e-3,
+        "{influence:?}"
+    );
 }
 
 fn seasonal(rows: usize) -> Series {
@@ -313,6 +343,14 @@ fn what_cannot_be_learned_is_refused_by_name() {
     assert!(refused(&|c| c.model.dropout = 1.0).contains("dropout is 1"));
     assert!(refused(&|c| c.held_out = 1.0).contains("held_out is 1"));
     assert!(refused(&|c| c.model.static_features = 2).contains("static_features is 2"));
+    assert!(refused(&|c| c.model.mlp_channels = 3).contains("2 columns are forecast"));
+    assert!(
+        refused(&|c| {
+            c.model.mlp_channels = 2;
+            c.model.channel_mixer = false;
+        })
+        .contains("channel_mixer is false")
+    );
     assert!(
         refused(&|c| {
             c.targets = vec!["a".into()];

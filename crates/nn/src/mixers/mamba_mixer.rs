@@ -10,6 +10,10 @@
 //! channels(x) = x + there(norm(x)) + flip(back(flip(norm(x))))  along the channels of each token
 //! ```
 //!
+//! In the place of the second, two linear maps with GELU between them may mix the channels (the paper's
+//! TSM2-MLP, to compare with): `x + down(gelu(up(norm(x))))` for each number of a row, which fixes how
+//! many channels there are.
+//!
 //! Tensors have the names of the replication whose numbers came near the paper's
 //! (n8thantran/mambamixer-replication): the authors published no code.
 
@@ -18,9 +22,9 @@ use burn::tensor::{Device, Tensor, activation};
 use keyfold_sequence::mamba_mixer::{Averaging, Grid};
 use serde::{Deserialize, Serialize};
 
-use super::{Mamba, MambaConfig, Source, refused};
+use super::{Mamba, MambaConfig, Source, even, refused};
 use crate::checkpoint::{NamedTensor, numbers};
-use crate::{LayerNorm, ModelError, ops, random};
+use crate::{LayerNorm, Linear, ModelError, ops, random};
 
 /// Sizes of a stack of layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +44,8 @@ pub struct MambaMixerConfig {
     pub averaging: Averaging,
     /// Whether channels are mixed as well.
     pub channel_mixer: bool,
+    /// 0, or the number of channels: linear maps then mix them in the place of scans.
+    pub mlp_channels: usize,
     /// Share of a mixer's numbers that learning leaves out.
     pub dropout: f64,
 }
@@ -55,6 +61,7 @@ impl Default for MambaMixerConfig {
             num_layers: 2,
             averaging: Averaging::Softmax,
             channel_mixer: true,
+            mlp_channels: 0,
             dropout: 0.3,
         }
     }
@@ -229,18 +236,75 @@ struct Layer {
 #[derive(Module, Debug)]
 struct Channel {
     norm: LayerNorm,
-    there: Mamba,
-    back: Mamba,
+    mixer: ChannelMixer,
+}
+
+#[derive(Module, Debug)]
+enum ChannelMixer {
+    /// Scans from both ends.
+    Scans((Mamba, Mamba)),
+    /// Maps up and down.
+    Mlp((Linear, Linear)),
 }
 
 impl Channel {
     /// Rows that lie token after token.
     fn forward(&self, x: Tensor<2>, starts: &[usize]) -> Tensor<2> {
         let x = self.norm.forward(x);
-        let there = self.there.forward(x.clone(), starts);
-        let back = self.back.forward(ops::reversed(x, starts), starts);
-        there + ops::reversed(back, starts)
+        match &self.mixer {
+            ChannelMixer::Scans((there, back)) => {
+                let there = there.forward(x.clone(), starts);
+                let back = back.forward(ops::reversed(x, starts), starts);
+                there + ops::reversed(back, starts)
+            }
+            ChannelMixer::Mlp((up, down)) => {
+                let ([rows, width], [_, channels]) = (x.dims(), up.weight.dims());
+                let tokens = rows / channels;
+                let x = x.reshape([tokens, channels, width]).swap_dims(1, 2);
+                let x = down.forward(up.forward_gelu(x.reshape([tokens * width, channels])));
+                let x = x.reshape([tokens, width, channels]).swap_dims(1, 2);
+                x.reshape([rows, width])
+            }
+        }
     }
+
+    fn tensors(&self, name: impl Fn(&str) -> String) -> Vec<NamedTensor> {
+        let mut all = self.norm.tensors(&name("channel_norms"));
+        match &self.mixer {
+            ChannelMixer::Scans((there, back)) => {
+                all.extend(there.tensors(&name("channel_mixers_fwd")));
+                all.extend(back.tensors(&name("channel_mixers_bwd")));
+            }
+            ChannelMixer::Mlp((up, down)) => {
+                all.extend(up.tensors(&name("channel_mlps_up")));
+                all.extend(down.tensors(&name("channel_mlps_down")));
+            }
+        }
+        all
+    }
+}
+
+/// A linear map with bias, begun as PyTorch begins one.
+fn linear(
+    source: &mut Source,
+    name: &str,
+    [inputs, outputs]: [usize; 2],
+    device: &Device,
+) -> Result<Linear, ModelError> {
+    let bound = (inputs as f64).sqrt().recip();
+    let weight = source.tensor(
+        &format!("{name}.weight"),
+        [outputs, inputs],
+        device,
+        |_, seed| even(seed, outputs * inputs, bound),
+    )?;
+    let bias = source.tensor(&format!("{name}.bias"), [outputs], device, |_, seed| {
+        even(seed, outputs, bound)
+    })?;
+    Ok(Linear {
+        weight,
+        bias: Some(bias),
+    })
 }
 
 /// A stack of layers of MambaMixer.
@@ -267,6 +331,11 @@ impl MambaMixer {
                 config.dropout
             )));
         }
+        if config.mlp_channels > 0 && !config.channel_mixer {
+            return Err(refused(
+                "linear maps over channels are asked for, and channel_mixer is false",
+            ));
+        }
         let d = config.d_model;
         let mamba = MambaConfig {
             d_model: d,
@@ -287,8 +356,21 @@ impl MambaMixer {
                 false => None,
                 true => Some(Channel {
                     norm: source.layer_norm(&format!("channel_norms.{l}"), d, device)?,
-                    there: mixer("channel_mixers_fwd", source)?,
-                    back: mixer("channel_mixers_bwd", source)?,
+                    mixer: match config.mlp_channels {
+                        0 => ChannelMixer::Scans((
+                            mixer("channel_mixers_fwd", source)?,
+                            mixer("channel_mixers_bwd", source)?,
+                        )),
+                        channels => {
+                            let inner = config.expand * channels;
+                            let up = format!("channel_mlps_up.{l}");
+                            let down = format!("channel_mlps_down.{l}");
+                            ChannelMixer::Mlp((
+                                linear(source, &up, [channels, inner], device)?,
+                                linear(source, &down, [inner, channels], device)?,
+                            ))
+                        }
+                    },
                 }),
             };
             Ok::<_, ModelError>(Layer {
@@ -308,7 +390,7 @@ impl MambaMixer {
     /// `learning`; without it none are.
     ///
     /// # Panics
-    /// When the grid has another number of rows.
+    /// When the grid has another number of rows, or linear maps over channels are of other items.
     pub fn forward(&self, x: Tensor<2>, grid: &Grid, learning: Option<u64>) -> Tensor<2> {
         assert_eq!(x.dims()[0], grid.rows(), "a row for each place of the grid");
         let drop = |x: Tensor<2>, part: u64| match learning {
@@ -349,9 +431,7 @@ impl MambaMixer {
             all.extend(layer.token_norm.tensors(&name("token_norms")));
             all.extend(layer.token_mixer.tensors(&name("token_mixers")));
             if let Some(channel) = &layer.channel {
-                all.extend(channel.norm.tensors(&name("channel_norms")));
-                all.extend(channel.there.tensors(&name("channel_mixers_fwd")));
-                all.extend(channel.back.tensors(&name("channel_mixers_bwd")));
+                all.extend(channel.tensors(name));
             }
         }
         all

@@ -32,6 +32,9 @@ pub struct Tsm2Config {
     pub averaging: Averaging,
     /// Whether columns are mixed as well.
     pub channel_mixer: bool,
+    /// 0, or the number of columns that are forecast: linear maps then mix them in the place of
+    /// scans (TSM2-MLP).
+    pub mlp_channels: usize,
     /// Share of numbers that learning leaves out.
     pub dropout: f64,
     /// Features of each column that do not change; 0 is what the data has.
@@ -56,6 +59,7 @@ impl Default for Tsm2Config {
             num_layers: mixer.num_layers,
             averaging: mixer.averaging,
             channel_mixer: mixer.channel_mixer,
+            mlp_channels: mixer.mlp_channels,
             dropout: mixer.dropout,
             static_features: 0,
             future_features: 0,
@@ -88,6 +92,7 @@ impl Tsm2Config {
             num_layers: self.num_layers,
             averaging: self.averaging,
             channel_mixer: self.channel_mixer,
+            mlp_channels: self.mlp_channels,
             dropout: self.dropout,
         }
     }

@@ -71,6 +71,7 @@ impl Forecaster {
         let statics = learned.targets.len() * sizes.static_features;
         let usable = |x: &f64| x.is_finite() && *x > 0.0;
         if learned.targets.is_empty()
+            || ![0, learned.targets.len()].contains(&sizes.mlp_channels)
             || learned.future.len() != sizes.future_features
             || learned.statics.len() != statics
             || [&scaler.mean, &scaler.deviation]

@@ -272,6 +272,12 @@ fn prepared(
         }
         *set = found;
     }
+    if ![0, targets].contains(&sizes.mlp_channels) {
+        return Err(SignalError::Unfit(format!(
+            "model.mlp_channels is {}; {targets} columns are forecast",
+            sizes.mlp_channels
+        )));
+    }
     sizes.check()?;
     let learned = Learned {
         targets: names[..targets].to_vec(),

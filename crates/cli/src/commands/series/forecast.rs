@@ -80,6 +80,7 @@ pub(super) fn run(args: &ForecastArgs, globals: &Globals) -> anyhow::Result<Outc
         None => by_line(args, &series)?,
     };
     let rows = told.values[0].len();
+    note_still(&mut told, &series)?;
     told.times = times_after(&series.times, rows)
         .unwrap_or_else(|| (1..=rows).map(|row| format!("+{row}")).collect());
     if let Some(path) = &args.svg {
@@ -142,13 +143,33 @@ fn by_model(
 }
 
 impl ForecastArgs {
-    /// What is left out of the table need not be there.
+    /// What is left out of the table is left out here too, where it is there.
     fn table_of_future(&self) -> keyfold_signals::SeriesOptions {
         keyfold_signals::SeriesOptions {
-            ignore: Vec::new(),
+            may_lack: true,
             ..self.table.options()
         }
     }
+}
+
+/// Warns of columns that hold one number throughout.
+fn note_still(told: &mut Told, series: &Series) -> anyhow::Result<()> {
+    let shown = series.select(&told.names, "the table")?;
+    let still = shown.still();
+    if !still.is_empty() {
+        told.notes.push(("warning", still_line(&still)));
+        told.json.insert("constant".into(), json!(still));
+    }
+    Ok(())
+}
+
+/// What is said of columns that hold one number throughout.
+pub(crate) fn still_line(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
+    format!(
+        "{} holds one number throughout; nothing can be learned of it, and it is taken to stay",
+        names.join(", ")
+    )
 }
 
 fn explain(

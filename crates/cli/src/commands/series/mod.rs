@@ -31,6 +31,8 @@ pub(crate) fn run(args: &SeriesArgs, globals: &Globals) -> anyhow::Result<Outcom
     }
 }
 
+pub(crate) use forecast::still_line;
+
 /// How a table is read.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TableArgs {
@@ -50,6 +52,7 @@ impl TableArgs {
         keyfold_signals::SeriesOptions {
             time: self.time.clone(),
             ignore: self.ignore.clone(),
+            may_lack: false,
             fill: self.fill,
         }
     }

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use keyfold_core::Progress;
 use keyfold_signals::tsm2::{Tsm2Training, train};
 use keyfold_signals::{SeriesOptions, read_series};
 
-use super::training::TrainingArgs;
+use super::training::{NOTES, TrainingArgs};
 use crate::args::Globals;
-use crate::commands::series::TableArgs;
+use crate::commands::series::{TableArgs, still_line};
 use crate::failure::Outcome;
+use crate::progress::StderrProgress;
 
 /// Train a forecaster of many columns over time
 ///
@@ -50,6 +52,10 @@ pub(super) fn run(args: &Tsm2Args, globals: &Globals) -> anyhow::Result<Outcome>
         Some(path) => Some(read_series(path, &SeriesOptions::default())?),
         None => None,
     };
+    let still = series.still();
+    if !still.is_empty() {
+        StderrProgress::new(globals.quiet, NOTES).note(&still_line(&still));
+    }
     args.training.watch(globals, "tsm2", |place| {
         train(&series, statics.as_ref(), &config, place)
     })
