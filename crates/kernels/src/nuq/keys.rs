@@ -207,73 +207,175 @@ fn dots_of<V: Eight, const BITS: u32>(run: &Run, queries: &[f32], out: &mut [f32
     }
 }
 
+/// Pairs of channels whose queries are laid side by side at once.
+const CHUNK: usize = 32;
+
+/// Numbers of `G` queries for the two channels of some pairs.
+type Packed<const G: usize> = [[[f32; G]; 2]; CHUNK];
+
 #[inline(always)]
 fn dot_tile<V: Eight, const BITS: u32, const G: usize>(
     run: &Run,
     queries: &[f32],
     out: &mut [f32],
 ) {
-    let count = run.granules.len();
-    let mut i = 0;
-    // Two at once: numbers of queries and tables are loaded half as often.
-    while i + 2 <= count {
-        dot_granules::<V, BITS, G, 2>(run, i, queries, out);
-        i += 2;
+    let (dim, pairs, count) = (run.keys.dim, run.angles.pairs(), run.granules.len());
+    assert!(queries.len() == G * dim && out.len() == G * count * GRANULE && 2 * pairs <= dim);
+    if pairs == 0 {
+        out.fill(0.0);
     }
-    if i < count {
-        dot_granules::<V, BITS, G, 1>(run, i, queries, out);
+    for first in (0..pairs).step_by(CHUNK) {
+        let chunk = (pairs - first).min(CHUNK);
+        let mut packed: Packed<G> = [[[0.0; G]; 2]; CHUNK];
+        for (i, [to_a, to_b]) in packed.iter_mut().take(chunk).enumerate() {
+            let (a, b) = run.channels(first + i, pairs);
+            for q in 0..G {
+                to_a[q] = queries[q * dim + a];
+                to_b[q] = queries[q * dim + b];
+            }
+        }
+        let mut i = 0;
+        // Two granules at once: numbers of queries and tables are loaded half as often.
+        while i + 2 <= count {
+            dot_pairs::<V, BITS, G, 2>(run, i, first, &packed[..chunk], out);
+            i += 2;
+        }
+        if i < count {
+            dot_pairs::<V, BITS, G, 1>(run, i, first, &packed[..chunk], out);
+        }
+    }
+    if 2 * pairs < dim {
+        for i in 0..count {
+            dot_still::<V, BITS, G>(run, i, queries, out);
+        }
     }
 }
 
-/// Products with `R` granules from the `first` of the run on.
+/// Adds to the products with `R` granules from the `i`-th of the run on what the pairs from
+/// `first` on give; the first pairs begin them.
 #[inline(always)]
-fn dot_granules<V: Eight, const BITS: u32, const G: usize, const R: usize>(
+fn dot_pairs<V: Eight, const BITS: u32, const G: usize, const R: usize>(
     run: &Run,
+    i: usize,
     first: usize,
-    queries: &[f32],
+    packed: &[[[f32; G]; 2]],
     out: &mut [f32],
 ) {
-    let (dim, rows, pairs) = (
-        run.keys.dim,
-        run.granules.len() * GRANULE,
-        run.angles.pairs(),
-    );
-    assert!(queries.len() == G * dim && out.len() == G * rows && 2 * pairs <= dim);
-    let zero = V::splat(0.0);
-    let mut sums = [[zero; R]; G];
-    for pair in 0..pairs {
-        let (a, b) = run.channels(pair, pairs);
-        let tables = [run.table::<V, BITS>(a), run.table::<V, BITS>(b)];
-        let mut x = [(zero, zero); R];
-        for (r, x) in x.iter_mut().enumerate() {
-            *x = run.turned::<V, BITS>(first + r, pair, (a, b), tables);
-        }
+    let (dim, pairs) = (run.keys.dim, run.angles.pairs());
+    let rows = run.granules.len() * GRANULE;
+    assert!(i + R <= run.granules.len() && first + packed.len() <= pairs && out.len() == G * rows);
+    let mut sums = [[V::splat(0.0); R]; G];
+    if first > 0 {
         for (q, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: both channels of a pair are less than 2 * pairs <= dim.
-            let (to_a, to_b) = unsafe {
-                (
-                    V::splat(*queries.get_unchecked(q * dim + a)),
-                    V::splat(*queries.get_unchecked(q * dim + b)),
-                )
-            };
-            for (sum, (x, y)) in sums.iter_mut().zip(x) {
-                *sum = y.mul_add(to_b, x.mul_add(to_a, *sum));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = V::load(&out[q * rows + (i + r) * GRANULE..]);
             }
         }
     }
-    for channel in 2 * pairs..dim {
-        let table = run.table::<V, BITS>(channel);
-        for r in 0..R {
-            let x = run.load::<V, BITS>(run.granules.start + first + r, channel, table);
-            for (q, sums) in sums.iter_mut().enumerate() {
-                sums[r] = x.mul_add(V::splat(queries[q * dim + channel]), sums[r]);
+    // From a pair to the next, and from its first channel to its second.
+    let (next, second) = match run.keys.rotation {
+        Rotation::Half => (1, pairs),
+        Rotation::Interleaved => (2, 1),
+    };
+    let (bits, len) = (BITS as usize, table_len(BITS));
+    let granule = dim * bits;
+    // SAFETY: `Run::new` has seen that the bytes of all granules before the end of the run
+    // and four more are there, a table for every channel, and angles `[pairs, stride]` for
+    // all columns of the run. Both channels of a pair are less than `2 * pairs`, which is no
+    // more than `dim`; pairs end with `first + packed.len()`, which is no more than `pairs`.
+    // Pointers to angles behind the last pair are made with wrapping arithmetic and not read.
+    unsafe {
+        let mut codes =
+            (run.keys.bytes.as_ptr()).add((run.granules.start + i) * granule + first * next * bits);
+        let mut tables = run.keys.tables.as_ptr().add(first * next * len);
+        let at = first * run.angles.stride + run.column + i * GRANULE;
+        let mut cos = run.angles.cos.as_ptr().add(at);
+        let mut sin = run.angles.sin.as_ptr().add(at);
+        let mut coded = pair_codes::<V, BITS, R>(codes, tables, granule, second);
+        for (k, queries) in packed.iter().enumerate() {
+            let mut turned = coded;
+            for (r, [x, y]) in turned.iter_mut().enumerate() {
+                let cos = V::load_at(cos.add(r * GRANULE));
+                let sin = V::load_at(sin.add(r * GRANULE));
+                (*x, *y) = (x.mul_sub(cos, y.mul(sin)), y.mul_add(cos, x.mul(sin)));
             }
+            // The next pair is looked up while this one is multiplied; behind the last, the
+            // last once more.
+            let step = if k + 1 < packed.len() { next } else { 0 };
+            codes = codes.add(step * bits);
+            tables = tables.add(step * len);
+            coded = pair_codes::<V, BITS, R>(codes, tables, granule, second);
+            for (q, sums) in sums.iter_mut().enumerate() {
+                let (to_a, to_b) = (V::splat(queries[0][q]), V::splat(queries[1][q]));
+                for (sum, turned) in sums.iter_mut().zip(turned) {
+                    *sum = turned[1].mul_add(to_b, turned[0].mul_add(to_a, *sum));
+                }
+            }
+            cos = cos.wrapping_add(run.angles.stride);
+            sin = sin.wrapping_add(run.angles.stride);
         }
     }
     for (q, sums) in sums.iter().enumerate() {
         for (r, sum) in sums.iter().enumerate() {
-            sum.store(&mut out[q * rows + (first + r) * GRANULE..][..GRANULE]);
+            sum.store(&mut out[q * rows + (i + r) * GRANULE..][..GRANULE]);
         }
+    }
+}
+
+/// The numbers of the two channels of a pair in `R` granules.
+///
+/// # Safety
+/// Codes of the channels and four bytes must be readable at `codes` and `second` channels
+/// further, for `R` granules of `granule` bytes each; tables likewise at `tables`.
+#[inline(always)]
+unsafe fn pair_codes<V: Eight, const BITS: u32, const R: usize>(
+    codes: *const u8,
+    tables: *const f32,
+    granule: usize,
+    second: usize,
+) -> [[V; 2]; R] {
+    let mut found = [[V::splat(0.0); 2]; R];
+    for (which, at) in [0, second].into_iter().enumerate() {
+        // SAFETY: by contract.
+        unsafe {
+            let table = tables.add(at * table_len(BITS));
+            let low = V::load_at(table);
+            let high = if BITS == 4 {
+                V::load_at(table.add(8))
+            } else {
+                low
+            };
+            for (r, found) in found.iter_mut().enumerate() {
+                let word = codes.add(r * granule + at * BITS as usize).cast::<u32>();
+                let word = u32::from_le(word.read_unaligned());
+                found[which] = V::look_up::<BITS>(word, 0, low, high);
+            }
+        }
+    }
+    found
+}
+
+/// Adds to the products with the `i`-th granule of the run what channels that are not turned
+/// give.
+#[inline(always)]
+fn dot_still<V: Eight, const BITS: u32, const G: usize>(
+    run: &Run,
+    i: usize,
+    queries: &[f32],
+    out: &mut [f32],
+) {
+    let (dim, rows) = (run.keys.dim, run.granules.len() * GRANULE);
+    let mut sums = [V::splat(0.0); G];
+    for channel in 2 * run.angles.pairs()..dim {
+        let table = run.table::<V, BITS>(channel);
+        let x = run.load::<V, BITS>(run.granules.start + i, channel, table);
+        for (q, sum) in sums.iter_mut().enumerate() {
+            *sum = x.mul_add(V::splat(queries[q * dim + channel]), *sum);
+        }
+    }
+    for (q, sum) in sums.iter().enumerate() {
+        let to = &mut out[q * rows + i * GRANULE..][..GRANULE];
+        sum.add(V::load(to)).store(to);
     }
 }
 

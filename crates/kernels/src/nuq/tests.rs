@@ -210,3 +210,92 @@ fn values_that_are_not_there_are_refused() {
     };
     mix_values(values, &[1.0], RowSet::List(&[1]), &mut [0.0; 8]);
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn what_lies_beside_the_codes_is_added(
+        rows in 1usize..70,
+        dim in 1usize..40,
+        part in 0usize..4,
+        g in 1usize..7,
+        column in 0usize..20,
+        interleaved: bool,
+        of_rows in (0usize..70, 0usize..70),
+        seed: u64,
+    ) {
+        let pairs = dim / 2 * part / 3;
+        let rotation = if interleaved { Rotation::Interleaved } else { Rotation::Half };
+        let granules = rows.div_ceil(GRANULE);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut all = vec![0.0f64; granules * GRANULE * dim];
+        let (mut beside, mut starts) = (Vec::new(), Vec::new());
+        for row in 0..rows {
+            if row % GRANULE == 0 {
+                starts.push(beside.len() as u32);
+            }
+            for channel in 0..dim {
+                if rng.random_range(0..6) == 0 {
+                    let number = Beside::new(row % GRANULE, channel, rng.random_range(-2.0..2.0));
+                    all[row * dim + channel] = f64::from(number.residual());
+                    beside.push(number);
+                }
+            }
+        }
+        let beside = BesideRows { numbers: &beside, starts: &starts };
+        // Values: rows from one to another.
+        let (from, to) = (of_rows.0.min(of_rows.1).min(rows), of_rows.0.max(of_rows.1).min(rows));
+        let weights = numbers(g * (to - from), !seed);
+        let mut out = numbers(g * dim, seed / 5);
+        let before = out.clone();
+        mix_beside(beside, dim, &weights, (from, to), &mut out);
+        for q in 0..g {
+            for channel in 0..dim {
+                let of_row = |row: usize| {
+                    f64::from(weights[q * (to - from) + row - from]) * all[row * dim + channel]
+                };
+                let want = f64::from(before[q * dim + channel]) + (from..to).map(of_row).sum::<f64>();
+                prop_assert!(near(out[q * dim + channel], want), "{} {want}", out[q * dim + channel]);
+            }
+        }
+        // Keys: turned, all granules but the first.
+        let run = granules.min(1)..granules;
+        let count = run.len() * GRANULE;
+        let stride = column + count + 2;
+        let angles = numbers(pairs * stride, seed / 2);
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let angles = Angles { cos: &cos, sin: &sin, stride };
+        let queries = numbers(g * dim, seed / 3);
+        let mut out = numbers(g * count, seed / 7);
+        let before = out.clone();
+        dot_beside(beside, run.clone(), dim, rotation, angles, column, &queries, &mut out);
+        for row in 0..count {
+            let mut key = all[(run.start * GRANULE + row) * dim..][..dim].to_vec();
+            for pair in 0..pairs {
+                let (a, b) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
+                let at = pair * stride + column + row;
+                let (c, s) = (f64::from(cos[at]), f64::from(sin[at]));
+                (key[a], key[b]) = (key[a] * c - key[b] * s, key[b] * c + key[a] * s);
+            }
+            for q in 0..g {
+                let of_query = queries[q * dim..][..dim].iter().zip(&key);
+                let add: f64 = of_query.map(|(&q, k)| f64::from(q) * k).sum();
+                let want = f64::from(before[q * count + row]) + add;
+                prop_assert!(near(out[q * count + row], want), "{} {want}", out[q * count + row]);
+            }
+        }
+    }
+
+    #[test]
+    fn scales_and_zeros_are_split(rows in prop::collection::vec(any::<(i16, i16)>(), 0..40)) {
+        let half = |x: i16| half::f16::from_f32(f32::from(x) / 64.0);
+        let halves: Vec<[half::f16; 2]> = rows.iter().map(|&(a, b)| [half(a), half(b)]).collect();
+        let (mut scales, mut zeros) = (vec![9.0; rows.len()], vec![9.0; rows.len()]);
+        widen_scales(&halves, &mut scales, &mut zeros);
+        for ([a, b], (scale, zero)) in halves.iter().zip(scales.iter().zip(&zeros)) {
+            prop_assert_eq!((a.to_f32(), b.to_f32()), (*scale, *zero));
+        }
+    }
+}

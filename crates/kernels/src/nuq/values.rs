@@ -114,13 +114,14 @@ fn mix_of<V: Eight, const BITS: u32>(
     let g = out.len() / dim;
     let mut q = 0;
     while q < g {
-        let size = (g - q).min(if V::TILES { 3 } else { 1 });
+        let size = (g - q).min(if V::TILES { 4 } else { 1 });
         let weights = &weights[q * count..][..size * count];
         let out = &mut out[q * dim..][..size * dim];
         match size {
             1 => mix_rows_of::<V, BITS, 1>(values, weights, rows, out),
             2 => mix_rows_of::<V, BITS, 2>(values, weights, rows, out),
-            _ => mix_rows_of::<V, BITS, 3>(values, weights, rows, out),
+            3 => mix_rows_of::<V, BITS, 3>(values, weights, rows, out),
+            _ => mix_rows_of::<V, BITS, 4>(values, weights, rows, out),
         }
         q += size;
     }
@@ -133,41 +134,73 @@ fn mix_rows_of<V: Eight, const BITS: u32, const G: usize>(
     rows: RowSet,
     out: &mut [f32],
 ) {
+    match rows {
+        RowSet::Range(first, _) => {
+            mix_groups::<V, BITS, G, false>(values, weights, first, &[], out);
+        }
+        RowSet::List(list) => mix_groups::<V, BITS, G, true>(values, weights, 0, list, out),
+    }
+}
+
+#[inline(always)]
+fn mix_groups<V: Eight, const BITS: u32, const G: usize, const LISTED: bool>(
+    values: ValueCodes,
+    weights: &[f32],
+    first: usize,
+    list: &[u32],
+    out: &mut [f32],
+) {
     let groups = values.dim / 8;
     let mut group = 0;
-    while group + 4 <= groups {
-        mix_columns::<V, BITS, G, 4>(values, weights, rows, out, group);
+    // As many sums as stay in sixteen registers beside tables and weights.
+    while G <= 2 && group + 4 <= groups {
+        mix_columns::<V, BITS, G, 4, LISTED>(values, weights, first, list, out, group);
         group += 4;
     }
+    while G > 2 && group + 2 <= groups {
+        mix_columns::<V, BITS, G, 2, LISTED>(values, weights, first, list, out, group);
+        group += 2;
+    }
     while group < groups {
-        mix_columns::<V, BITS, G, 1>(values, weights, rows, out, group);
+        mix_columns::<V, BITS, G, 1, LISTED>(values, weights, first, list, out, group);
         group += 1;
     }
 }
 
-/// Adds `WIDE` times eight columns of all rows to `G` sums, which stay in registers.
+/// Adds `WIDE` times eight columns of all rows to `G` sums, which stay in registers: of the
+/// rows from `first` on, or of a list.
 #[inline(always)]
-fn mix_columns<V: Eight, const BITS: u32, const G: usize, const WIDE: usize>(
+fn mix_columns<V: Eight, const BITS: u32, const G: usize, const WIDE: usize, const LISTED: bool>(
     values: ValueCodes,
     weights: &[f32],
-    rows: RowSet,
+    first: usize,
+    list: &[u32],
     out: &mut [f32],
     group: usize,
 ) {
-    let (dim, count) = (values.dim, rows.len());
+    let (dim, count) = (values.dim, weights.len() / G);
     assert!(out.len() == G * dim && weights.len() == G * count && 8 * (group + WIDE) <= dim);
+    assert!(!LISTED || list.len() == count);
     let (low, high) = values.halves::<V>();
+    let (bits, row_bytes) = (BITS as usize, values.row_bytes());
     let mut sums = [[V::splat(0.0); WIDE]; G];
     for i in 0..count {
-        let row = rows.row(i);
-        let mut x = [low; WIDE];
-        for (j, x) in x.iter_mut().enumerate() {
-            *x = values.load::<V, BITS>(row, group + j, low, high);
-        }
-        for (q, sums) in sums.iter_mut().enumerate() {
-            let weight = V::splat(weights[q * count + i]);
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = x.mul_add(weight, *sum);
+        let row = if LISTED { list[i] as usize } else { first + i };
+        // SAFETY: `check` has seen that all rows and four bytes behind them are there; the
+        // groups lie within a row, and there are `G * count` weights.
+        unsafe {
+            let codes = values.bytes.as_ptr().add(row * row_bytes + group * bits);
+            let mut of_row = [low; G];
+            for (q, weight) in of_row.iter_mut().enumerate() {
+                *weight = V::splat(*weights.get_unchecked(q * count + i));
+            }
+            for j in 0..WIDE {
+                let word = codes.add(j * bits).cast::<u32>();
+                let word = u32::from_le(word.read_unaligned());
+                let x = V::look_up::<BITS>(word, 0, low, high);
+                for (sums, weight) in sums.iter_mut().zip(of_row) {
+                    sums[j] = x.mul_add(weight, sums[j]);
+                }
             }
         }
     }
