@@ -43,7 +43,7 @@ mod view;
 use std::sync::Arc;
 
 use keyfold_kernels::attention::Rotation;
-use keyfold_kernels::nuq::{KeyCodes, ValueCodes, fill_table, table_len};
+use keyfold_kernels::nuq::{KeyCodes, MOST_CHANNELS, ValueCodes, fill_table, table_len};
 use serde::{Deserialize, Serialize};
 
 pub use calibration::{Calibration, model_hash};
@@ -55,7 +55,6 @@ use crate::roles::Dims;
 use head::Head;
 use quantizer::{KeyQuantizer, Outlier, Table, ValueQuantizer};
 use rotary::Rotary;
-use sparse::MOST_CHANNELS;
 use view::View;
 
 const METHOD: &str = "kvquant";

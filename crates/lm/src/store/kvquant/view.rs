@@ -5,12 +5,12 @@ use std::ops::Range;
 use keyfold_kernels::attention::Rotation;
 use keyfold_kernels::axpy;
 use keyfold_kernels::nuq::{
-    Angles, GRANULE, KeyCodes, ValueCodes, dot_keys, mix_values, read_keys, read_values,
+    Angles, GRANULE, KeyCodes, ValueCodes, dot_beside, dot_keys, mix_beside, mix_values, read_keys,
+    read_values, widen_scales,
 };
 
 use super::head::Head;
 use super::rotary::Rotary;
-use super::sparse::{Entry, widen};
 use crate::roles::RowSet;
 
 /// Rows whose weights are scaled together.
@@ -41,29 +41,6 @@ struct Turn {
     cos: f32,
     /// With the sign of what goes to the other channel.
     sin: f32,
-}
-
-/// Adds an outlier to the score of its row for every query: the first of `scores`, and every
-/// `rows`-th after it.
-#[inline]
-fn add_outlier(
-    entry: Entry,
-    turn: Option<Turn>,
-    queries: &[f32],
-    dim: usize,
-    scores: &mut [f32],
-    rows: usize,
-) {
-    let (channel, residual) = (entry.channel(), entry.residual());
-    let turn = turn.unwrap_or(Turn {
-        partner: channel,
-        cos: 1.0,
-        sin: 0.0,
-    });
-    let (own, other) = (residual * turn.cos, residual * turn.sin);
-    for (q, query) in queries.chunks_exact(dim).enumerate() {
-        scores[q * rows] += own * query[channel] + other * query[turn.partner];
-    }
 }
 
 impl View<'_> {
@@ -143,14 +120,11 @@ impl View<'_> {
             turned,
             |angles, column, queries| {
                 dot_keys(self.keys, angles, granules.clone(), column, queries, out);
-                let pairs = angles.pairs();
-                for (i, granule) in granules.clone().enumerate() {
-                    for &entry in self.head.key_outliers.of_granule(granule) {
-                        let row = i * GRANULE + entry.row();
-                        let turn = self.turn(entry.channel(), pairs, angles, column + row);
-                        add_outlier(entry, turn, queries, self.dim, &mut out[row..], rows);
-                    }
-                }
+                let beside = self.head.key_outliers.view();
+                let (dim, rotation) = (self.dim, self.keys.rotation);
+                dot_beside(
+                    beside, granules, dim, rotation, angles, column, queries, out,
+                );
             },
         );
     }
@@ -274,7 +248,7 @@ impl View<'_> {
         let g = out.len() / dim;
         let mut scaled = vec![0.0; g * NEAR.min(n)];
         let (mut scales, mut zeros) = ([0.0; NEAR], [0.0; NEAR]);
-        let mut list = Vec::new();
+        let (mut list, mut of_list, mut near) = (Vec::new(), Vec::new(), Vec::new());
         while i < n {
             let count = NEAR.min(n - i);
             let scaled = &mut scaled[..g * count];
@@ -286,41 +260,41 @@ impl View<'_> {
                     RowSet::List(&list)
                 }
             };
-            for (at, (scale, zero)) in scales.iter_mut().zip(&mut zeros).take(count).enumerate() {
-                let [s, z] = self.head.scales[row_at(i + at) - sinks];
-                (*scale, *zero) = (widen(s), widen(z));
+            let (scales, zeros) = (&mut scales[..count], &mut zeros[..count]);
+            match set {
+                RowSet::Range(from, to) => widen_scales(&self.head.scales[from..to], scales, zeros),
+                RowSet::List(list) => {
+                    of_list.clear();
+                    of_list.extend(list.iter().map(|&row| self.head.scales[row as usize]));
+                    widen_scales(&of_list, scales, zeros);
+                }
             }
             for (q, scaled) in scaled.chunks_exact_mut(count).enumerate() {
                 let weights = &weights[q * n + i..][..count];
-                for (to, (weight, scale)) in scaled.iter_mut().zip(weights.iter().zip(&scales)) {
+                for (to, (weight, scale)) in scaled.iter_mut().zip(weights.iter().zip(&*scales)) {
                     *to = weight * scale;
                 }
-                let zero = keyfold_kernels::dot(weights, &zeros[..count]);
+                let zero = keyfold_kernels::dot(weights, zeros);
                 let out = &mut out[q * dim..][..dim];
                 out.iter_mut().for_each(|x| *x += zero);
             }
             mix_values(self.values, scaled, set, out);
-            let mut add = |at: usize, entry: Entry| {
-                let (channel, residual) = (entry.channel(), entry.residual());
-                for q in 0..g {
-                    out[q * dim + channel] += weights[q * n + i + at] * residual;
-                }
-            };
+            let beside = &self.head.value_outliers;
             match set {
                 RowSet::Range(from, to) => {
-                    for granule in from / GRANULE..to.div_ceil(GRANULE) {
-                        for &entry in self.head.value_outliers.of_granule(granule) {
-                            let row = granule * GRANULE + entry.row();
-                            if (from..to).contains(&row) {
-                                add(row - from, entry);
-                            }
-                        }
-                    }
+                    near.clear();
+                    let of_query = |q: usize| &weights[q * n + i..][..count];
+                    (0..g).for_each(|q| near.extend_from_slice(of_query(q)));
+                    mix_beside(beside.view(), dim, &near, (from, to), out);
                 }
                 RowSet::List(list) => {
                     for (at, &row) in list.iter().enumerate() {
-                        let entries = self.head.value_outliers.of_row(row as usize);
-                        entries.for_each(|entry| add(at, entry));
+                        for entry in beside.of_row(row as usize) {
+                            let (channel, residual) = (entry.channel(), entry.residual());
+                            for q in 0..g {
+                                out[q * dim + channel] += weights[q * n + i + at] * residual;
+                            }
+                        }
                     }
                 }
             }
@@ -362,7 +336,7 @@ impl View<'_> {
         }
         let scales: Vec<[f32; 2]> = self.head.scales[packed.clone()]
             .iter()
-            .map(|s| s.map(widen))
+            .map(|s| s.map(half::f16::to_f32))
             .collect();
         let values = &mut values[(first - rows.start) * dim..];
         read_values(self.values, packed.start, &scales, values);
@@ -381,7 +355,7 @@ impl View<'_> {
         // Keys are turned by the whole angle: a block's first position too.
         self.with_angles(granule, place, none, turned, |angles, column, _| {
             read_keys(self.keys, angles, granule, column, out);
-            for &entry in self.head.key_outliers.of_granule(granule) {
+            for entry in self.head.key_outliers.of_granule(granule) {
                 let (channel, residual) = (entry.channel(), entry.residual());
                 let row = &mut out[entry.row() * dim..][..dim];
                 match self.turn(channel, angles.pairs(), angles, column + entry.row()) {
