@@ -184,6 +184,8 @@ fn mix_columns<V: Eight, const BITS: u32, const G: usize, const WIDE: usize, con
     let (low, high) = values.halves::<V>();
     let (bits, row_bytes) = (BITS as usize, values.row_bytes());
     let mut sums = [[V::splat(0.0); WIDE]; G];
+    // Rows of a list or of a run: one loop for both.
+    #[allow(clippy::needless_range_loop)]
     for i in 0..count {
         let row = if LISTED { list[i] as usize } else { first + i };
         // SAFETY: `check` has seen that all rows and four bytes behind them are there; the
