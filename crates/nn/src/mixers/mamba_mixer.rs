@@ -239,6 +239,8 @@ struct Channel {
     mixer: ChannelMixer,
 }
 
+// A layer has one, and weights are elsewhere.
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 enum ChannelMixer {
     /// Scans from both ends.

@@ -299,10 +299,13 @@ impl Task for LanguageTask<'_> {
             .into()
     }
 
-    /// Bits a byte of held-out text decide; the share of values that are recalled stands by.
+    /// Bits a byte of held-out text decide, in the longest windows, since the weights that are
+    /// kept must read those; the share of values that are recalled stands by.
     fn validate(&mut self, model: &Llama) -> Result<Option<Validation>, LearnError> {
         let length = self.config.length;
-        let windows = self.held_out.chunks_exact(length - 1).take(16);
+        let longest = length.max(self.config.long_length);
+        let count = (16 * length).div_ceil(longest);
+        let windows = self.held_out.chunks_exact(longest - 1).take(count);
         let mut bits = Vec::new();
         for window in windows {
             let mut tokens = vec![BOS];
