@@ -303,9 +303,10 @@ impl Task for LanguageTask<'_> {
     /// kept must read those; the share of values that are recalled stands by.
     fn validate(&mut self, model: &Llama) -> Result<Option<Validation>, LearnError> {
         let length = self.config.length;
-        let longest = length.max(self.config.long_length);
-        let count = (16 * length).div_ceil(longest);
-        let windows = self.held_out.chunks_exact(longest - 1).take(count);
+        let longest = length.max(self.config.long_length) - 1;
+        let bytes = longest.min(self.held_out.len()).max(1);
+        let windows = self.held_out.chunks_exact(bytes);
+        let windows = windows.take((16 * length).div_ceil(bytes));
         let mut bits = Vec::new();
         for window in windows {
             let mut tokens = vec![BOS];
