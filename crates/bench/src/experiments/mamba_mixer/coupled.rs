@@ -31,7 +31,7 @@ pub(super) fn run(
     let (rows, steps, seeds) = match options.scale {
         Scale::Smoke => (400, 6, 1),
         // Rows cost no time, and of few the noise is learned by heart.
-        Scale::Small => (60_000, 1200, 1),
+        Scale::Small => (60_000, 1500, 1),
         Scale::Full => (120_000, 3000, 3),
     };
     progress.start("coupled columns", "trainings", Some(2 * seeds));
