@@ -2,9 +2,11 @@
 
     pip install --no-deps xllamacpp
     keyfold bench decoder --peer "llama.cpp=python parity/peers/llamacpp.py"
+    keyfold bench kvquant --model M.gguf --data TEXT --peer "llama.cpp=python parity/peers/llamacpp.py"
 
 Called as `llamacpp.py decode REQUEST -`; REQUEST is JSON with `model`, `contexts`, `write`,
-`threads` and `repeat`. Prints {"context", "read", "written"}, tokens a second, the best of
+`threads` and `repeat`, and `cache` (f16, q8_0 or q4_0) where keys and values are not kept in
+f16. Prints {"context", "read", "written"}, tokens a second, the best of
 `repeat` runs. Prompts are random tokens; nothing is reused between them.
 """
 
@@ -22,6 +24,11 @@ def server(request):
     params.n_parallel = 1
     params.cpuparams.n_threads = request["threads"]
     params.cpuparams_batch.n_threads = request["threads"]
+    kind = getattr(xlc.ggml_type, "GGML_TYPE_" + request.get("cache", "f16").upper())
+    params.cache_type_k = params.cache_type_v = kind
+    if kind != xlc.ggml_type.GGML_TYPE_F16:
+        # Packed values are read by flash attention alone.
+        params.flash_attn_type = xlc.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     return xlc.Server(params)
 
 

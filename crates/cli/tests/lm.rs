@@ -247,6 +247,65 @@ fn what_does_not_go_together_is_refused_by_name() {
 }
 
 #[test]
+fn blocks_that_were_looked_up_are_told() {
+    let notes = Notes::new();
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(30)).unwrap();
+    let llama = model("llama");
+    let mut args = vec![
+        "lm",
+        "generate",
+        "--prompt-file",
+        "book.txt",
+        "--model",
+        &llama,
+    ];
+    args.extend([
+        "--decode",
+        "greedy",
+        "--ignore-end",
+        "-n",
+        "4",
+        "--json",
+        "--select",
+    ]);
+    args.extend([
+        "act-qkv", "--init", "4", "--local", "32", "--chunk", "16", "--block", "8",
+    ]);
+    args.extend(["--topk", "3", "--question-span"]);
+    let told = notes.run(&[&args[..], &["300:320"]].concat()).json();
+    let prompt = told["prompt_tokens"].as_u64().unwrap();
+    let found = told["looked_up"].as_array().unwrap();
+    assert!(!found.is_empty(), "{told}");
+    for block in found {
+        let of = |name: &str| block[name].as_u64().unwrap();
+        assert!(
+            of("to") == of("from") + 8 && of("to") <= prompt - 32 + 4,
+            "{block}"
+        );
+        assert!(
+            of("layers") > 0 && !block["text"].as_str().unwrap().is_empty(),
+            "{block}"
+        );
+    }
+    notes
+        .run(&[&args[..], &["300:99999"]].concat())
+        .fails(2, &["300:99999", "prompt"]);
+    notes
+        .run(&[&args[..], &["20:20"]].concat())
+        .fails(2, &["120:140"]);
+    let dense = [
+        "lm",
+        "generate",
+        "x",
+        "--model",
+        &llama,
+        "--question-span",
+        "0:1",
+    ];
+    notes.run(&dense).fails(2, &["--select act-qkv"]);
+}
+
+#[test]
 fn a_question_is_answered_with_places_or_not_at_all() {
     let notes = Notes::new();
     notes.run(&["index", "."]).ok();

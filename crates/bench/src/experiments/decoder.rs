@@ -6,7 +6,7 @@
 //! second that this machine reads. Rates are the best of several runs.
 //!
 //! A peer is called as `COMMAND decode REQUEST -`, with JSON in the file REQUEST: `model`,
-//! `threads`, `contexts`, `write` and `vocab`; it prints a line for each context:
+//! `threads`, `contexts`, `write` and `repeat`, and `cache` (f16, q8_0, q4_0) where it is not f16; it prints a line for each context:
 //! `{"context": n, "read": tokens a second, "written": tokens a second}`.
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use keyfold_lm::model::Decoder;
 use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::store::CacheType;
 use keyfold_lm::synthetic::{Geometry, write_random};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::peers::Engine;
 use crate::plot;
@@ -45,10 +45,10 @@ struct Case {
 
 /// Tokens a second at one context.
 #[derive(Debug, Clone, Copy)]
-struct Rates {
-    context: usize,
+pub(super) struct Rates {
+    pub(super) context: usize,
     read: f64,
-    written: f64,
+    pub(super) written: f64,
     /// Bytes that a written token reads; 0 where unknown.
     bytes: u64,
 }
@@ -263,12 +263,17 @@ fn ours(case: &Case, threads: usize, seed: u64) -> Result<Vec<Rates>, BenchError
 
 /// The same by a peer.
 fn theirs(peer: &Engine, case: &Case, threads: usize) -> Result<Vec<Rates>, BenchError> {
-    let folder = tempfile::tempdir()?;
-    let request = folder.path().join("request.json");
     let asked = json!({
         "model": case.path, "contexts": case.contexts, "write": case.write, "threads": threads,
         "repeat": case.repeat,
     });
+    ask(peer, &asked, case.contexts.len())
+}
+
+/// What a peer answers to a request: rates at so many contexts.
+pub(super) fn ask(peer: &Engine, asked: &Value, contexts: usize) -> Result<Vec<Rates>, BenchError> {
+    let folder = tempfile::tempdir()?;
+    let request = folder.path().join("request.json");
     std::fs::write(&request, asked.to_string())?;
     let lines = peer.run("decode", &request, "-".as_ref())?;
     let rates = lines.iter().filter_map(|line| {
@@ -282,7 +287,7 @@ fn theirs(peer: &Engine, case: &Case, threads: usize) -> Result<Vec<Rates>, Benc
         })
     });
     let rates: Vec<Rates> = rates.collect();
-    if rates.len() != case.contexts.len() {
+    if rates.len() != contexts {
         return Err(BenchError::data(
             &peer.name,
             "as a peer it printed no rates for some contexts",

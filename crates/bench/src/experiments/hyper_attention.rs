@@ -2,20 +2,23 @@
 //! sampling.
 //!
 //! I. Han et al., 2024. Measured: the error on clustered data, with hashed blocks, a sample, or
-//! both; the time of a layer against exact attention, and where they cross; and perplexity of
-//! `--model` on `--data` as more and more of its last layers are replaced.
+//! both; the time of a layer against exact attention, and where they cross; the error on what
+//! heads of `--model` see in `--data`; and its perplexity as more and more of its last layers
+//! are replaced.
 
-use keyfold_core::Progress;
+use keyfold_core::{NoProgress, Progress};
 use keyfold_lm::prefill::Layers;
 use keyfold_lm::prefill::hyper::{
     AngularLsh, Gray, Head, HyperConfig, HyperPrefill, hyper_attention,
 };
+use keyfold_lm::session::{AttentionInputs, Observer};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::long_context::{
     Attention, Model, cache_dims, failed, holds, on_given_text, read_perplexity, relative_error,
+    windows,
 };
 use crate::plot::{self, Line};
 use crate::random::normal;
@@ -48,14 +51,16 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let errors = errors(options, progress, &mut tables, &mut findings)?;
     let (time, lines) = time(options, progress, &mut tables, &mut findings)?;
+    let mut real = Value::Null;
     let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
+        real = on_rows(options, model, tokens, progress, &mut tables, findings)?;
         on_text(options, model, tokens, progress, &mut tables, findings)
     })?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
-        values: json!({"errors": errors, "time": time, "perplexity": perplexity}),
+        values: json!({"errors": errors, "time": time, "model_errors": real, "perplexity": perplexity}),
         svg: plot::log_lines(
             "A layer of causal attention",
             "tokens",
@@ -319,6 +324,140 @@ fn time(
         if last.0 >= 65_536 { format!("; aim {AIM:.0}: {}", reached(last.1 >= AIM)) } else { String::new() },
     ));
     Ok((json!(values), lines))
+}
+
+/// Queries, keys and values of some layers, `[tokens, heads, head_dim]` each.
+struct Seen {
+    layers: Vec<usize>,
+    rows: Vec<[Vec<f32>; 3]>,
+}
+
+impl Observer for Seen {
+    fn attention(&mut self, seen: &AttentionInputs) {
+        if let Some(at) = self.layers.iter().position(|&l| l == seen.layer) {
+            let [queries, keys, values] = &mut self.rows[at];
+            queries.extend_from_slice(seen.queries);
+            keys.extend_from_slice(seen.keys);
+            values.extend_from_slice(seen.values);
+        }
+    }
+}
+
+/// The rows of one head among `heads`.
+fn of_head(rows: &[f32], head: usize, heads: usize, dim: usize) -> Vec<f32> {
+    let tokens = rows.chunks_exact(heads * dim);
+    tokens
+        .flat_map(|token| &token[head * dim..(head + 1) * dim])
+        .copied()
+        .collect()
+}
+
+/// Errors on what heads of the user's model see in her text.
+fn on_rows(
+    options: &BenchOptions,
+    model: &Model,
+    tokens: &[u32],
+    progress: &dyn Progress,
+    tables: &mut Vec<Table>,
+    findings: &mut Vec<String>,
+) -> Result<Value, BenchError> {
+    let (wanted, heads) = match options.scale {
+        Scale::Smoke => (512, 1),
+        Scale::Small => (4096, 3),
+        Scale::Full => (8192, 9),
+    };
+    let (dims, context) = (model.dims(), model.context(wanted));
+    let window = windows(model, tokens, context, 1)?.remove(0);
+    let mut layers = vec![0, dims.layers / 2, dims.layers - 1];
+    layers.dedup();
+    let mut seen = Seen {
+        rows: vec![Default::default(); layers.len()],
+        layers,
+    };
+    let mut session = model.session(model.policy(context, None, None)?);
+    session
+        .observe(&window, &NoProgress, &mut seen)
+        .map_err(failed(&model.name))?;
+    let size = (context / 32).max(16);
+    let base = HyperConfig {
+        block_size: size,
+        sample_size: size,
+        min_seq_len: context / 8,
+        seed: options.seed,
+        ..HyperConfig::default()
+    };
+    let ways = [
+        base.clone(),
+        HyperConfig {
+            sample_size: 0,
+            ..base.clone()
+        },
+        HyperConfig {
+            block_size: 0,
+            sample_size: 2 * size,
+            ..base.clone()
+        },
+    ];
+    let exact = HyperConfig {
+        min_seq_len: context + 1,
+        ..base.clone()
+    };
+    let title = format!(
+        "relative error of the attention of {} to {context} tokens of the text, mean of {heads} heads; blocks {size}, sample \
+         {size}, exact up to {}",
+        model.name, base.min_seq_len
+    );
+    let columns = ["layer", "both", "hashing alone", "doubled sample alone"];
+    let mut table = Table::new(&title, &columns);
+    let (mut values, mut best, mut worst) = (Vec::new(), f64::INFINITY, 0.0f64);
+    progress.start("errors on rows", "layers", Some(seen.layers.len() as u64));
+    let heads = heads.min(dims.heads);
+    for (layer, [queries, keys, of_values]) in seen.layers.iter().zip(&seen.rows) {
+        let mut sums = [0.0; 3];
+        for i in 0..heads {
+            if progress.cancelled() {
+                return Err(BenchError::Cancelled);
+            }
+            // Spread over all heads.
+            let head = i * dims.heads / heads;
+            let of = |rows: &[f32], all: usize| {
+                of_head(rows, head * all / dims.heads, all, dims.head_dim)
+            };
+            let rows = [
+                of(queries, dims.heads),
+                of(keys, dims.kv_heads),
+                of(of_values, dims.kv_heads),
+            ];
+            let attention = |config: &HyperConfig| {
+                let head = Head {
+                    queries: &rows[0],
+                    keys: &rows[1],
+                    values: &rows[2],
+                    dim: dims.head_dim,
+                };
+                let projs = config.lsh_num_projs;
+                let lsh = AngularLsh::new(dims.head_dim, projs, config.gray, config.seed);
+                hyper_attention(head, true, config, &lsh, i).map_err(failed("hyper"))
+            };
+            let exact = attention(&exact)?;
+            for (sum, config) in sums.iter_mut().zip(&ways) {
+                *sum += relative_error(&attention(config)?, &exact) / heads as f64;
+            }
+        }
+        let [both, hashing, sample] = sums.map(|sum| format!("{sum:.2}"));
+        table.row([layer.to_string(), both, hashing, sample]);
+        values
+            .push(json!({"layer": layer, "both": sums[0], "hashing": sums[1], "sample": sums[2]}));
+        (best, worst) = (best.min(sums[0]), worst.max(sums[0]));
+        progress.advance(1);
+    }
+    progress.finish();
+    tables.push(table);
+    findings.push(format!(
+        "on rows of {} errors of both parts are {best:.2} to {worst:.2} of the output.",
+        model.name
+    ));
+    Ok(json!(values))
 }
 
 /// Perplexity of the user's model with its last layers replaced.

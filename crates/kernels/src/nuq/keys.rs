@@ -229,9 +229,8 @@ fn dot_tile<V: Eight, const BITS: u32, const G: usize>(
         let mut packed: Packed<G> = [[[0.0; G]; 2]; CHUNK];
         for (i, [to_a, to_b]) in packed.iter_mut().take(chunk).enumerate() {
             let (a, b) = run.channels(first + i, pairs);
-            for q in 0..G {
-                to_a[q] = queries[q * dim + a];
-                to_b[q] = queries[q * dim + b];
+            for (q, (to_a, to_b)) in to_a.iter_mut().zip(to_b).enumerate() {
+                (*to_a, *to_b) = (queries[q * dim + a], queries[q * dim + b]);
             }
         }
         let mut i = 0;

@@ -2,12 +2,14 @@
 //! takes, and how fast it is read.
 //!
 //! C. Hooper et al., 2024. Measured: the error on channels with outliers, without any model;
-//! time and bytes of a token's attention beside plain caches; and perplexity of `--model` on
-//! `--data`, as it is and with outliers put into its keys that change nothing else.
+//! time and bytes of a token's attention beside plain caches; perplexity of `--model` on
+//! `--data`, as it is and with outliers put into its keys that change nothing else; and how
+//! fast that model writes from every cache, beside a `--peer` that keeps its rows in 8 and 4 bits.
 
 mod numbers;
 mod speed;
 mod text;
+mod whole;
 
 use keyfold_core::Progress;
 use keyfold_lm::roles::{Dims, KvStore};

@@ -213,10 +213,13 @@ pub(super) fn perplexities(
     let name = "as it is";
     let plain = perplexity(options, model, name, &tables_of, progress, tables, findings)?;
     let said = side_by_side(options, model, &tables_of, progress, tables, findings)?;
+    let outliers = &tables_of.outliers;
+    let text = tables_of.measured;
+    let whole = whole::tokens(options, model, text, outliers, progress, tables, findings)?;
     let config = model.decoder.config();
     if config.qkv_bias || config.qk_norm {
         findings.push("outliers are not put into models with biases or norms of keys.".to_owned());
-        return Ok(json!({ "plain": plain, "answers": said }));
+        return Ok(json!({ "plain": plain, "answers": said, "whole_tokens": whole }));
     }
     let changed = with_outliers(model, options.seed)?;
     let tables_of = Tables::new(options, &changed, tokens)?;
@@ -224,7 +227,7 @@ pub(super) fn perplexities(
     let outliers = perplexity(
         options, &changed, name, &tables_of, progress, tables, findings,
     )?;
-    Ok(json!({ "plain": plain, "answers": said, "outliers": outliers }))
+    Ok(json!({ "plain": plain, "answers": said, "whole_tokens": whole, "outliers": outliers }))
 }
 
 /// Records and chat answers from caches of all kinds.
@@ -254,7 +257,7 @@ fn side_by_side(
     answers(options, model, ways, progress, tables, findings)
 }
 
-fn dense(model: &Model, kind: CacheType) -> Result<Box<dyn KvStore>, BenchError> {
+pub(super) fn dense(model: &Model, kind: CacheType) -> Result<Box<dyn KvStore>, BenchError> {
     let store = DenseStore::new(model.dims(), kind, 0);
     let store = store.ok_or_else(|| BenchError::data(&model.name, "rows do not fit the heads"))?;
     Ok(Box::new(store))

@@ -15,11 +15,12 @@ use keyfold_lm::session::{AttentionInputs, Observer};
 use serde_json::{Value, json};
 
 use super::labels::{Part, labels};
+use super::sparse_text;
 use super::{
     Attention, Compared, Method, Model, NOT_MEASURED, cache_dims, failed, given_text, holds,
-    recall_all, windows,
+    recall_all,
 };
-use crate::plot::{self, Line};
+use crate::plot;
 use crate::report::{Report, Table, reached};
 use crate::{BenchError, BenchOptions, Experiment, Scale};
 
@@ -34,15 +35,15 @@ pub(crate) const EXPERIMENT: Experiment = Experiment {
 const SHEET_LIMIT: f64 = 10.7;
 const AIM: f64 = 0.5;
 
-struct Sizes {
+pub(super) struct Sizes {
     context: usize,
     prompts: usize,
     layers: usize,
     runs: usize,
     label_context: usize,
-    windows: usize,
-    window: usize,
-    decoded: usize,
+    pub(super) windows: usize,
+    pub(super) window: usize,
+    pub(super) decoded: usize,
     /// Rows whose attention is timed.
     rows: Vec<usize>,
     repeat: usize,
@@ -105,7 +106,7 @@ impl Observer for Feed<'_> {
 }
 
 /// Rankings by the texts `blocks`.
-fn calibrate<'a>(
+pub(super) fn calibrate<'a>(
     model: &Model,
     blocks: impl Iterator<Item = &'a [u32]>,
 ) -> Result<Rankings, BenchError> {
@@ -121,7 +122,7 @@ fn calibrate<'a>(
 }
 
 /// Labels of `channels` channels in 4 bits that choose `tokens` rows.
-fn selector(
+pub(super) fn selector(
     model: &Model,
     tokens: usize,
     channels: usize,
@@ -141,18 +142,28 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let sizes = sizes(options.scale);
     let labels = labels(sizes.runs, sizes.label_context, options.seed);
     let recall = recall(options, &sizes, progress)?;
-    let text = on_text(options, &sizes, progress)?;
+    let (mut text_tables, mut text_findings) = (Vec::new(), Vec::new());
+    let text = match given_text(options)? {
+        Some((model, tokens)) => {
+            let (tables, findings) = (&mut text_tables, &mut text_findings);
+            let text = sparse_text::on_text;
+            Some(text(
+                options, &model, &tokens, &sizes, progress, tables, findings,
+            )?)
+        }
+        None => None,
+    };
     let time = time(options, &sizes, progress)?;
     let mut tables = vec![recall.table, labels.table];
     let mut findings = [recall.findings, labels.findings].concat();
     let mut lines = recall.lines;
     let mut title = ("Recall of the constructed model", "share of answers");
     let mut perplexity = Value::Null;
-    if let Some(part) = text {
-        tables.push(part.table);
-        findings.extend(part.findings);
-        (lines, title) = (part.lines, ("Perplexity", "perplexity"));
-        perplexity = part.values;
+    if let Some((values, of_text)) = text {
+        tables.extend(text_tables);
+        findings.extend(text_findings);
+        (lines, title) = (of_text, ("Perplexity", "perplexity"));
+        perplexity = values;
     } else {
         findings.push(NOT_MEASURED.to_owned());
     }
@@ -315,117 +326,6 @@ fn recall(
         values: json!(values),
         lines,
     })
-}
-
-/// Perplexity of the user's model on the user's text.
-fn on_text(
-    options: &BenchOptions,
-    sizes: &Sizes,
-    progress: &dyn Progress,
-) -> Result<Option<Part>, BenchError> {
-    let Some((model, tokens)) = given_text(options)? else {
-        return Ok(None);
-    };
-    let context = model.context(sizes.window);
-    let (dims, count) = (model.dims(), sizes.decoded);
-    let windows = windows(&model, &tokens, context, sizes.windows)?;
-    // What is calibrated on is not what is measured on.
-    let used = windows.len() * context;
-    let rest = tokens
-        .get(used..)
-        .filter(|t| t.len() >= 64)
-        .unwrap_or(&tokens);
-    let blocks = rest
-        .chunks(512)
-        .take(if options.scale == Scale::Smoke { 1 } else { 4 });
-    let r = dims.head_dim / 8;
-    let ways: [(&str, Rankings); 3] = [
-        ("calibrated", calibrate(&model, blocks)?),
-        ("random", Rankings::random(&dims, options.seed)),
-        ("first", Rankings::first(&dims)),
-    ];
-    let budgets: Vec<usize> = [16, 32, 64, 128, 256]
-        .into_iter()
-        .filter(|&k| 2 * k < context)
-        .collect();
-    let mut methods = vec![Method::dense()];
-    for &k in &budgets {
-        let oracle = OracleTopK::new(Budget::Tokens(k), 2, dims).map_err(failed("oracle"))?;
-        methods.push(Method::new("oracle", oracle));
-        for (name, rankings) in &ways {
-            methods.push(Method::new(*name, selector(&model, k, r, 2, rankings)?));
-        }
-    }
-    let mut compared = Compared::new(&model, methods, context)?;
-    progress.start("perplexity", "windows", Some(windows.len() as u64));
-    let found: Vec<f64> = compared
-        .losses(&windows, count, progress)?
-        .into_iter()
-        .map(f64::exp)
-        .collect();
-    progress.finish();
-    let dense = found[0];
-    let title = format!(
-        "perplexity of {} ({} tokens after {}, {} windows; 2 dense layers, {r} of {} channels in 4 bits); dense {dense:.3}",
-        model.name,
-        count,
-        context - count,
-        windows.len(),
-        dims.head_dim
-    );
-    let mut table = Table::new(&title, &["rows", "oracle", "calibrated", "random", "first"]);
-    let names = ["oracle", "calibrated", "random", "first"];
-    let mut lines: Vec<Line> = names
-        .iter()
-        .map(|n| ((*n).to_owned(), Vec::new()))
-        .collect();
-    let (mut values, mut near) = (
-        vec![json!({"by": "dense", "perplexity": dense})],
-        Vec::new(),
-    );
-    for (&k, four) in budgets.iter().zip(found[1..].chunks(4)) {
-        table.row([
-            k.to_string(),
-            shown(four[0]),
-            shown(four[1]),
-            shown(four[2]),
-            shown(four[3]),
-        ]);
-        for ((line, name), &p) in lines.iter_mut().zip(names).zip(four) {
-            line.1.push((k as f64, p));
-            values.push(json!({"rows": k, "by": name, "perplexity": p}));
-        }
-        near.push((
-            k,
-            four[1] / four[0] - 1.0,
-            four[2] / four[0] - 1.0,
-            four[1] / dense - 1.0,
-        ));
-    }
-    lines.push((
-        "dense".to_owned(),
-        budgets.iter().map(|&k| (k as f64, dense)).collect(),
-    ));
-    let sixteenth = near.iter().min_by_key(|(k, ..)| k.abs_diff(context / 16));
-    let mut findings = Vec::new();
-    if let Some((k, calibrated, random, loss)) = sixteenth {
-        findings.push(format!(
-            "claim: a sixteenth of the tokens costs little perplexity (Llama-2-7B on Wikitext-2: 5.47 dense, about 5.5). \
-             {k} of {context} rows: {:+.1} % over dense: {}. Over the best rows: calibrated {:+.1} %, random {:+.1} %; aim 1 % \
-             for calibrated: {}.",
-            100.0 * loss, holds(*loss < 0.02), 100.0 * calibrated, 100.0 * random, reached(*calibrated <= 0.01),
-        ));
-    }
-    Ok(Some(Part {
-        table,
-        findings,
-        values: json!(values),
-        lines,
-    }))
-}
-
-fn shown(perplexity: f64) -> String {
-    format!("{perplexity:.3}")
 }
 
 /// Attention by itself on random rows.

@@ -6,7 +6,9 @@ pub(super) mod answers;
 mod attention;
 pub(super) mod double_sparsity;
 mod labels;
+mod overlap;
 mod records;
+mod sparse_text;
 pub(super) mod tidal_decode;
 
 use std::fmt::Display;
@@ -25,9 +27,12 @@ use keyfold_lm::store::CacheType;
 use keyfold_lm::{
     ChatTemplate, Decoder, LmError, ModelFile, Policy, Session, SpecialTokens, Tokenizer,
 };
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde_json::Value;
 
 pub(super) use self::attention::{Attention, cache_dims};
+use self::records::Records;
 use crate::{BenchError, BenchOptions};
 
 /// What a finding says of a claim.
@@ -362,6 +367,52 @@ impl<'a> Compared<'a> {
         }
         let tokens = (windows.len() * count).max(1) as f64;
         Ok(sums.into_iter().map(|sum| sum / tokens).collect())
+    }
+}
+
+impl Compared<'_> {
+    /// For each method: whether it answers a question about records exactly. What stands before
+    /// the question is read densely, the question is read token by token.
+    fn records(&mut self, records: &Records) -> Result<Vec<bool>, BenchError> {
+        let name = &self.model.name;
+        let before = records.prompt.len() - records.question;
+        let (context, question) = records.prompt.split_at(before);
+        self.read(context).map_err(failed(name))?;
+        let mut found = Vec::with_capacity(self.names.len());
+        for method in 0..self.names.len() {
+            let session = self.go_on(method, before).map_err(failed(name))?;
+            for &token in question {
+                session.step(token).map_err(failed(name))?;
+            }
+            found.push(records.goes_on(session).map_err(failed(name))?);
+        }
+        Ok(found)
+    }
+
+    /// For each method: the share of questions about records in `prompts` texts of at most
+    /// `length` tokens that it answers exactly.
+    pub(super) fn all_records(
+        &mut self,
+        (length, prompts): (usize, usize),
+        seed: u64,
+        progress: &dyn Progress,
+    ) -> Result<Vec<f64>, BenchError> {
+        let mut right = vec![0.0; self.names.len()];
+        let mut rng = StdRng::seed_from_u64(seed);
+        progress.start("records", "prompts", Some(prompts as u64));
+        for i in 0..prompts {
+            if progress.cancelled() {
+                return Err(BenchError::Cancelled);
+            }
+            let depth = (i as f64 + 0.5) / prompts as f64;
+            let records = Records::new(self.model, length, depth, &mut rng)?;
+            for (right, found) in right.iter_mut().zip(self.records(&records)?) {
+                *right += f64::from(u8::from(found)) / prompts as f64;
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok(right)
     }
 }
 

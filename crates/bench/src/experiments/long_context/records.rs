@@ -1,8 +1,8 @@
 //! Records in text, one of which is asked for.
 
 use keyfold_core::NoProgress;
-use keyfold_lm::Policy;
 use keyfold_lm::decoding::argmax;
+use keyfold_lm::{LmError, Policy, Session};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -128,12 +128,17 @@ impl Records {
         session
             .prefill(&self.prompt[from..], &NoProgress)
             .map_err(failed(&model.name))?;
+        self.goes_on(&mut session).map_err(failed(&model.name))
+    }
+
+    /// The same for a session that has read the prompt.
+    pub(super) fn goes_on(&self, session: &mut Session) -> Result<bool, LmError> {
         for (i, &token) in self.value.iter().enumerate() {
             if argmax(session.logits()) != token {
                 return Ok(false);
             }
             if i + 1 < self.value.len() {
-                session.step(token).map_err(failed(&model.name))?;
+                session.step(token)?;
             }
         }
         Ok(true)

@@ -44,9 +44,12 @@ struct Sizes {
     rows: Vec<usize>,
     layers: usize,
     repeat: usize,
+    /// Tokens of a text with records, and how many of them.
+    records: (usize, usize),
+    seed: u64,
 }
 
-fn sizes(scale: Scale) -> Sizes {
+fn sizes(scale: Scale, seed: u64) -> Sizes {
     match scale {
         Scale::Smoke => Sizes {
             context: 512,
@@ -57,6 +60,8 @@ fn sizes(scale: Scale) -> Sizes {
             rows: vec![1024],
             layers: 8,
             repeat: 2,
+            records: (192, 1),
+            seed,
         },
         Scale::Small => Sizes {
             context: 2048,
@@ -67,6 +72,8 @@ fn sizes(scale: Scale) -> Sizes {
             rows: vec![8192],
             layers: 32,
             repeat: 5,
+            records: (1024, 10),
+            seed,
         },
         Scale::Full => Sizes {
             context: 8192,
@@ -77,6 +84,8 @@ fn sizes(scale: Scale) -> Sizes {
             rows: vec![8192, 32_768],
             layers: 32,
             repeat: 10,
+            records: (2048, 50),
+            seed,
         },
     }
 }
@@ -117,7 +126,7 @@ fn tidal(dims: Dims, top_k: usize, config: TidalConfig) -> Result<Tidal, BenchEr
 }
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
-    let sizes = sizes(options.scale);
+    let sizes = sizes(options.scale, options.seed);
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let (recall, bars) = recall(options, &sizes, progress, &mut tables, &mut findings)?;
     let perplexity = on_given_text(options, &mut findings, |model, tokens, findings| {
@@ -294,6 +303,9 @@ fn on_text(
     let found = compared.losses(counted, sizes.decoded, progress)?;
     progress.finish();
     let found: Vec<f64> = found.into_iter().map(f64::exp).collect();
+    let length = sizes.records.0.min(context.saturating_sub(16));
+    let asked = (length, sizes.records.1);
+    let right = compared.all_records(asked, sizes.seed, progress)?;
     let title = format!(
         "perplexity of {} ({} tokens after {}, {} windows; {start} dense layers); dense {:.3}",
         model.name,
@@ -320,8 +332,23 @@ fn on_text(
         "Quest pages",
         "window",
     ];
-    let mut values = vec![json!({"by": "dense", "perplexity": found[0]})];
-    for (k, all) in budgets.iter().zip(found[1..].chunks(names.len())) {
+    let mut records = Table::new(
+        &format!(
+            "records that {} answers exactly, %; {} prompts of {length} tokens; dense {:.0}",
+            model.name,
+            asked.1,
+            100.0 * right[0]
+        ),
+        &columns.each_ref().map(String::as_str),
+    );
+    for (k, right) in budgets.iter().zip(right[1..].chunks(names.len())) {
+        let cells = right.iter().map(|share| format!("{:.0}", 100.0 * share));
+        let row = std::iter::once(k.to_string()).chain(cells);
+        records.rows.push(row.collect());
+    }
+    let mut values = vec![json!({"by": "dense", "perplexity": found[0], "records": right[0]})];
+    let per_budget = found[1..].chunks(names.len());
+    for ((k, all), right) in (budgets.iter().zip(per_budget)).zip(right[1..].chunks(names.len())) {
         let cell = |i: usize| format!("{:.3}", all[i]);
         table.row([
             k.to_string(),
@@ -332,11 +359,12 @@ fn on_text(
             cell(4),
             cell(5),
         ]);
-        for (name, p) in names.iter().zip(all) {
-            values.push(json!({"by": name, "rows": k, "perplexity": p}));
+        for ((name, p), right) in names.iter().zip(all).zip(right) {
+            values.push(json!({"by": name, "rows": k, "perplexity": p, "records": right}));
         }
     }
     tables.push(table);
+    tables.push(records);
     let mut overlaps = Table::new(
         "part of a layer's best 64 rows that later layers want too, mean over them, %",
         &["layer", "with the next", "with all later"],

@@ -1,10 +1,13 @@
 //! `keyfold lm generate`.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
-use keyfold_lm::SpecialTokens;
 use keyfold_lm::generate::{Ended, generate};
+use keyfold_lm::session::{Policy, Session};
+use keyfold_lm::{SpecialTokens, Tokenizer};
+use serde::Serialize;
 use serde_json::json;
 
 use super::mamba::LongArgs;
@@ -69,6 +72,7 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
     let mut session = match &model {
         AnyModel::Decoder(loaded) => {
             args.long.refuse()?;
+            args.model.policy.check_question(tokens.len())?;
             let room = tokens.len() + options.max_tokens;
             let mut session = args.model.session(loaded, room, &progress)?;
             let images = args.model.policy.evict.in_prompt(&tokenizer, &tokens)?;
@@ -114,23 +118,77 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
         return Err(error.into());
     }
     let measured = Measured::new(session.reading());
+    let looked_up = match &session {
+        Text::Decoder(session) => looked_up(session, &tokenizer),
+        Text::Mamba(_) => Vec::new(),
+    };
     if globals.json {
         let whole = json!({
             "text": written.text, "tokens": written.tokens, "ended": written.ended,
             "picks": written.picks, "prompt_tokens": tokens.len(), "report": measured,
+            "looked_up": looked_up,
         });
         writeln!(out, "{}", serde_json::to_string_pretty(&whole)?)?;
     } else {
         writeln!(out)?;
     }
     if args.report && !globals.json {
-        measured.print(&mut anstream::stderr())?;
+        let mut err = anstream::stderr();
+        measured.print(&mut err)?;
+        for block in looked_up.iter().take(SHOWN_BLOCKS) {
+            writeln!(
+                err,
+                "read     tokens {} to {}, in {} layers: {}",
+                block.from,
+                block.to,
+                block.layers,
+                block.text.trim().replace('\n', " ")
+            )?;
+        }
     }
     Ok(if written.ended == Ended::Stopped {
         Outcome::Interrupted
     } else {
         Outcome::Done
     })
+}
+
+/// Blocks of old tokens that `--report` shows.
+const SHOWN_BLOCKS: usize = 8;
+
+/// A block of old tokens that was looked up for the last token: where it came from.
+#[derive(Serialize)]
+struct LookedUp {
+    from: u32,
+    to: u32,
+    /// In how many layers.
+    layers: usize,
+    text: String,
+}
+
+/// What the layers looked up last, from what most of them did on.
+fn looked_up(session: &Session, tokenizer: &Tokenizer) -> Vec<LookedUp> {
+    let Policy::Whole(whole) = session.policy() else {
+        return Vec::new();
+    };
+    let mut counts = BTreeMap::<(u32, u32), usize>::new();
+    for layer in 0..session.decoder().config().dims.layers {
+        for block in whole.retrieved(layer) {
+            *counts.entry((block.start, block.end)).or_default() += 1;
+        }
+    }
+    let mut found: Vec<LookedUp> = counts
+        .into_iter()
+        .map(|((from, to), layers)| LookedUp {
+            from,
+            to,
+            layers,
+            text: (session.tokens().get(from as usize..to as usize))
+                .map_or_else(String::new, |tokens| tokenizer.decode(tokens)),
+        })
+        .collect();
+    found.sort_by_key(|block| std::cmp::Reverse(block.layers));
+    found
 }
 
 fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {

@@ -2,6 +2,7 @@
 //! `--cache` and `--evict`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::Context;
 use clap::ValueEnum;
@@ -83,6 +84,13 @@ pub(crate) struct PolicyArgs {
     /// act-qkv: keys that stand for a block
     #[arg(long, value_name = "N")]
     repr: Option<usize>,
+    /// act-qkv: newest queries that look up together, at most --local [default: 256]
+    #[arg(long, value_name = "N")]
+    chunk: Option<usize>,
+    /// act-qkv: tokens A to B of the prompt, B not among them, are its question, which guides
+    /// what is looked up while the prompt is read
+    #[arg(long, value_name = "A:B")]
+    question_span: Option<TokenSpan>,
     /// power: newest blocks that are read
     #[arg(long, value_name = "N")]
     window: Option<usize>,
@@ -104,6 +112,26 @@ pub(crate) struct PolicyArgs {
     /// hyper: shorter texts are read exactly
     #[arg(long, value_name = "N")]
     min_len: Option<usize>,
+}
+
+/// Tokens of a prompt from the first to before the second place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TokenSpan {
+    from: u32,
+    to: u32,
+}
+
+impl FromStr for TokenSpan {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let both = text.split_once(':');
+        let both = both.and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+        match both {
+            Some((from, to)) if from < to => Ok(Self { from, to }),
+            _ => Err("choose two places, the first before the second: 120:140".to_owned()),
+        }
+    }
 }
 
 /// Which cached tokens a written token reads.
@@ -199,6 +227,17 @@ impl PolicyArgs {
         Ok(policy)
     }
 
+    /// Refuses a question that lies outside of a prompt.
+    pub(super) fn check_question(&self, prompt: usize) -> anyhow::Result<()> {
+        match self.question_span {
+            Some(span) if span.to as usize > prompt => Err(wrong_use(format!(
+                "--question-span {}:{} lies not within the {prompt} tokens of the prompt",
+                span.from, span.to
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what says how a cache is kept and read, for a model that has none.
     pub(crate) fn refuse_for_mamba(&self, folded_weights: bool) -> anyhow::Result<()> {
         let plain = self.select == SelectArg::None
@@ -233,6 +272,11 @@ impl PolicyArgs {
         if !act_qkv && self.prefill == PrefillArg::ActQkv {
             return Err(wrong_use(
                 "--prefill act-qkv keeps blocks that only --select act-qkv can read; give both, or neither",
+            ));
+        }
+        if !act_qkv && self.question_span.is_some() {
+            return Err(wrong_use(
+                "--question-span guides what --select act-qkv looks up; give both, or neither",
             ));
         }
         if act_qkv && (self.cache.dense() != Some(CacheType::F16) || self.evict.any()) {
@@ -361,17 +405,18 @@ impl PolicyArgs {
         act.n_local = self.local.unwrap_or(act.n_local);
         act.topk = self.topk.unwrap_or(act.topk);
         act.repr_topk = self.repr.unwrap_or(act.repr_topk);
+        act.exc_block_size = self.chunk.unwrap_or(act.exc_block_size.min(act.n_local));
         let interleaved = config.rope().is_some_and(|rope| rope.interleaved);
         let rotary = Rotary {
             inv_freq,
             scale,
             interleaved,
         };
-        Ok(Policy::Whole(Box::new(ActQkv::new(
-            act,
-            config.dims,
-            rotary,
-        )?)))
+        let mut act = ActQkv::new(act, config.dims, rotary)?;
+        if let Some(TokenSpan { from, to }) = self.question_span {
+            act.set_question(from, to, to)?;
+        }
+        Ok(Policy::Whole(Box::new(act)))
     }
 
     /// `--dense-layers` as a number of layers at the bottom.
