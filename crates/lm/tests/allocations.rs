@@ -27,6 +27,9 @@ const LAYERS: usize = 6;
 /// Tokens that are counted.
 const COUNTED: usize = 40;
 
+/// What is kept, and what of it is read.
+type Way = (&'static str, CacheType, Option<Box<dyn Selector>>);
+
 /// Of the counted tokens, those for which memory was asked for, and how often in all.
 fn allocations(
     decoder: &Arc<Decoder>,
@@ -82,7 +85,7 @@ fn a_token_is_written_without_allocations() {
         ..PowerConfig::default()
     };
     let live = Rankings::random(&dims, 1);
-    let ways: Vec<(&str, CacheType, Option<Box<dyn Selector>>)> = vec![
+    let ways: Vec<Way> = vec![
         ("f16", CacheType::F16, None),
         ("q8_0", CacheType::Q8_0, None),
         ("q4_0", CacheType::Q4_0, None),
