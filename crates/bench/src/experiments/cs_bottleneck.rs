@@ -60,7 +60,7 @@ struct Case {
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let (rows, seeds, passes, width) = match options.scale {
         Scale::Smoke => (400, 1, [8, 8], 32),
-        Scale::Small => (2000, 3, [25, 60], 128),
+        Scale::Small => (2000, 9, [25, 60], 128),
         Scale::Full => (2000, 10, [25, 60], 128),
     };
     let mut cases: [Vec<Vec<Measured>>; 2] = Default::default();

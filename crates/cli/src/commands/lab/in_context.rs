@@ -7,7 +7,7 @@ use anyhow::Context;
 use keyfold_data::rows::write_csv;
 use keyfold_inspect::in_context::algorithms::{Comparison, Predictor, compare, implied_weights};
 use keyfold_inspect::in_context::learner::{Learner, LearnerConfig};
-use keyfold_inspect::in_context::probe::probe;
+use keyfold_inspect::in_context::probe::{self, ProbeConfig};
 use keyfold_inspect::in_context::softmax::{
     Estimator, Prompts, SoftmaxConfig, SoftmaxModel, train, two_head_step,
 };
@@ -21,6 +21,11 @@ use crate::progress::StderrProgress;
 
 /// Sequences on which a model is set beside estimators.
 const TESTS: usize = 1000;
+
+/// Sequences that probes of hidden states learn from and are scored on, and numbers of their
+/// states at most, above [`TESTS`] sequences.
+const PROBED: usize = 5000;
+const PROBED_NUMBERS: usize = 1 << 26;
 
 /// Prompts on which heads are measured.
 const PROMPTS: usize = 20_000;
@@ -145,6 +150,8 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     };
     let steps = args.steps.unwrap_or(3000) as usize;
     let mut config = LearnerConfig::small(task, t.layers.into(), steps, globals.seed);
+    // Wider models bear smaller steps only.
+    config.learning_rate *= (config.hidden_size as f64 / t.hidden.max(1) as f64).min(1.0);
     config.hidden_size = t.hidden;
     let mut model = Learner::new(config).map_err(|e| wrong_use(e.to_string()))?;
     let progress = StderrProgress::new(globals.quiet, 20);
@@ -157,7 +164,14 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     }
     let at = (2 * task.d).min(task.n - 1);
     let line = linearity(&model, &test, at, globals.seed)?;
-    let probes = probes(&model, &sequences, at)?;
+    let numbers = (2 * at + 1) * t.hidden * (usize::from(t.layers) + 1);
+    let probed = (PROBED_NUMBERS / numbers).clamp(TESTS, PROBED);
+    let probed = test.sample(probed, globals.seed ^ 0x9a9a);
+    let config = ProbeConfig {
+        seed: globals.seed,
+        ..ProbeConfig::default()
+    };
+    let probes = probe::layers(&model, &probed, at, &config)?;
     let mut out = anstream::stdout().lock();
     if globals.json {
         let value = json!({
@@ -197,15 +211,20 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     }
     writeln!(
         out,
-        "\nvariance of hidden states after {at} pairs that a linear probe explains:"
+        "\nwhat a probe of hidden states after {at} pairs finds, as a part of its variance:"
     )?;
     writeln!(
         out,
-        "{:<16}{:>9}{:>12}{:>12}",
-        "layer", "X'y", "ols", "by chance"
+        "{:<16}{:>9}{:>9}{:>12}{:>22}",
+        "layer", "X'y", "ols", "by chance", "ols, by a line"
     )?;
-    for (layer, [moment, weights, chance]) in probes.iter().enumerate() {
-        writeln!(out, "{layer:<16}{moment:>9.3}{weights:>12.3}{chance:>12.3}")?;
+    for (layer, held) in probes.iter().enumerate() {
+        let [moments, weights] = [held.moments, held.weights];
+        let [others, line] = [held.others, held.line];
+        writeln!(
+            out,
+            "{layer:<16}{moments:>9.3}{weights:>9.3}{others:>12.3}{line:>22.3}"
+        )?;
     }
     writeln!(
         out,
@@ -261,32 +280,6 @@ fn linearity(model: &Learner, task: &Task, pairs: usize, seed: u64) -> anyhow::R
         sum += implied_weights(x, task.d, &told)?.r2 / contexts.len() as f64;
     }
     Ok(sum)
-}
-
-/// By layer: what part of `X'y`, of the least squares weights, and of those of other sequences
-/// hidden states tell.
-fn probes(model: &Learner, sequences: &[Sequence], pairs: usize) -> anyhow::Result<Vec<[f64; 3]>> {
-    let d = model.config().task.d;
-    let weights = |p: Predictor| -> Vec<f64> {
-        sequences
-            .iter()
-            .flat_map(|s| p.weights(s)[pairs].clone())
-            .collect()
-    };
-    let (moments, ols) = (
-        weights(Predictor::ConstantCovariance),
-        weights(Predictor::LeastSquares),
-    );
-    let mut others = ols.clone();
-    others.rotate_left(d);
-    let width = model.config().hidden_size;
-    let hidden = model.hidden(sequences, pairs)?;
-    let mut out = Vec::new();
-    for states in &hidden {
-        let of = |targets: &[f64]| probe(states, width, targets, d);
-        out.push([of(&moments)?, of(&ols)?, of(&others)?]);
-    }
-    Ok(out)
 }
 
 fn circuits(args: &InContextArgs, heads: u16, globals: &Globals) -> anyhow::Result<Outcome> {
