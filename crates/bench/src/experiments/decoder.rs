@@ -1,5 +1,6 @@
 //! How fast language models read and write here, beside another engine if a `--peer` runs it
-//! (parity/peers/llamacpp.py) with the same files and the same number of threads.
+//! (parity/peers/llamacpp.py) with the same files and the same number of threads; and how fast
+//! they write at long contexts when selectors choose the rows that are read.
 //!
 //! The model is the user's (`--model FILE.gguf`) or random weights of published sizes. What
 //! memory allows stands beside every rate: bytes that a written token reads, over bytes a
@@ -23,6 +24,7 @@ use keyfold_lm::store::CacheType;
 use keyfold_lm::synthetic::{Geometry, write_random};
 use serde_json::{Value, json};
 
+use super::long_context::whole;
 use super::peers::Engine;
 use crate::plot;
 use crate::report::{Report, Table, reached};
@@ -207,11 +209,15 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         progress.advance(1);
     }
     progress.finish();
+    let mut tables = vec![table];
+    let selectors = whole::selectors(options, progress, &mut tables, &mut findings)?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
-        tables: vec![table],
+        tables,
         findings,
-        values: json!({"threads": threads, "bytes_per_second": bandwidth, "rows": values}),
+        values: json!({
+            "threads": threads, "bytes_per_second": bandwidth, "rows": values, "selectors": selectors,
+        }),
         svg: plot::bars(
             "Writing with language models",
             "tokens a second",

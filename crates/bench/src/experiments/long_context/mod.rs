@@ -10,6 +10,7 @@ mod overlap;
 mod records;
 mod sparse_text;
 pub(super) mod tidal_decode;
+pub(super) mod whole;
 
 use std::fmt::Display;
 use std::path::Path;
@@ -292,6 +293,16 @@ impl<'a> Compared<'a> {
         methods: Vec<Method>,
         context: usize,
     ) -> Result<Self, BenchError> {
+        Self::reading(model, methods, context, None)
+    }
+
+    /// The same with another way to read the context.
+    fn reading(
+        model: &'a Model,
+        methods: Vec<Method>,
+        context: usize,
+        prefill: Option<Box<dyn Prefill>>,
+    ) -> Result<Self, BenchError> {
         let current = Arc::new(AtomicUsize::new(0));
         let names = methods.iter().map(|m| m.name.clone()).collect();
         let methods = methods.into_iter().map(|m| m.selector).collect();
@@ -299,7 +310,7 @@ impl<'a> Compared<'a> {
             methods,
             current: Arc::clone(&current),
         };
-        let session = model.session(model.policy(context, Some(Box::new(switch)), None)?);
+        let session = model.session(model.policy(context, Some(Box::new(switch)), prefill)?);
         Ok(Self {
             model,
             session,
