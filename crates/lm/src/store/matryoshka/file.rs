@@ -10,9 +10,9 @@
 //!
 //! Trained files of the authors have `{key,value}_unitary_transform_weights` (Cayley form) and
 //! `mean_{key,value}_weights` in their place, and no ranks. Metadata: `keyfold` (the version
-//! of the format), `model`, `rotary` and `crc32` of all tensors in the order of their names. A
+//! of the format), `model`, `rotary` and `crc32` of all names and tensors in the order of the names. A
 //! file without metadata is taken for one of the authors', with keys as Hugging Face's weights
-//! have them.
+//! have them; one with some of it alone is damaged.
 
 use super::{Bases, HeadBasis, Ranks, from_cayley};
 use crate::error::{invalid, io};
@@ -22,7 +22,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-const VERSION: &str = "1";
+const VERSION: &str = "2";
+
+/// What the metadata of a file of ours names.
+const OURS: [&str; 4] = ["keyfold", "model", "rotary", "crc32"];
 
 /// Prefix of a layer's tensors.
 fn layer_name(layer: usize) -> String {
@@ -66,18 +69,17 @@ pub fn save(path: &Path, decoder: &Decoder, bases: &Bases, ranks: &Ranks) -> Res
         }
     }
     let mut crc = crc32fast::Hasher::new();
-    tensors.values().for_each(|t| crc.update(&t.2));
-    let interleaved = config.rope().is_some_and(|r| r.interleaved);
+    for (name, (_, _, bytes)) in &tensors {
+        crc.update(name.as_bytes());
+        crc.update(bytes);
+    }
     let metadata = HashMap::from([
         ("keyfold".to_owned(), VERSION.to_owned()),
         (
             "model".to_owned(),
             format!("{:016x}", decoder.fingerprint()),
         ),
-        (
-            "rotary".to_owned(),
-            if interleaved { "interleaved" } else { "half" }.to_owned(),
-        ),
+        ("rotary".to_owned(), rotary(decoder).to_owned()),
         ("crc32".to_owned(), format!("{:08x}", crc.finalize())),
     ]);
     let views = tensors.iter().map(|(name, (kind, shape, bytes))| {
@@ -93,6 +95,14 @@ pub fn save(path: &Path, decoder: &Decoder, bases: &Bases, ranks: &Ranks) -> Res
         path: path.to_owned(),
         source,
     })
+}
+
+/// How positions turn the model's keys.
+fn rotary(decoder: &Decoder) -> &'static str {
+    match decoder.config().rope() {
+        Some(rope) if rope.interleaved => "interleaved",
+        _ => "half",
+    }
 }
 
 fn bytes(numbers: impl Iterator<Item = f32>) -> Vec<u8> {
@@ -116,7 +126,7 @@ pub fn load(path: &Path, decoder: &Decoder) -> Result<(Bases, Ranks), LmError> {
     let (_, header) = SafeTensors::read_metadata(&raw).map_err(no_bases)?;
     let file = SafeTensors::deserialize(&raw).map_err(no_bases)?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let ours = metadata.contains_key("keyfold");
+    let ours = OURS.iter().any(|key| metadata.contains_key(*key));
     if ours {
         check(path, &metadata, &file, decoder)?;
     }
@@ -208,7 +218,7 @@ fn check(
     decoder: &Decoder,
 ) -> Result<(), LmError> {
     let is = |key: &str, value: &str| metadata.get(key).is_some_and(|v| v == value);
-    if !is("keyfold", VERSION) {
+    if metadata.contains_key("keyfold") && !is("keyfold", VERSION) {
         let what = "it is of another version of keyfold; make it again: keyfold lm calibrate";
         return Err(invalid(path, what));
     }
@@ -217,10 +227,12 @@ fn check(
     let mut crc = crc32fast::Hasher::new();
     for name in names {
         if let Ok(tensor) = file.tensor(name) {
+            crc.update(name.as_bytes());
             crc.update(tensor.data());
         }
     }
-    if !is("crc32", &format!("{:08x}", crc.finalize())) {
+    let whole = is("keyfold", VERSION) && is("rotary", rotary(decoder));
+    if !whole || !is("crc32", &format!("{:08x}", crc.finalize())) {
         let what = "it is damaged; make it again: keyfold lm calibrate";
         return Err(invalid(path, what));
     }

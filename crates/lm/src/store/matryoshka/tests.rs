@@ -430,11 +430,15 @@ fn a_file_is_read_again_and_nonsense_is_not() {
     let error = load(&path, &other).unwrap_err().to_string();
     assert!(error.contains("another model"), "{error}");
     let bytes = std::fs::read(&path).unwrap();
-    for at in [3, 40, bytes.len() / 2, bytes.len() - 1] {
-        let mut bad = bytes.clone();
-        bad[at] ^= 0x10;
-        std::fs::write(&path, &bad).unwrap();
-        assert!(load(&path, &decoder).is_err(), "byte {at}");
+    // Every byte of the header, whose entries lie in any order, and some of the numbers.
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for at in (0..header).chain([(header + bytes.len()) / 2, bytes.len() - 1]) {
+        for flip in [1, 0x10] {
+            let mut bad = bytes.clone();
+            bad[at] ^= flip;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(load(&path, &decoder).is_err(), "byte {at} of {header}");
+        }
     }
     for len in [0, 7, bytes.len() / 2] {
         std::fs::write(&path, &bytes[..len]).unwrap();
