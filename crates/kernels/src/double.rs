@@ -2,7 +2,7 @@
 //!
 //! The library's function changes between kinds of vector instructions, which after a product of
 //! matrices takes a hundred nanoseconds a call; these stay in the loop around them, and the
-//! compiler makes several at once for the vector unit of [`simd!`]. Cost: some ten cycles for four
+//! compiler makes several at once for the vector unit of `simd!`. Cost: some ten cycles for four
 //! numbers.
 
 use crate::vector::{Vector, simd};
