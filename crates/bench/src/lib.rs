@@ -13,6 +13,7 @@ mod report;
 mod samples;
 mod store;
 mod subspace;
+mod timing;
 mod toy;
 mod trained;
 

@@ -3,45 +3,26 @@
 // A fixture that cannot be read fails the test.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::System;
-use std::sync::Arc;
+mod common;
 
+use std::alloc::System;
+
+use common::Model;
 use keyfold_core::NoProgress;
-use keyfold_kernels::Team;
-use keyfold_lm::block_mask::{DenseLayers, PowerConfig};
-use keyfold_lm::recall::RecallConfig;
-use keyfold_lm::roles::Selector;
-use keyfold_lm::select::Budget;
-use keyfold_lm::select::double_sparsity::{DoubleSparsity, DoubleSparsityConfig};
-use keyfold_lm::select::power::PowerSelect;
-use keyfold_lm::select::rankings::Rankings;
-use keyfold_lm::select::tidal::{Tidal, TidalConfig};
+use keyfold_lm::Policy;
+use keyfold_lm::roles::{KvStore, RowSet};
 use keyfold_lm::store::CacheType;
-use keyfold_lm::{Decoder, ModelFile, Policy, Session};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const LAYERS: usize = 6;
 /// Tokens that are counted.
 const COUNTED: usize = 40;
 
-/// What is kept, and what of it is read.
-type Way = (&'static str, CacheType, Option<Box<dyn Selector>>);
-
 /// Of the counted tokens, those for which memory was asked for, and how often in all.
-fn allocations(
-    decoder: &Arc<Decoder>,
-    cache: CacheType,
-    of_selector: Option<Box<dyn Selector>>,
-) -> (usize, usize) {
-    let mut policy = Policy::dense(decoder, cache, 1024).unwrap();
-    if let Policy::Roles { selector, .. } = &mut policy {
-        *selector = of_selector;
-    }
-    let team = Arc::new(Team::new(2));
-    let mut session = Session::new(Arc::clone(decoder), policy, team);
+fn allocations(model: &Model, policy: Policy) -> (usize, usize) {
+    let mut session = model.session(policy);
     let prompt: Vec<u32> = (0..300).map(|i| 1 + i * 7 % 60).collect();
     session.prefill(&prompt, &NoProgress).unwrap();
     for token in 1..30 {
@@ -59,58 +40,57 @@ fn allocations(
     (tokens, all)
 }
 
+/// How often memory is asked for to read a cache of few bits, once it was read.
+fn of_codes(model: &Model) -> usize {
+    let dims = model.decoder.config().dims;
+    let mut store = model.kvquant(3, &model.calibrate(1));
+    let rows = 100;
+    let count = rows * dims.kv_heads * dims.head_dim;
+    let numbers: Vec<f32> = (0..count).map(|i| (i as f32).sin()).collect();
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    store.append(0, &positions, &numbers, &numbers);
+    let some: Vec<u32> = positions.iter().copied().step_by(3).collect();
+    let wide = dims.group() * dims.head_dim;
+    let mut scores = vec![0.0; dims.group() * rows];
+    let mut sums = vec![0.0; wide];
+    let mut read = || {
+        for set in [RowSet::Range(0, rows), RowSet::List(&some)] {
+            let scores = &mut scores[..dims.group() * set.len()];
+            store.dot(0, 0, &numbers[..wide], set, scores);
+            store.mix(0, 0, scores, set, &mut sums);
+        }
+    };
+    read();
+    let region = Region::new(ALLOCATOR);
+    read();
+    let seen = region.change();
+    seen.allocations + seen.reallocations
+}
+
 /// One test alone, since what is counted is counted of all threads.
 #[test]
 fn a_token_is_written_without_allocations() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = RecallConfig {
-        layers: LAYERS,
-        ..RecallConfig::default()
-    };
-    config.write_model(folder.path()).unwrap();
-    let file = ModelFile::open(folder.path()).unwrap();
-    let decoder = Arc::new(Decoder::load(&file).unwrap());
-    let dims = decoder.config().dims;
-    let double = DoubleSparsityConfig {
-        heavy_const: Budget::Tokens(64),
-        channels: Some(16),
-        ..DoubleSparsityConfig::default()
-    };
-    let tidal = TidalConfig {
-        top_k: Budget::Tokens(64),
-        ..TidalConfig::for_layers(LAYERS)
-    };
-    let power = PowerConfig {
-        dense_layers: DenseLayers::List(vec![0, 1]),
-        ..PowerConfig::default()
-    };
-    let live = Rankings::random(&dims, 1);
-    let ways: Vec<Way> = vec![
-        ("f16", CacheType::F16, None),
-        ("q8_0", CacheType::Q8_0, None),
-        ("q4_0", CacheType::Q4_0, None),
-        (
-            "double sparsity",
-            CacheType::F16,
-            Some(Box::new(DoubleSparsity::new(double, dims, &live).unwrap())),
-        ),
-        (
-            "tidal",
-            CacheType::F16,
-            Some(Box::new(Tidal::new(tidal, dims).unwrap())),
-        ),
-        (
-            "power",
-            CacheType::F16,
-            Some(Box::new(PowerSelect::new(power, dims).unwrap())),
-        ),
+    let model = Model::new();
+    let dense = |cache| Policy::dense(&model.decoder, cache, 1024).unwrap();
+    let mut ways = vec![
+        ("f16", dense(CacheType::F16)),
+        ("q8_0", dense(CacheType::Q8_0)),
+        ("q4_0", dense(CacheType::Q4_0)),
     ];
-    for (name, cache, selector) in ways {
-        let (tokens, all) = allocations(&decoder, cache, selector);
+    for (name, chosen) in model.selectors(vec![0, 1]) {
+        let mut policy = dense(CacheType::F16);
+        if let Policy::Roles { selector, .. } = &mut policy {
+            *selector = Some(chosen);
+        }
+        ways.push((name, policy));
+    }
+    for (name, policy) in ways {
+        let (tokens, all) = allocations(&model, policy);
         // A list that grows with the context may grow once in a while.
         assert!(
             tokens <= 2,
             "{name}: {all} for {tokens} of {COUNTED} tokens"
         );
     }
+    assert_eq!(of_codes(&model), 0);
 }

@@ -3,144 +3,24 @@
 // A fixture that cannot be read fails the test.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+mod common;
 
+use common::{LAYERS, Model};
 use keyfold_core::NoProgress;
-use keyfold_kernels::Team;
-use keyfold_lm::block_mask::{DenseLayers, PowerConfig};
 use keyfold_lm::decoding::argmax;
 use keyfold_lm::evict::h2o::{H2o, H2oConfig};
 use keyfold_lm::evict::look_m::{LookM, LookMConfig};
 use keyfold_lm::evict::{Merge, Ratios};
 use keyfold_lm::prompt_cache;
-use keyfold_lm::recall::{PromptSpec, RecallConfig, RecallPrompt};
+use keyfold_lm::recall::{RecallConfig, RecallPrompt};
 use keyfold_lm::roles::{Evictor, KvStore, Selector, TokenKinds};
-use keyfold_lm::select::Budget;
-use keyfold_lm::select::double_sparsity::{DoubleSparsity, DoubleSparsityConfig};
-use keyfold_lm::select::power::PowerSelect;
-use keyfold_lm::select::rankings::Rankings;
-use keyfold_lm::select::tidal::{Tidal, TidalConfig};
-use keyfold_lm::session::{AttentionInputs, Observer};
-use keyfold_lm::store::kvquant::{
-    Calibration, CalibrationConfig, KvQuantConfig, KvQuantStore, Statistics, model_hash,
-};
+use keyfold_lm::store::kvquant::model_hash;
 use keyfold_lm::store::{CacheType, DenseStore};
-use keyfold_lm::{Decoder, ModelFile, Policy, Session};
+use keyfold_lm::{ModelFile, Policy, Session};
 
-const LAYERS: usize = 6;
-
-struct Model {
-    file: ModelFile,
-    decoder: Arc<Decoder>,
-    config: RecallConfig,
-    team: Arc<Team>,
-}
-
-impl Model {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = RecallConfig {
-            layers: LAYERS,
-            ..RecallConfig::default()
-        };
-        config.write_model(folder.path()).unwrap();
-        let file = ModelFile::open(folder.path()).unwrap();
-        Self {
-            decoder: Arc::new(Decoder::load(&file).unwrap()),
-            file,
-            config,
-            team: Arc::new(Team::new(2)),
-        }
-    }
-
-    fn prompt(&self, length: usize, seed: u64) -> RecallPrompt {
-        let spec = PromptSpec {
-            length,
-            depth: 0.4,
-            distractors: 6,
-        };
-        self.config.prompt(&spec, seed).unwrap()
-    }
-
-    fn calibrate(&self, first_few: usize) -> Calibration {
-        struct Feed(Statistics);
-        impl Observer for Feed {
-            fn attention(&mut self, seen: &AttentionInputs) {
-                let noted = self
-                    .0
-                    .observe(seen.layer, seen.keys_before, seen.values, None, None);
-                noted.unwrap();
-            }
-        }
-        let dims = self.decoder.config().dims;
-        let mut feed = Feed(Statistics::new(dims, first_few, false));
-        for seed in 0..3 {
-            feed.0.begin_sequence();
-            let policy = Policy::dense(&self.decoder, CacheType::F32, 300).unwrap();
-            let mut session = self.session(policy);
-            let tokens = self.prompt(300, 100 + seed).tokens;
-            session.observe(&tokens, &NoProgress, &mut feed).unwrap();
-        }
-        let hash = model_hash(&self.file).unwrap();
-        let made = CalibrationConfig::default();
-        feed.0.calibrate(&made, Some(hash), &self.team).unwrap()
-    }
-
-    fn kvquant(&self, bits: u8, calibration: &Calibration) -> KvQuantStore {
-        let config = KvQuantConfig {
-            abits: bits,
-            ..KvQuantConfig::default()
-        };
-        KvQuantStore::new(self.decoder.config(), config, calibration).unwrap()
-    }
-
-    fn session(&self, policy: Policy) -> Session {
-        Session::new(Arc::clone(&self.decoder), policy, Arc::clone(&self.team))
-    }
-
-    fn with(
-        &self,
-        store: Box<dyn KvStore>,
-        of_selector: Option<Box<dyn Selector>>,
-        of_evictor: Option<Box<dyn Evictor>>,
-    ) -> Session {
-        let mut policy = Policy::of(&self.decoder, store);
-        if let Policy::Roles {
-            selector, evictor, ..
-        } = &mut policy
-        {
-            *selector = of_selector;
-            *evictor = of_evictor;
-        }
-        self.session(policy)
-    }
-
-    fn selectors(&self) -> Vec<(&'static str, Box<dyn Selector>)> {
-        let dims = self.decoder.config().dims;
-        let double = DoubleSparsityConfig {
-            heavy_const: Budget::Tokens(64),
-            channels: Some(16),
-            ..DoubleSparsityConfig::default()
-        };
-        let tidal = TidalConfig {
-            top_k: Budget::Tokens(64),
-            ..TidalConfig::for_layers(LAYERS)
-        };
-        // This model was not trained on the mask: every layer is told to be dense.
-        let power = PowerConfig {
-            dense_layers: DenseLayers::List((0..LAYERS).collect()),
-            ..PowerConfig::default()
-        };
-        let live = Rankings::random(&dims, 1);
-        vec![
-            (
-                "double",
-                Box::new(DoubleSparsity::new(double, dims, &live).unwrap()),
-            ),
-            ("tidal", Box::new(Tidal::new(tidal, dims).unwrap())),
-            ("power", Box::new(PowerSelect::new(power, dims).unwrap())),
-        ]
-    }
+/// This model was not trained on the mask of blocks: every layer is told to be dense.
+fn selectors(model: &Model) -> Vec<(&'static str, Box<dyn Selector>)> {
+    model.selectors((0..LAYERS).collect())
 }
 
 /// Reads the context, then the question as a decoded token.
@@ -162,7 +42,7 @@ fn few_bits_recall_under_every_selector() {
             answers(model.with(store(), None, None), &prompt),
             "{bits} bits"
         );
-        for (name, selector) in model.selectors() {
+        for (name, selector) in selectors(&model) {
             let session = model.with(store(), Some(selector), None);
             assert!(answers(session, &prompt), "{bits} bits, {name}");
         }
@@ -263,10 +143,10 @@ fn text_survives_the_images_and_selectors_read_what_is_left() {
             || -> Box<dyn KvStore> { Box::new(DenseStore::new(dims, CacheType::F16, 0).unwrap()) };
         assert!(run(plain(), None, Merge::None));
         assert!(run(plain(), None, Merge::Pivotal));
-        for (name, selector) in model.selectors() {
+        for (name, selector) in selectors(&model) {
             assert!(run(plain(), Some(selector), Merge::Pivotal), "{name}");
         }
-        for (name, selector) in model.selectors() {
+        for (name, selector) in selectors(&model) {
             let store = Box::new(model.kvquant(4, &calibration));
             assert!(
                 run(store, Some(selector), Merge::Pivotal),

@@ -275,6 +275,29 @@ mod tests {
     }
 
     #[test]
+    fn a_first_step_that_is_far_too_short_grows_by_more_than_doubling() {
+        let mut calls = 0;
+        let found = minimise(
+            vec![0.0],
+            |x, g| {
+                calls += 1;
+                let rest = x[0] - 1e6;
+                g[0] = 1e-6 * rest;
+                Evaluation {
+                    value: 0.5e-6 * rest * rest,
+                    gradient: g[0].abs(),
+                }
+            },
+            CONFIG,
+            &NoProgress,
+        );
+        assert_eq!(found.stopped, Stopped::Converged);
+        assert!((found.x[0] - 1e6).abs() < 1e-2, "{}", found.x[0]);
+        // Doubling alone takes twenty.
+        assert!(calls <= 12, "{calls}");
+    }
+
+    #[test]
     fn it_says_when_it_did_not_get_there() {
         let few = LbfgsConfig {
             max_iter: 3,

@@ -180,6 +180,15 @@ fn linear_maps_over_columns_are_kept_and_tell_one_column_from_another() {
         influence[0][1] > 1e-3 && influence[1][0] > 1e-3,
         "{influence:?}"
     );
+    let path = place.file("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let other = text.replace("\"mlp_channels\": 2", "\"mlp_channels\": 3");
+    std::fs::write(&path, other).unwrap();
+    let wrong = Forecaster::load(&place).err().unwrap().to_string();
+    assert!(
+        wrong.contains("config.json") && wrong.contains("mlp_channels is 3"),
+        "{wrong}"
+    );
 }
 
 fn seasonal(rows: usize) -> Series {

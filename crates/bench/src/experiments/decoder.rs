@@ -7,7 +7,8 @@
 //! second that this machine reads. Rates are the best of several runs.
 //!
 //! A peer is called as `COMMAND decode REQUEST -`, with JSON in the file REQUEST: `model`,
-//! `threads`, `contexts`, `write` and `repeat`, and `cache` (f16, q8_0, q4_0) where it is not f16; it prints a line for each context:
+//! `threads`, `contexts`, `write` and `repeat`, and `cache` (f16, q8_0, q4_0) where it is not f16;
+//! it prints a line for each context:
 //! `{"context": n, "read": tokens a second, "written": tokens a second}`.
 
 use std::path::{Path, PathBuf};

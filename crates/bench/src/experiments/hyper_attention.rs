@@ -352,6 +352,19 @@ fn of_head(rows: &[f32], head: usize, heads: usize, dim: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Settings for prompts of `context` tokens: blocks and a sample of a thirty-second part, exact
+/// up to an eighth.
+fn settings(context: usize, seed: u64) -> HyperConfig {
+    let size = (context / 32).max(16);
+    HyperConfig {
+        block_size: size,
+        sample_size: size,
+        min_seq_len: context / 8,
+        seed,
+        ..HyperConfig::default()
+    }
+}
+
 /// Errors on what heads of the user's model see in her text.
 fn on_rows(
     options: &BenchOptions,
@@ -367,6 +380,7 @@ fn on_rows(
         Scale::Full => (8192, 9),
     };
     let (dims, context) = (model.dims(), model.context(wanted));
+    let heads = heads.min(dims.heads);
     let window = windows(model, tokens, context, 1)?.remove(0);
     let mut layers = vec![0, dims.layers / 2, dims.layers - 1];
     layers.dedup();
@@ -378,14 +392,8 @@ fn on_rows(
     session
         .observe(&window, &NoProgress, &mut seen)
         .map_err(failed(&model.name))?;
-    let size = (context / 32).max(16);
-    let base = HyperConfig {
-        block_size: size,
-        sample_size: size,
-        min_seq_len: context / 8,
-        seed: options.seed,
-        ..HyperConfig::default()
-    };
+    let base = settings(context, options.seed);
+    let size = base.block_size;
     let ways = [
         base.clone(),
         HyperConfig {
@@ -411,7 +419,6 @@ fn on_rows(
     let mut table = Table::new(&title, &columns);
     let (mut values, mut best, mut worst) = (Vec::new(), f64::INFINITY, 0.0f64);
     progress.start("errors on rows", "layers", Some(seen.layers.len() as u64));
-    let heads = heads.min(dims.heads);
     for (layer, [queries, keys, of_values]) in seen.layers.iter().zip(&seen.rows) {
         let mut sums = [0.0; 3];
         for i in 0..heads {
@@ -475,14 +482,8 @@ fn on_text(
         Scale::Full => (8192, 16),
     };
     let (dims, context) = (model.dims(), model.context(wanted));
-    let size = (context / 32).max(16);
-    let base = HyperConfig {
-        block_size: size,
-        sample_size: size,
-        min_seq_len: context / 8,
-        seed: options.seed,
-        ..HyperConfig::default()
-    };
+    let base = settings(context, options.seed);
+    let size = base.block_size;
     let mut counts = vec![0, 1, 2, dims.layers / 4, dims.layers / 2, dims.layers];
     counts.dedup();
     progress.start("perplexity", "readings", Some(counts.len() as u64));

@@ -397,7 +397,7 @@ fn report(methods: &[Method], cases: &[Vec<Vec<Measured>>; 2]) -> Result<Report,
         format!(
             "aim: with labels the atoms find what reconstruction hides; accuracy {:.3} against {:.3} of NMF: {}; \
              starts differ from {least:.2} to {most:.2}; the authors' package had 0.82, 0.86 and 0.73 in the \
-             specification, and 0.74 in the mean of thirty runs (0.56 to 0.87)",
+             specification (parity/peers/supervised_dictionary.py runs it from more starts)",
             sdl.accuracy,
             nmf.accuracy,
             reached(sdl.accuracy > nmf.accuracy + 0.1)

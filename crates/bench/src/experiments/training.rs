@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::peers::Engine;
 use crate::plot;
 use crate::report::{Report, Table, reached};
+use crate::timing::shortest_step;
 use crate::{BenchError, BenchOptions, Experiment, Scale};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
@@ -107,9 +108,10 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             rows.push((peer.name.clone(), theirs(peer, case, threads)?));
         }
         let tokens: usize = case.lengths.iter().sum();
-        let rate = |steps: &[[f64; 3]]| 1e3 * tokens as f64 / fastest(steps).iter().sum::<f64>();
+        let rate =
+            |steps: &[[f64; 3]]| 1e3 * tokens as f64 / shortest_step(steps).iter().sum::<f64>();
         for (by, steps) in &rows {
-            let [forward, backward, optimiser] = fastest(steps).map(plot::shown);
+            let [forward, backward, optimiser] = shortest_step(steps).map(plot::shown);
             let shown = plot::shown(rate(steps));
             table.row([
                 case.name.to_owned(),
@@ -146,13 +148,6 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         values: json!({"threads": threads, "cases": values}),
         svg: plot::bars("Training", "tokens a second", &bars, None)?,
     })
-}
-
-/// The step that took least.
-fn fastest(steps: &[[f64; 3]]) -> [f64; 3] {
-    let sum = |step: &[f64; 3]| step.iter().sum::<f64>();
-    let best = steps.iter().min_by(|a, b| sum(a).total_cmp(&sum(b)));
-    best.copied().unwrap_or([f64::NAN; 3])
 }
 
 /// Milliseconds of each step: forward pass, backward pass, optimiser.

@@ -5,6 +5,8 @@
 // A helper that cannot do its work fails the test that calls it.
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod lm;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;

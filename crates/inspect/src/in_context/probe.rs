@@ -15,6 +15,7 @@ use keyfold_kernels::learn::gelu_backward;
 use keyfold_kernels::{axpy, dot, gelu};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Sequence;
@@ -202,7 +203,7 @@ pub fn layers(
     let weights = of(Predictor::LeastSquares);
     let mut others = weights.clone();
     others.rotate_left(d);
-    let of_layer = |states: Vec<f32>| {
+    let of_layer = |states: Vec<f32>| -> Result<Held, InspectError> {
         let told = |targets: &[f64]| attended(&states, places, width, targets, d, config);
         let rows = states.chunks_exact(places * width);
         let last: Vec<f32> = rows
@@ -216,7 +217,8 @@ pub fn layers(
             line: linear(&last, width, &weights, d)?,
         })
     };
-    hidden.into_iter().map(of_layer).collect()
+    // Each probe draws from a generator of its own, so that the order changes nothing.
+    hidden.into_par_iter().map(of_layer).collect()
 }
 
 /// Targets of mean 0 and variance 1 over the rows to learn from, and what they were divided by.

@@ -1,5 +1,6 @@
 //! The scans of Mamba and Mamba-2 in the shapes of mamba-130m and mamba2-130m (1,536 channels;
-//! 16 state numbers of each, or 24 heads of 64 channels with 128), beside plain loops.
+//! 16 state numbers of each, or 24 heads of 64 channels with 128). `keyfold bench
+//! selective-scan` has the loops of other programs.
 
 use keyfold_kernels::Team;
 use keyfold_kernels::scan::{
@@ -45,9 +46,9 @@ fn one(bench: &mut Bench) {
         d: Some(&skip),
     };
     let team = Team::new(1);
-    let bound = || Bound::Flops(l * d * n * (EXP + 5));
+    let bound = Bound::Flops(l * d * n * (EXP + 5));
     let (mut state, mut out) = (vec![0.0; n * d], vec![0.0; l * d]);
-    bench.run(&format!("selective scan, {l} tokens"), bound(), || {
+    bench.run(&format!("selective scan, {l} tokens"), bound, || {
         state.fill(0.0);
         selective_scan(&inputs, None, &mut state, &mut out, &team);
     });
@@ -56,15 +57,6 @@ fn one(bench: &mut Bench) {
         Bound::Flops(d * n * (EXP + 5)),
         || {
             selective_scan(&inputs.tokens(0..1), None, &mut state, &mut out[..d], &team);
-        },
-    );
-    let by_channel: Vec<f32> = (0..d * n).map(|i| a[i % n * d + i / n]).collect();
-    bench.run(
-        &format!("selective scan, {l} tokens, plain loops"),
-        bound(),
-        || {
-            state.fill(0.0);
-            plain(&inputs, &by_channel, &mut state, &mut out);
         },
     );
     // The exponential and the state once more, then two operations for each gradient.
@@ -78,25 +70,6 @@ fn one(bench: &mut Bench) {
             selective_scan_backward(&inputs, &zeros, &x, &mut state, &team)
         },
     );
-}
-
-/// One number after the other, token after token.
-fn plain(inputs: &Selective, a: &[f32], state: &mut [f32], out: &mut [f32]) {
-    let (d, n) = (inputs.x.width(), inputs.b.width());
-    for (t, out) in out.chunks_exact_mut(d).enumerate() {
-        let (x, dt) = (inputs.x.row(t), inputs.dt.row(t));
-        let (b, c) = (inputs.b.row(t), inputs.c.row(t));
-        for channel in 0..d {
-            let mut y = inputs.d.map_or(0.0, |d| d[channel]) * x[channel];
-            for i in 0..n {
-                let h = &mut state[channel * n + i];
-                *h =
-                    *h * (dt[channel] * a[channel * n + i]).exp() + dt[channel] * x[channel] * b[i];
-                y += *h * c[i];
-            }
-            out[channel] = y;
-        }
-    }
 }
 
 fn two(bench: &mut Bench) {

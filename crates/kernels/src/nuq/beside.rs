@@ -125,14 +125,20 @@ pub fn dot_beside(
     out: &mut [f32],
 ) {
     let g = crate::dot::assert_rows(queries.len(), dim, "dot_beside");
+    assert!(
+        granules.is_empty() || granules.end <= beside.starts.len(),
+        "dot_beside: granule {} is not there",
+        granules.end
+    );
     let rows = granules.len() * GRANULE;
     let pairs = angles.pairs();
+    let columns = column.checked_add(rows);
     assert!(
         out.len() == g * rows
             && angles.cos.len() == angles.sin.len()
             && angles.cos.len() == pairs * angles.stride
             && 2 * pairs <= dim
-            && (pairs == 0 || column + rows <= angles.stride),
+            && (pairs == 0 || columns.is_some_and(|columns| columns <= angles.stride)),
         "dot_beside: shapes do not fit"
     );
     let of = Keys {
@@ -228,8 +234,9 @@ fn dot_tile<const INTERLEAVED: bool, const G: usize>(of: &Keys, queries: &[f32],
             }
             let (pair, other, sign) = partner::<INTERLEAVED>(channel, pairs);
             let at = pair * stride + of.column + row;
-            // SAFETY: `dot_beside` has seen that the angles are `[pairs, stride]` and that
-            // the columns of all rows are within the stride; a pair is less than `pairs`.
+            // SAFETY: `dot_beside`, where all calls come from, has seen that the angles are
+            // `[pairs, stride]` and that the columns of all rows are within the stride, without
+            // overflow; a turned channel's pair is less than `pairs`.
             let (cos, sin) = unsafe {
                 (
                     *of.angles.cos.get_unchecked(at),
@@ -238,8 +245,9 @@ fn dot_tile<const INTERLEAVED: bool, const G: usize>(of: &Keys, queries: &[f32],
             };
             let (own, across) = (residual * cos, residual * sign * sin);
             for q in 0..G {
-                // SAFETY: both channels are less than `dim`, the row is less than `rows`
-                // (a granule has eight), and the lengths were seen above.
+                // SAFETY: the channel is less than `dim`, as was seen, its other less than
+                // `2 * pairs`; the row is less than `rows` (a place has three bits, a granule
+                // eight rows); the lengths were seen above.
                 unsafe {
                     let add = own * queries.get_unchecked(q * dim + channel)
                         + across * queries.get_unchecked(q * dim + other);

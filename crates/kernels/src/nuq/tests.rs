@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -20,6 +22,55 @@ fn near(got: f32, want: f64) -> bool {
     (f64::from(got) - want).abs() < 2e-5 * (1.0 + want.abs())
 }
 
+/// How pairs of channels are turned: random angles for `stride` columns.
+struct Turns {
+    pairs: usize,
+    rotation: Rotation,
+    stride: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Turns {
+    /// Of no, some, or all channels: `part` is 0 to 3.
+    fn new(dim: usize, part: usize, interleaved: bool, stride: usize, seed: u64) -> Self {
+        let pairs = dim / 2 * part / 3;
+        let angles = numbers(pairs * stride, seed);
+        Self {
+            pairs,
+            rotation: if interleaved {
+                Rotation::Interleaved
+            } else {
+                Rotation::Half
+            },
+            stride,
+            cos: angles.iter().map(|a| a.cos()).collect(),
+            sin: angles.iter().map(|a| a.sin()).collect(),
+        }
+    }
+
+    fn angles(&self) -> Angles<'_> {
+        Angles {
+            cos: &self.cos,
+            sin: &self.sin,
+            stride: self.stride,
+        }
+    }
+
+    /// Turns a key by the angles of a column.
+    fn turn(&self, key: &mut [f64], column: usize) {
+        for pair in 0..self.pairs {
+            let (a, b) = match self.rotation {
+                Rotation::Interleaved => (2 * pair, 2 * pair + 1),
+                Rotation::Half => (pair, pair + self.pairs),
+            };
+            let at = pair * self.stride + column;
+            let (c, s) = (f64::from(self.cos[at]), f64::from(self.sin[at]));
+            (key[a], key[b]) = (key[a] * c - key[b] * s, key[b] * c + key[a] * s);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
@@ -34,9 +85,6 @@ proptest! {
         interleaved: bool,
         seed: u64,
     ) {
-        // None, some, or all channels are turned.
-        let pairs = dim / 2 * part / 3;
-        let rotation = if interleaved { Rotation::Interleaved } else { Rotation::Half };
         let rows = granules * GRANULE;
         let codes = codes(rows * dim, bits, seed);
         let tables = numbers(dim << bits, !seed);
@@ -55,11 +103,8 @@ proptest! {
         for (channel, to) in padded.chunks_mut(table_len(bits)).enumerate() {
             fill_table(to, bits, |i| tables[(channel << bits) + i]);
         }
-        let stride = column + rows + 3;
-        let angles = numbers(pairs * stride, seed / 2);
-        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
-        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
-        let angles = Angles { cos: &cos, sin: &sin, stride };
+        let turns = Turns::new(dim, part, interleaved, column + rows + 3, seed / 2);
+        let (angles, rotation) = (turns.angles(), turns.rotation);
         let keys = KeyCodes { bits, dim, bytes: &packed, tables: &padded, rotation };
 
         // Dense, row by row.
@@ -69,12 +114,7 @@ proptest! {
             .map(|(at, &code)| f64::from(tables[((at % dim) << bits) + usize::from(code)]))
             .collect();
         for (row, key) in dense.chunks_mut(dim).enumerate() {
-            for pair in 0..pairs {
-                let (a, b) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
-                let at = pair * stride + column + row;
-                let (c, s) = (f64::from(cos[at]), f64::from(sin[at]));
-                (key[a], key[b]) = (key[a] * c - key[b] * s, key[b] * c + key[a] * s);
-            }
+            turns.turn(key, column + row);
         }
         let queries = numbers(g * dim, seed / 3);
         let (mut here, mut twin) = (vec![9.0; g * rows], vec![9.0; g * rows]);
@@ -225,8 +265,6 @@ proptest! {
         of_rows in (0usize..70, 0usize..70),
         seed: u64,
     ) {
-        let pairs = dim / 2 * part / 3;
-        let rotation = if interleaved { Rotation::Interleaved } else { Rotation::Half };
         let granules = rows.div_ceil(GRANULE);
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut all = vec![0.0f64; granules * GRANULE * dim];
@@ -262,23 +300,15 @@ proptest! {
         // Keys: turned, all granules but the first.
         let run = granules.min(1)..granules;
         let count = run.len() * GRANULE;
-        let stride = column + count + 2;
-        let angles = numbers(pairs * stride, seed / 2);
-        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
-        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
-        let angles = Angles { cos: &cos, sin: &sin, stride };
+        let turns = Turns::new(dim, part, interleaved, column + count + 2, seed / 2);
+        let (angles, rotation) = (turns.angles(), turns.rotation);
         let queries = numbers(g * dim, seed / 3);
         let mut out = numbers(g * count, seed / 7);
         let before = out.clone();
         dot_beside(beside, run.clone(), dim, rotation, angles, column, &queries, &mut out);
         for row in 0..count {
             let mut key = all[(run.start * GRANULE + row) * dim..][..dim].to_vec();
-            for pair in 0..pairs {
-                let (a, b) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
-                let at = pair * stride + column + row;
-                let (c, s) = (f64::from(cos[at]), f64::from(sin[at]));
-                (key[a], key[b]) = (key[a] * c - key[b] * s, key[b] * c + key[a] * s);
-            }
+            turns.turn(&mut key, column + row);
             for q in 0..g {
                 let of_query = queries[q * dim..][..dim].iter().zip(&key);
                 let add: f64 = of_query.map(|(&q, k)| f64::from(q) * k).sum();
@@ -298,4 +328,46 @@ proptest! {
             prop_assert_eq!((a.to_f32(), b.to_f32()), (*scale, *zero));
         }
     }
+}
+
+fn one_beside(granules: Range<usize>, column: usize, channel: usize) {
+    let beside = BesideRows {
+        numbers: &[Beside::new(0, channel, 1.0)],
+        starts: &[0],
+    };
+    let angles = Angles {
+        cos: &[1.0; 8],
+        sin: &[0.0; 8],
+        stride: 8,
+    };
+    let (half, ones, mut out) = (Rotation::Half, [1.0; 2], [0.0; 8]);
+    dot_beside(beside, granules, 2, half, angles, column, &ones, &mut out);
+}
+
+#[test]
+#[should_panic(expected = "granule 2 is not there")]
+fn granules_that_are_not_there_have_nothing_beside_them() {
+    one_beside(1..2, 0, 0);
+}
+
+#[test]
+#[should_panic(expected = "shapes do not fit")]
+fn columns_beyond_all_counting_are_refused() {
+    one_beside(0..1, usize::MAX - 3, 0);
+}
+
+#[test]
+#[should_panic(expected = "no channel 2")]
+fn channels_that_no_key_has_are_refused() {
+    one_beside(0..1, 0, 2);
+}
+
+#[test]
+#[should_panic(expected = "no channel 2")]
+fn channels_that_no_value_has_are_refused() {
+    let beside = BesideRows {
+        numbers: &[Beside::new(0, 2, 1.0)],
+        starts: &[0],
+    };
+    mix_beside(beside, 2, &[1.0], (0, 1), &mut [0.0; 2]);
 }

@@ -261,6 +261,10 @@ impl Channel {
             }
             ChannelMixer::Mlp((up, down)) => {
                 let ([rows, width], [_, channels]) = (x.dims(), up.weight.dims());
+                assert!(
+                    starts.windows(2).all(|at| at[1] - at[0] == channels),
+                    "items of the {channels} channels that linear maps are over"
+                );
                 let tokens = rows / channels;
                 let x = x.reshape([tokens, channels, width]).swap_dims(1, 2);
                 let x = down.forward(up.forward_gelu(x.reshape([tokens * width, channels])));

@@ -97,6 +97,17 @@ impl Tsm2Config {
         }
     }
 
+    /// That linear maps over columns, where there are any, are over as many as are forecast.
+    pub(super) fn check_columns(&self, targets: usize) -> Result<(), SignalError> {
+        match [0, targets].contains(&self.mlp_channels) {
+            true => Ok(()),
+            false => Err(SignalError::Unfit(format!(
+                "mlp_channels is {}; {targets} columns are forecast",
+                self.mlp_channels
+            ))),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), SignalError> {
         for (field, size) in [
             ("pred_len", self.pred_len),

@@ -71,7 +71,6 @@ impl Forecaster {
         let statics = learned.targets.len() * sizes.static_features;
         let usable = |x: &f64| x.is_finite() && *x > 0.0;
         if learned.targets.is_empty()
-            || ![0, learned.targets.len()].contains(&sizes.mlp_channels)
             || learned.future.len() != sizes.future_features
             || learned.statics.len() != statics
             || [&scaler.mean, &scaler.deviation]
@@ -81,6 +80,9 @@ impl Forecaster {
         {
             return Err(wrong("its columns, features and scales do not fit".into()));
         }
+        sizes
+            .check_columns(learned.targets.len())
+            .map_err(|e| wrong(e.to_string()))?;
         let weights = Weights::open(folder, "").map_err(ModelError::from)?;
         Ok(Self {
             model: Tsm2::load(&sizes, &weights, &Device::flex())?,

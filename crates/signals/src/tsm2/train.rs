@@ -67,6 +67,17 @@ impl Default for Tsm2Training {
     }
 }
 
+impl Tsm2Training {
+    /// The names of the columns of a table that are forecast.
+    pub fn columns(&self, series: &Series) -> Vec<String> {
+        if !self.targets.is_empty() {
+            return self.targets.clone();
+        }
+        let others = series.names.iter().filter(|n| !self.future.contains(n));
+        others.cloned().collect()
+    }
+}
+
 /// Columns in units of their deviations.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Scaled {
@@ -236,11 +247,7 @@ fn prepared(
     if config.batch_size == 0 {
         return Err(SignalError::Unfit("batch_size is 0".into()));
     }
-    let mut names = config.targets.clone();
-    if names.is_empty() {
-        let others = series.names.iter().filter(|n| !config.future.contains(n));
-        names = others.cloned().collect();
-    }
+    let mut names = config.columns(series);
     if let Some(both) = names.iter().find(|n| config.future.contains(n)) {
         return Err(SignalError::Unfit(format!(
             "'{both}' is forecast and known at once; leave it out of one of targets and future"
@@ -272,12 +279,7 @@ fn prepared(
         }
         *set = found;
     }
-    if ![0, targets].contains(&sizes.mlp_channels) {
-        return Err(SignalError::Unfit(format!(
-            "model.mlp_channels is {}; {targets} columns are forecast",
-            sizes.mlp_channels
-        )));
-    }
+    sizes.check_columns(targets)?;
     sizes.check()?;
     let learned = Learned {
         targets: names[..targets].to_vec(),

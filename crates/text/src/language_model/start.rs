@@ -32,6 +32,8 @@ const PEAK: f32 = 60.0;
 const REACH: f32 = 256.0;
 /// Length of token vectors against other weights; what layers add must not drown them.
 const TOKENS: f32 = 3.5;
+/// The other channels of a token's vector against other weights: layer 0 writes over them.
+const UNUSED: f32 = 0.1;
 /// What layer 0 copies, as a share of it.
 const COPIED: f32 = 0.5;
 /// Scale of queries and keys of layer 1.
@@ -158,7 +160,7 @@ impl LookBack {
             let (tokens, rest) = row.split_at_mut(self.half() - 1);
             tokens.iter_mut().for_each(|x| *x *= TOKENS);
             rest[0] = self.constant();
-            rest[1..].iter_mut().for_each(|x| *x *= 0.1);
+            rest[1..].iter_mut().for_each(|x| *x *= UNUSED);
         }
     }
 

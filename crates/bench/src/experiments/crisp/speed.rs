@@ -6,8 +6,6 @@
 //! each passage; `factors`; `runs`), prints for every factor a JSON line with `fold`,
 //! `milliseconds` of a passage, and `rows`, how many are left of all.
 
-use std::time::Instant;
-
 use keyfold_core::{Progress, Vectors};
 use keyfold_search::fold::Fold;
 use rand::rngs::StdRng;
@@ -16,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::super::peers::Engine;
 use crate::report::{Table, reached};
+use crate::timing::shortest;
 use crate::{BenchError, BenchOptions, Scale};
 
 /// Passages of the collection that are folded.
@@ -147,14 +146,4 @@ fn clustered((n, dim): (usize, usize), seed: u64) -> Vec<f32> {
     }
     keyfold_kernels::normalize_rows(&mut rows, dim);
     rows
-}
-
-/// Milliseconds of the shortest of some runs.
-fn shortest(runs: usize, mut work: impl FnMut()) -> f64 {
-    let time = |_| {
-        let clock = Instant::now();
-        work();
-        clock.elapsed().as_secs_f64() * 1e3
-    };
-    (0..runs).map(time).fold(f64::INFINITY, f64::min)
 }

@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
-use super::records::Records;
+use super::records::{Records, asked};
 use super::{Model, failed};
 use crate::report::Table;
 use crate::{BenchError, BenchOptions, Scale};
@@ -75,15 +75,11 @@ fn needles(
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
 ) -> Result<Value, BenchError> {
-    let (wanted, prompts) = match options.scale {
-        Scale::Smoke => (192, 1),
-        Scale::Small => (1024, 10),
-        Scale::Full => (2048, 50),
-    };
+    let (wanted, prompts) = asked(options.scale);
     let length = model.context(wanted + 16).saturating_sub(16);
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut right = vec![0u32; ways.len()];
-    progress.start("records", "prompts", Some(prompts));
+    progress.start("records", "prompts", Some(prompts as u64));
     for i in 0..prompts {
         let depth = (i as f64 + 0.5) / prompts as f64;
         let records = Records::new(model, length, depth, &mut rng)?;

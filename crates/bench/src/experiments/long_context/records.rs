@@ -7,7 +7,16 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::{Model, failed};
-use crate::BenchError;
+use crate::{BenchError, Scale};
+
+/// Tokens of a text with records, and in how many texts one is asked for.
+pub(super) fn asked(scale: Scale) -> (usize, usize) {
+    match scale {
+        Scale::Smoke => (192, 1),
+        Scale::Small => (1024, 10),
+        Scale::Full => (2048, 50),
+    }
+}
 
 /// Records as text with a question after them.
 pub(super) struct Records {
@@ -102,7 +111,10 @@ impl Records {
             all.push((key, code));
         }
         let at = ((all.len() as f64 * depth) as usize).min(all.len().saturating_sub(1));
-        let (key, code) = &all[at];
+        let Some((key, code)) = all.get(at) else {
+            let what = format!("{length} tokens have no room for a record");
+            return Err(BenchError::data(&model.name, what));
+        };
         let asked = style.question(key);
         let question = model.encode(&asked)?;
         let both = model.encode(&(asked + &style.answer(code)))?;

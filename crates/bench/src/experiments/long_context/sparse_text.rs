@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::double_sparsity::{Sizes, calibrate, selector};
 use super::overlap::Counted;
+use super::records::asked;
 use super::{Compared, Method, Model, failed, holds, windows};
 use crate::plot::Line;
 use crate::report::{Table, reached};
@@ -146,12 +147,8 @@ pub(super) fn on_text(
         .iter()
         .map(|c| c.lock().unwrap_or_else(PoisonError::into_inner).share())
         .collect();
-    let (asked, prompts) = match options.scale {
-        Scale::Smoke => (192, 1),
-        Scale::Small => (1024, 10),
-        Scale::Full => (2048, 50),
-    };
-    let length = asked.min(context.saturating_sub(16));
+    let (wanted, prompts) = asked(options.scale);
+    let length = wanted.min(context.saturating_sub(16));
     let right = compared.all_records((length, prompts), options.seed, progress)?;
 
     let (by_budget, by_channels) = (

@@ -15,6 +15,7 @@ use keyfold_lm::select::baselines::{OracleTopK, QuestPages, SlidingWindow};
 use keyfold_lm::select::tidal::{Overlap, OverlapProbe, Tidal, TidalConfig};
 use serde_json::{Value, json};
 
+use super::records::asked;
 use super::{
     Attention, Compared, Method, Model, cache_dims, failed, holds, on_given_text, recall_all,
     windows,
@@ -60,7 +61,7 @@ fn sizes(scale: Scale, seed: u64) -> Sizes {
             rows: vec![1024],
             layers: 8,
             repeat: 2,
-            records: (192, 1),
+            records: asked(scale),
             seed,
         },
         Scale::Small => Sizes {
@@ -72,7 +73,7 @@ fn sizes(scale: Scale, seed: u64) -> Sizes {
             rows: vec![8192],
             layers: 32,
             repeat: 5,
-            records: (1024, 10),
+            records: asked(scale),
             seed,
         },
         Scale::Full => Sizes {
@@ -84,7 +85,7 @@ fn sizes(scale: Scale, seed: u64) -> Sizes {
             rows: vec![8192, 32_768],
             layers: 32,
             repeat: 10,
-            records: (2048, 50),
+            records: asked(scale),
             seed,
         },
     }

@@ -17,14 +17,13 @@
 pub(super) mod sets;
 mod ways;
 
-use std::time::Instant;
-
 use keyfold_core::Progress;
 use keyfold_kernels::{MaxSim, PQ_BLOCK, ProductQuantizer, matmul_nt, top_k};
 use keyfold_search::candidates::fde::{Choice, Fde, FdeConfig, Projection};
 use serde_json::{Value, json};
 
 use crate::report::{Report, Table, reached};
+use crate::timing::shortest;
 use crate::{BenchError, BenchOptions, Experiment, Scale, plot};
 use sets::Set;
 
@@ -447,6 +446,9 @@ fn compare(set: &Set, curves: &[Curve]) -> Option<String> {
     ))
 }
 
+/// Runs of which the shortest counts.
+const RUNS: usize = 15;
+
 /// What encoding and scanning cost on one core: a table, milliseconds for a
 /// document of 40 vectors of 64 numbers, and all for programs.
 fn speed(options: &BenchOptions) -> Result<(Table, f64, Value), BenchError> {
@@ -460,8 +462,8 @@ fn speed(options: &BenchOptions) -> Result<(Table, f64, Value), BenchError> {
             .map_err(|e| failed(&e))?;
         let mut out = vec![0.0; 64 * fde.len()];
         let counts = [40; 64];
-        let document = shortest(|| fde.documents(&rows, &counts, &mut out)) / 64.0;
-        let query = shortest(|| fde.query(&rows[..16 * dim]));
+        let document = shortest(RUNS, || fde.documents(&rows, &counts, &mut out)) / 64.0;
+        let query = shortest(RUNS, || fde.query(&rows[..16 * dim]));
         if dim == 64 {
             fastest = document;
         }
@@ -479,7 +481,7 @@ fn speed(options: &BenchOptions) -> Result<(Table, f64, Value), BenchError> {
                 out.chunks_exact(fde.len()).map(<[f32]>::to_vec).collect();
             let query = fde.query(&rows[..16 * dim]).map_err(|e| failed(&e))?;
             let many: Vec<Vec<f32>> = documents.iter().cycle().take(10_000).cloned().collect();
-            let plain = shortest(|| many.iter().map(|d| query.dot(d)).sum::<f32>());
+            let plain = shortest(RUNS, || many.iter().map(|d| query.dot(d)).sum::<f32>());
             table.row([
                 "scan 10,000 documents, 4 bytes a coordinate".into(),
                 format!("{plain:.3} ms"),
@@ -491,7 +493,7 @@ fn speed(options: &BenchOptions) -> Result<(Table, f64, Value), BenchError> {
                     Coded::new(&documents, bits, len, options).map_err(|e| failed(&e))?;
                 coded.blocks = coded.blocks.repeat(157);
                 coded.count = 157 * 64;
-                let ms = shortest(|| coded.scores(&query));
+                let ms = shortest(RUNS, || coded.scores(&query));
                 let name = format!("PQ {}x{len}", 1 << bits);
                 table.row([
                     format!("scan 10,048 documents, {name}, tables included"),
@@ -502,14 +504,4 @@ fn speed(options: &BenchOptions) -> Result<(Table, f64, Value), BenchError> {
         }
     }
     Ok((table, fastest, json!(values)))
-}
-
-/// Milliseconds of the shortest of several runs.
-fn shortest<T>(mut work: impl FnMut() -> T) -> f64 {
-    let time = |_| {
-        let clock = Instant::now();
-        std::hint::black_box(work());
-        clock.elapsed().as_secs_f64() * 1e3
-    };
-    (0..15).map(time).fold(f64::INFINITY, f64::min)
 }

@@ -324,7 +324,20 @@ fn measure_one(
     let bytes = store::size_of(index.path());
     let mut points = Vec::new();
     for line in engine.run("search", vectors, index.path())? {
-        points.push(point(parse(engine, line)?, exact));
+        let searched: Searched = parse(engine, line)?;
+        // A query without an answer would cost no time.
+        let answered = searched.milliseconds.len().min(searched.hits.len());
+        if answered < exact.len() {
+            return Err(BenchError::data(
+                engine.command.join(" "),
+                format!(
+                    "as a peer it answered {answered} of {} queries with '{}'",
+                    exact.len(),
+                    searched.setting
+                ),
+            ));
+        }
+        points.push(point(searched, exact));
     }
     let mut measured = Measured {
         name: engine.name.clone(),
@@ -334,8 +347,8 @@ fn measure_one(
         points,
     };
     if let Some(chosen) = measured.chosen().map(|p| p.setting.clone()) {
-        let mut alone = engine.run_with("search", vectors, index.path(), Some(&chosen))?;
-        let alone: Searched = parse(engine, alone.remove(0))?;
+        let lines = engine.run_with("search", vectors, index.path(), Some(&chosen))?;
+        let alone = of_setting(engine, lines, &chosen)?;
         let chosen = measured.points.iter_mut().filter(|p| p.setting == chosen);
         chosen.for_each(|p| (p.most_held, p.not_mapped) = (alone.most_held, alone.not_mapped));
     }
@@ -350,6 +363,20 @@ fn parse<T: serde::de::DeserializeOwned>(engine: &Engine, line: Value) -> Result
             format!("as a peer it printed a line without what is needed: {e}"),
         )
     })
+}
+
+/// What an engine printed of a setting.
+fn of_setting(engine: &Engine, lines: Vec<Value>, setting: &str) -> Result<Searched, BenchError> {
+    for line in lines {
+        let found: Searched = parse(engine, line)?;
+        if found.setting == setting {
+            return Ok(found);
+        }
+    }
+    Err(BenchError::data(
+        engine.command.join(" "),
+        format!("as a peer it printed no result of '{setting}' when asked for that setting alone"),
+    ))
 }
 
 fn point(searched: Searched, exact: &[Vec<u64>]) -> Point {
@@ -526,6 +553,17 @@ mod tests {
         for bad in ["", "next-plaid", "=x", "name="] {
             assert!(Engine::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_setting_is_found_by_its_name() {
+        let peer = Engine::parse("a=b").unwrap();
+        let line = |setting: &str, held: u64| json!({"setting": setting, "milliseconds": [1.0], "hits": [[1]], "most_held": held});
+        let lines = vec![line("default", 9), line("probes 4", 7)];
+        let found = of_setting(&peer, lines.clone(), "probes 4").unwrap();
+        assert_eq!(found.most_held, Some(7));
+        let wrong = of_setting(&peer, lines, "probes 8").err().unwrap();
+        assert!(wrong.to_string().contains("'probes 8'"), "{wrong}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Bench, asked};
 use crate::report::{Table, reached};
+use crate::timing::shortest_step;
 use crate::{BenchError, plot};
 
 /// What is aimed at, as a share of a peer's rate.
@@ -43,7 +44,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<(Table, Value), BenchError> {
     }
     for peer in &bench.peers {
         let steps = asked(peer, "mamba2-block", &request, |line| {
-            serde_json::from_value::<Vec<Step>>(line.get("steps")?.clone()).ok()
+            let steps: Vec<Step> = serde_json::from_value(line.get("steps")?.clone()).ok()?;
+            (!steps.is_empty()).then_some(steps)
         })?;
         rows.push((peer.name.clone(), steps));
     }
@@ -60,9 +62,10 @@ pub(super) fn run(bench: &mut Bench) -> Result<(Table, Value), BenchError> {
             "tokens a second",
         ],
     );
-    let rate = |steps: &[Step]| (texts * length) as f64 * 1e3 / fastest(steps).iter().sum::<f64>();
+    let rate =
+        |steps: &[Step]| (texts * length) as f64 * 1e3 / shortest_step(steps).iter().sum::<f64>();
     for (by, steps) in &rows {
-        let [forward, backward, optimiser] = fastest(steps).map(plot::shown);
+        let [forward, backward, optimiser] = shortest_step(steps).map(plot::shown);
         table.row([
             by.clone(),
             forward,
@@ -85,13 +88,6 @@ pub(super) fn run(bench: &mut Bench) -> Result<(Table, Value), BenchError> {
         table,
         json!({"asked": request, "by": by.collect::<Vec<_>>()}),
     ))
-}
-
-/// The step that took least.
-fn fastest(steps: &[Step]) -> Step {
-    let sum = |step: &Step| step.iter().sum::<f64>();
-    let best = steps.iter().min_by(|a, b| sum(a).total_cmp(&sum(b)));
-    best.copied().unwrap_or([f64::NAN; 3])
 }
 
 fn ours(config: &Mamba2Config, bench: &Bench) -> Result<Vec<Step>, Box<dyn std::error::Error>> {

@@ -58,10 +58,13 @@ impl<'a> Plain<'a> {
         })
     }
 
-    /// How far results are from `[tokens, channels]` at most.
+    /// How far results are from `[tokens, channels]` at most; infinite where some are missing.
     pub(super) fn distance(&self, found: &[(Range<usize>, Vec<f32>)], others: &[f32]) -> f32 {
         let mut far = 0.0f32;
         for (own, found) in found {
+            if found.len() != self.tokens * own.len() {
+                return f32::INFINITY;
+            }
             let rows = found.chunks_exact(own.len().max(1));
             for (row, others) in rows.zip(others.chunks_exact(self.channels)) {
                 let pairs = row.iter().zip(&others[own.clone()]);

@@ -20,8 +20,6 @@ mod loops;
 mod models;
 mod scans;
 
-use std::time::Instant;
-
 use keyfold_core::Progress;
 use keyfold_kernels::Team;
 use serde_json::{Value, json};
@@ -144,16 +142,6 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         svg: plot::bars("A scan, forward", "milliseconds", &bench.bars, None)?,
         findings: bench.findings,
     })
-}
-
-/// The least of some times, in milliseconds.
-fn fastest(runs: usize, mut what: impl FnMut()) -> f64 {
-    let times = (0..runs).map(|_| {
-        let clock = Instant::now();
-        what();
-        1e3 * clock.elapsed().as_secs_f64()
-    });
-    times.fold(f64::INFINITY, f64::min)
 }
 
 /// What `read` finds in what a peer prints for a task.

@@ -90,7 +90,8 @@ pub(super) fn run(
         }));
         for peer in peers {
             let rate = asked(peer, "mamba-decode", &request, |line| {
-                line.get("tokens_per_second")?.as_f64()
+                let rate = line.get("tokens_per_second")?.as_f64();
+                rate.filter(|rate| *rate > 0.0)
             })?;
             let none = String::new;
             table.row([

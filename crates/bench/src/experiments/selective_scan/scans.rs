@@ -10,8 +10,9 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::loops::{LOOPS, Plain};
-use super::{Bench, asked, fastest};
+use super::{Bench, asked};
 use crate::report::{Table, reached};
+use crate::timing::shortest;
 use crate::{BenchError, plot};
 
 /// Times as fast as the best other way that a scan shall be.
@@ -46,12 +47,12 @@ pub(super) fn one(bench: &mut Bench, table: &mut Table) -> Result<Value, BenchEr
         d: Some(&skip),
     };
     let mut out = vec![0.0; l * d];
-    let forward = fastest(sizes.runs, || {
+    let forward = shortest(sizes.runs, || {
         let mut state = vec![0.0; n * d];
         selective_scan(&inputs, None, &mut state, &mut out, &bench.team);
     });
     let zeros = vec![0.0; n * d];
-    let backward = fastest(sizes.runs.div_ceil(2), || {
+    let backward = shortest(sizes.runs.div_ceil(2), || {
         let mut dstate = zeros.clone();
         let _ = selective_scan_backward(&inputs, &zeros, &x, &mut dstate, &bench.team);
     });
@@ -60,7 +61,7 @@ pub(super) fn one(bench: &mut Bench, table: &mut Table) -> Result<Value, BenchEr
     let mut far = 0.0f32;
     for (name, work) in LOOPS {
         let mut found = Vec::new();
-        let time = fastest(sizes.runs.div_ceil(2), || {
+        let time = shortest(sizes.runs.div_ceil(2), || {
             found = plain.run(work, bench.team.threads());
         });
         far = far.max(plain.distance(&found, &out));
@@ -95,7 +96,7 @@ pub(super) fn one(bench: &mut Bench, table: &mut Table) -> Result<Value, BenchEr
     let share =
         (l * d * n) as f64 * OPERATIONS / (forward / 1e3) / peak::peak_flops(bench.team.threads());
     bench.findings.push(format!(
-        "It does {:.0} % of the multiply-adds that the machine can do at most; the loops differ by {far:.1e}.",
+        "It does {:.0} % of the operations that the machine can do at most; the loops differ by {far:.1e}.",
         100.0 * share
     ));
     let by = rows
@@ -106,10 +107,11 @@ pub(super) fn one(bench: &mut Bench, table: &mut Table) -> Result<Value, BenchEr
     }))
 }
 
-/// The least of some numbers of a line.
+/// The least of some numbers of a line, of which there must be one.
 fn least(line: &Value, name: &str) -> Option<f64> {
     let times = line.get(name)?.as_array()?.iter().filter_map(Value::as_f64);
-    Some(times.fold(f64::INFINITY, f64::min))
+    let least = times.fold(f64::INFINITY, f64::min);
+    least.is_finite().then_some(least)
 }
 
 /// Mamba-2's scan, in chunks and token by token.
@@ -133,15 +135,15 @@ pub(super) fn two(bench: &mut Bench, table: &mut Table) -> Value {
     };
     let zeros = vec![0.0; heads * width * n];
     let mut out = vec![0.0; x.len()];
-    let chunked = fastest(sizes.runs, || {
+    let chunked = shortest(sizes.runs, || {
         let mut state = zeros.clone();
         ssd_scan(&inputs, SSD_CHUNK, &mut state, &mut out, team);
     });
-    let backward = fastest(sizes.runs.div_ceil(2), || {
+    let backward = shortest(sizes.runs.div_ceil(2), || {
         let mut dstate = zeros.clone();
         let _ = ssd_scan_backward(&inputs, SSD_CHUNK, &zeros, &x, &mut dstate, team);
     });
-    let stepped = fastest(sizes.runs.div_ceil(3), || {
+    let stepped = shortest(sizes.runs.div_ceil(3), || {
         let mut state = zeros.clone();
         for (t, out) in out.chunks_exact_mut(heads * width).enumerate() {
             ssd_scan(&inputs.tokens(t..t + 1), SSD_CHUNK, &mut state, out, team);

@@ -244,12 +244,13 @@ impl PolicyArgs {
             && self.prefill == PrefillArg::Dense
             && self.cache.dense() == Some(CacheType::F16)
             && !self.evict.any()
+            && self.question_span.is_none()
             && !folded_weights;
         match plain {
             true => Ok(()),
             false => Err(wrong_use(
-                "a Mamba model keeps one state and no cache, so that --cache, --select, --evict, --prefill and --weights \
-                 mean nothing to it; leave them out (for long prompts there is --long)",
+                "a Mamba model keeps one state and no cache, so that --cache, --select, --question-span, --evict, \
+                 --prefill and --weights mean nothing to it; leave them out (for long prompts there is --long)",
             )),
         }
     }

@@ -80,7 +80,7 @@ pub(super) fn run(args: &ForecastArgs, globals: &Globals) -> anyhow::Result<Outc
         None => by_line(args, &series)?,
     };
     let rows = told.values[0].len();
-    note_still(&mut told, &series)?;
+    note_still(&mut told, &series);
     told.times = times_after(&series.times, rows)
         .unwrap_or_else(|| (1..=rows).map(|row| format!("+{row}")).collect());
     if let Some(path) = &args.svg {
@@ -153,22 +153,31 @@ impl ForecastArgs {
 }
 
 /// Warns of columns that hold one number throughout.
-fn note_still(told: &mut Told, series: &Series) -> anyhow::Result<()> {
-    let shown = series.select(&told.names, "the table")?;
-    let still = shown.still();
+fn note_still(told: &mut Told, series: &Series) {
+    let still = still(series, &told.names);
     if !still.is_empty() {
         told.notes.push(("warning", still_line(&still)));
         told.json.insert("constant".into(), json!(still));
     }
-    Ok(())
 }
 
-/// What is said of columns that hold one number throughout.
+/// The columns that are forecast and hold one number throughout.
+pub(crate) fn still<'a>(series: &'a Series, forecast: &[String]) -> Vec<&'a str> {
+    let mut still = series.still();
+    still.retain(|name| forecast.iter().any(|one| one == name));
+    still
+}
+
+/// What is said of them.
 pub(crate) fn still_line(names: &[&str]) -> String {
-    let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
+    let all: Vec<String> = names.iter().map(|name| printable(name)).collect();
+    let (hold, it, it_is) = match names {
+        [_] => ("holds one number", "it", "it is"),
+        _ => ("hold one number each", "them", "they are"),
+    };
     format!(
-        "{} holds one number throughout; nothing can be learned of it, and it is taken to stay",
-        names.join(", ")
+        "{} {hold} throughout; nothing can be learned of {it}, and {it_is} taken to stay",
+        all.join(", ")
     )
 }
 

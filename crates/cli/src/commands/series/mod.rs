@@ -31,7 +31,7 @@ pub(crate) fn run(args: &SeriesArgs, globals: &Globals) -> anyhow::Result<Outcom
     }
 }
 
-pub(crate) use forecast::still_line;
+pub(crate) use forecast::{still, still_line};
 
 /// How a table is read.
 #[derive(Debug, clap::Args)]

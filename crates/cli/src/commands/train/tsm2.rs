@@ -8,7 +8,7 @@ use keyfold_signals::{SeriesOptions, read_series};
 
 use super::training::{NOTES, TrainingArgs};
 use crate::args::Globals;
-use crate::commands::series::{TableArgs, still_line};
+use crate::commands::series::{TableArgs, still, still_line};
 use crate::failure::Outcome;
 use crate::progress::StderrProgress;
 
@@ -52,7 +52,7 @@ pub(super) fn run(args: &Tsm2Args, globals: &Globals) -> anyhow::Result<Outcome>
         Some(path) => Some(read_series(path, &SeriesOptions::default())?),
         None => None,
     };
-    let still = series.still();
+    let still = still(&series, &config.columns(&series));
     if !still.is_empty() {
         StderrProgress::new(globals.quiet, NOTES).note(&still_line(&still));
     }

@@ -9,12 +9,13 @@
 //!
 //! all in 32 bits, and in the header's metadata: `format` (`keyfold-kvquant`), `version`,
 //! `model` (a hash of what makes keys and values), `sparsity_threshold`, `tokens`, `fisher`,
-//! `checksum` (CRC-32 of the tensors, by name). Channels are numbered as Hugging Face's
-//! weights have them.
+//! `checksum` (CRC-32 of the other entries and of the tensors, both by name). Channels are
+//! numbered as Hugging Face's weights have them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::str::FromStr;
 
 use keyfold_core::atomic;
 use keyfold_core::weights::PickledArrays;
@@ -28,7 +29,7 @@ use crate::refusal::Refusal;
 use crate::roles::Dims;
 
 const FORMAT: &str = "keyfold-kvquant";
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// A fitted table of one size.
 #[derive(Debug, Clone, PartialEq)]
@@ -223,17 +224,18 @@ impl Calibration {
         };
         let tensors = self.tensors();
         let model = self.model.map(|m| format!("{m:016x}")).unwrap_or_default();
-        let metadata: HashMap<String, String> = [
+        let mut metadata: HashMap<String, String> = [
             ("format", FORMAT.to_owned()),
             ("version", VERSION.to_owned()),
             ("model", model),
             ("sparsity_threshold", self.sparsity_threshold.to_string()),
             ("tokens", self.tokens.to_string()),
             ("fisher", self.fisher.to_string()),
-            ("checksum", format!("{:08x}", checksum(&tensors))),
         ]
         .map(|(k, v)| (k.to_owned(), v))
         .into();
+        let checksum = checksum(&metadata, &tensors);
+        metadata.insert("checksum".to_owned(), checksum);
         let views: Result<Vec<(String, TensorView)>, _> = tensors
             .iter()
             .map(|(name, numbers)| {
@@ -292,15 +294,14 @@ impl Calibration {
             }
             tensors.insert(name, Cow::Owned(numbers));
         }
-        if format!("{:08x}", checksum(&tensors)) != field("checksum") {
+        if checksum(&metadata, &tensors) != field("checksum") {
             return Err(damaged("its checksum is wrong"));
         }
-        let number = |name: &str| field(name).parse::<f64>().map_err(|_| damaged(name));
         let model = match field("model") {
             "" => None,
             text => Some(u64::from_str_radix(text, 16).map_err(|_| damaged("model"))?),
         };
-        let sparsity_threshold = number("sparsity_threshold")?;
+        let sparsity_threshold = parsed(&metadata, "sparsity_threshold").map_err(damaged)?;
         check_threshold(sparsity_threshold).map_err(|_| damaged("sparsity_threshold"))?;
         let count = (0..).take_while(|n| tensors.contains_key(&format!("layers.{n}.k.upper")));
         let layers: Result<Vec<OfLayer>, String> = count
@@ -314,8 +315,8 @@ impl Calibration {
         Ok(Self {
             model,
             sparsity_threshold,
-            tokens: number("tokens")? as u64,
-            fisher: field("fisher") == "true",
+            tokens: parsed(&metadata, "tokens").map_err(damaged)?,
+            fisher: parsed(&metadata, "fisher").map_err(damaged)?,
             layers,
         })
     }
@@ -396,15 +397,36 @@ impl Calibration {
     }
 }
 
-fn checksum(tensors: &BTreeMap<String, Cow<'_, [f32]>>) -> u32 {
+/// CRC-32, in hexadecimal, of all entries of the metadata but the checksum itself and of all
+/// tensors, by name. A zero byte ends each name and text of the metadata.
+fn checksum(
+    metadata: &HashMap<String, String>,
+    tensors: &BTreeMap<String, Cow<'_, [f32]>>,
+) -> String {
     let mut hash = crc32fast::Hasher::new();
+    let mut entries: Vec<_> = metadata.iter().collect();
+    entries.sort_unstable();
+    for (name, text) in entries {
+        if name != "checksum" {
+            for part in [name, text] {
+                hash.update(part.as_bytes());
+                hash.update(&[0]);
+            }
+        }
+    }
     for (name, numbers) in tensors {
         hash.update(name.as_bytes());
         for x in numbers.as_ref() {
             hash.update(&x.to_le_bytes());
         }
     }
-    hash.finalize()
+    format!("{:08x}", hash.finalize())
+}
+
+/// What the text of an entry of the metadata stands for; its name where that is nothing.
+fn parsed<'a, T: FromStr>(of: &HashMap<String, String>, name: &'a str) -> Result<T, &'a str> {
+    let text = of.get(name).ok_or(name)?;
+    text.parse().map_err(|_| name)
 }
 
 fn layer(tensors: &BTreeMap<String, Cow<'_, [f32]>>, n: usize) -> Option<OfLayer> {

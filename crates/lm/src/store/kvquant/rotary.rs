@@ -1,6 +1,8 @@
 //! Angles of the positions of stored keys. A position is a multiple of 64 and a rest: a query
 //! is turned back by the multiple, once for 64 rows, and the keys are turned by the rest.
 
+use std::cell::RefCell;
+
 use keyfold_kernels::attention::{Rotation, rotate};
 use keyfold_kernels::nuq::{Angles, GRANULE};
 
@@ -12,6 +14,11 @@ const BLOCK: u32 = 64;
 
 /// Columns of the tables of rests: a granule may begin at the last.
 const COLUMNS: usize = BLOCK as usize + GRANULE;
+
+thread_local! {
+    /// Cosines and sines of one position.
+    static ANGLES: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+}
 
 /// Angles as one model has them.
 #[derive(Debug, Clone)]
@@ -142,45 +149,52 @@ impl Rotary {
         let pairs = self.inv_freq.len();
         let both = &self.multiples[block as usize * 2 * pairs..][..2 * pairs];
         let (cos, negative_sin) = both.split_at(pairs);
-        let sin: Vec<f32> = negative_sin.iter().map(|s| -s).collect();
-        rotate(keys, head_dim, cos, &sin, self.rotation);
+        let angles = cos.iter().zip(negative_sin).map(|(&c, &s)| (c, -s));
+        self.turn_by(angles, keys, head_dim);
     }
 
-    /// Cosines and sines of a position, scaled.
-    pub(super) fn of(&self, position: u32, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+    /// Cosine and sine of every pair at a position, scaled.
+    fn of(&self, position: u32) -> impl Iterator<Item = (f32, f32)> + '_ {
         let pairs = self.inv_freq.len();
         let (block, place) = Self::place(position);
         let both = &self.multiples[block as usize * 2 * pairs..][..2 * pairs];
         let (of_block, negative_sin) = both.split_at(pairs);
-        cos.clear();
-        sin.clear();
-        for pair in 0..pairs {
+        (0..pairs).map(move |pair| {
             let (c, s) = (of_block[pair], -negative_sin[pair]);
             let (d, t) = (
                 self.cos[pair * COLUMNS + place],
                 self.sin[pair * COLUMNS + place],
             );
-            cos.push(c * d - s * t);
-            sin.push(s * d + c * t);
-        }
+            (c * d - s * t, s * d + c * t)
+        })
+    }
+
+    /// Turns keys `[any, head_dim]` by the cosine and sine of every pair.
+    fn turn_by(&self, angles: impl Iterator<Item = (f32, f32)>, x: &mut [f32], head_dim: usize) {
+        ANGLES.with_borrow_mut(|(cos, sin)| {
+            cos.clear();
+            sin.clear();
+            for (c, s) in angles {
+                cos.push(c);
+                sin.push(s);
+            }
+            rotate(x, head_dim, cos, sin, self.rotation);
+        });
     }
 
     /// Turns a key of a position back: the way that it was before rotary embedding.
     pub(super) fn undo(&self, position: u32, key: &mut [f32]) {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        self.of(position, &mut cos, &mut sin);
         // Both are scaled; the way back is not.
         let back = 1.0 / (self.scale * self.scale);
-        cos.iter_mut().for_each(|c| *c *= back);
-        sin.iter_mut().for_each(|s| *s *= -back);
-        rotate(key, key.len(), &cos, &sin, self.rotation);
+        let angles = self.of(position).map(|(c, s)| (c * back, s * -back));
+        let head_dim = key.len();
+        self.turn_by(angles, key, head_dim);
     }
 
     /// Turns a key of a position.
     pub(super) fn turn(&self, position: u32, key: &mut [f32]) {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        self.of(position, &mut cos, &mut sin);
-        rotate(key, key.len(), &cos, &sin, self.rotation);
+        let head_dim = key.len();
+        self.turn_by(self.of(position), key, head_dim);
     }
 
     /// Angles of eight positions, `[pairs, 8]`.
@@ -190,12 +204,10 @@ impl Rotary {
         sin.clear();
         cos.resize(pairs * GRANULE, 0.0);
         sin.resize(pairs * GRANULE, 0.0);
-        let (mut one_cos, mut one_sin) = (Vec::new(), Vec::new());
         for (row, &position) in positions.iter().enumerate() {
-            self.of(position, &mut one_cos, &mut one_sin);
-            for pair in 0..pairs {
-                cos[pair * GRANULE + row] = one_cos[pair];
-                sin[pair * GRANULE + row] = one_sin[pair];
+            for (pair, (c, s)) in self.of(position).enumerate() {
+                cos[pair * GRANULE + row] = c;
+                sin[pair * GRANULE + row] = s;
             }
         }
     }

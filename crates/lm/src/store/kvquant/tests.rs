@@ -562,9 +562,19 @@ fn a_calibration_is_a_file_that_notices_damage() {
         changed[at] ^= 0x11;
         // Spaces that fill the header up may change.
         if let Ok(read) = Calibration::from_bytes(&changed) {
-            assert_eq!(read.layers, calibration.layers, "byte {at}");
+            assert_eq!(read, calibration, "byte {at}");
         }
         assert!(Calibration::from_bytes(&bytes[..at]).is_err());
+    }
+    // What the header says is covered, not the numbers alone.
+    for name in ["model", "sparsity_threshold", "tokens", "fisher"] {
+        let entry = format!("\"{name}\":\"");
+        let mut entries = bytes.windows(entry.len());
+        let at = entries.position(|w| w == entry.as_bytes()).unwrap() + entry.len();
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        let wrong = Calibration::from_bytes(&changed).unwrap_err();
+        assert!(wrong.contains("checksum"), "{name}: {wrong}");
     }
     assert!(Calibration::load(&folder.path().join("none")).is_err());
     assert!(

@@ -1,5 +1,6 @@
 //! Reading rows: products, sums, and dense rows for prompts.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use keyfold_kernels::attention::Rotation;
@@ -10,6 +11,7 @@ use keyfold_kernels::nuq::{
 };
 
 use super::head::Head;
+use super::quantizer::Scale;
 use super::rotary::Rotary;
 use crate::roles::RowSet;
 
@@ -27,11 +29,32 @@ pub(super) struct View<'a> {
 }
 
 /// Queries that were turned back, and where to.
+#[derive(Default)]
 struct Turned {
     queries: Vec<f32>,
     block: Option<u32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
+}
+
+/// Buffers of products and sums.
+#[derive(Default)]
+struct Scratch {
+    turned: Turned,
+    scores: Vec<f32>,
+    /// A first row, widened.
+    row: Vec<f32>,
+    /// Weights times the scales of their rows.
+    scaled: Vec<f32>,
+    /// Weights of some rows.
+    near: Vec<f32>,
+    /// Some rows of a list, counted from the first row of codes, and their scales.
+    list: Vec<u32>,
+    of_list: Vec<Scale>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// How a number of one channel becomes numbers of two.
@@ -169,15 +192,20 @@ impl View<'_> {
     }
 
     pub(super) fn dot(&self, queries: &[f32], rows: RowSet, out: &mut [f32]) {
+        SCRATCH.with_borrow_mut(|scratch| self.dot_with(scratch, queries, rows, out));
+    }
+
+    fn dot_with(&self, scratch: &mut Scratch, queries: &[f32], rows: RowSet, out: &mut [f32]) {
+        let Scratch {
+            turned,
+            scores,
+            row: key,
+            ..
+        } = scratch;
+        // What lies there is of other queries.
+        turned.block = None;
         let n = rows.len();
         let sinks = self.head.sinks;
-        let mut turned = Turned {
-            queries: Vec::new(),
-            block: None,
-            cos: Vec::new(),
-            sin: Vec::new(),
-        };
-        let (mut scores, mut key) = (Vec::new(), Vec::new());
         // The i-th row of the set; ascending.
         let row_at = |i: usize| match rows {
             RowSet::Range(from, _) => from + i,
@@ -185,9 +213,9 @@ impl View<'_> {
         };
         let mut i = 0;
         while i < n && row_at(i) < sinks {
-            self.sink_key(row_at(i), &mut key);
+            self.sink_key(row_at(i), key);
             for (q, query) in queries.chunks_exact(self.dim).enumerate() {
-                out[q * n + i] = keyfold_kernels::dot(query, &key);
+                out[q * n + i] = keyfold_kernels::dot(query, key);
             }
             i += 1;
         }
@@ -200,7 +228,7 @@ impl View<'_> {
             let first = row_at(i) - sinks;
             let granule = first / GRANULE;
             let (last, place) = self.run(granule, end.max(granule + 1));
-            self.scores(granule..last, place, queries, &mut turned, &mut scores);
+            self.scores(granule..last, place, queries, turned, scores);
             let width = (last - granule) * GRANULE;
             // Rows of the set that the run has.
             let count = match rows {
@@ -228,6 +256,18 @@ impl View<'_> {
     }
 
     pub(super) fn mix(&self, weights: &[f32], rows: RowSet, out: &mut [f32]) {
+        SCRATCH.with_borrow_mut(|scratch| self.mix_with(scratch, weights, rows, out));
+    }
+
+    fn mix_with(&self, scratch: &mut Scratch, weights: &[f32], rows: RowSet, out: &mut [f32]) {
+        let Scratch {
+            row: value,
+            scaled,
+            near,
+            list,
+            of_list,
+            ..
+        } = scratch;
         let n = rows.len();
         let (sinks, dim) = (self.head.sinks, self.dim);
         let row_at = |i: usize| match rows {
@@ -235,20 +275,18 @@ impl View<'_> {
             RowSet::List(list) => list[i] as usize,
         };
         let mut i = 0;
-        let mut value = Vec::new();
         while i < n && row_at(i) < sinks {
             let half = &self.head.sink_values[row_at(i) * dim..][..dim];
             value.clear();
             value.extend(half.iter().map(|x| x.to_f32()));
             for (q, out) in out.chunks_exact_mut(dim).enumerate() {
-                axpy(out, weights[q * n + i], &value);
+                axpy(out, weights[q * n + i], value);
             }
             i += 1;
         }
         let g = out.len() / dim;
-        let mut scaled = vec![0.0; g * NEAR.min(n)];
+        scaled.resize(g * NEAR.min(n), 0.0);
         let (mut scales, mut zeros) = ([0.0; NEAR], [0.0; NEAR]);
-        let (mut list, mut of_list, mut near) = (Vec::new(), Vec::new(), Vec::new());
         while i < n {
             let count = NEAR.min(n - i);
             let scaled = &mut scaled[..g * count];
@@ -257,7 +295,7 @@ impl View<'_> {
                 RowSet::List(all) => {
                     list.clear();
                     list.extend(all[i..i + count].iter().map(|&r| r - sinks as u32));
-                    RowSet::List(&list)
+                    RowSet::List(list)
                 }
             };
             let (scales, zeros) = (&mut scales[..count], &mut zeros[..count]);
@@ -266,7 +304,7 @@ impl View<'_> {
                 RowSet::List(list) => {
                     of_list.clear();
                     of_list.extend(list.iter().map(|&row| self.head.scales[row as usize]));
-                    widen_scales(&of_list, scales, zeros);
+                    widen_scales(of_list, scales, zeros);
                 }
             }
             for (q, scaled) in scaled.chunks_exact_mut(count).enumerate() {
@@ -285,7 +323,7 @@ impl View<'_> {
                     near.clear();
                     let of_query = |q: usize| &weights[q * n + i..][..count];
                     (0..g).for_each(|q| near.extend_from_slice(of_query(q)));
-                    mix_beside(beside.view(), dim, &near, (from, to), out);
+                    mix_beside(beside.view(), dim, near, (from, to), out);
                 }
                 RowSet::List(list) => {
                     for (at, &row) in list.iter().enumerate() {
@@ -304,12 +342,7 @@ impl View<'_> {
 
     pub(super) fn read(&self, rows: Range<usize>, keys: &mut [f32], values: &mut [f32]) {
         let (sinks, dim) = (self.head.sinks, self.dim);
-        let mut turned = Turned {
-            queries: Vec::new(),
-            block: None,
-            cos: Vec::new(),
-            sin: Vec::new(),
-        };
+        let mut turned = Turned::default();
         let mut key = Vec::new();
         let mut granule_keys = vec![0.0; GRANULE * dim];
         for row in rows.start..rows.end.min(sinks) {
