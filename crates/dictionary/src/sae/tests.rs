@@ -141,39 +141,67 @@ fn a_step_of_a_relu_is_the_same_by_lists_and_by_dense_products() {
 #[test]
 fn files_of_others_are_read_and_written_unchanged() {
     let t = tensors("layouts.safetensors");
-    let folder = tempfile::tempdir().unwrap();
     for (name, case, layout) in [
         ("saelens-jumprelu", "saelens-jumprelu", Layout::SaeLens),
         ("saelens-topk-old", "saelens-topk-old", Layout::SaeLens),
         ("sparsify/layers.8", "sparsify", Layout::Sparsify),
         ("openai.pt", "openai", Layout::OpenAi),
     ] {
-        let file = SaeFile::load(&fixture(name)).unwrap();
-        assert_eq!(file.layout, layout, "{name}");
-        let codes = file.sae.encode(&t["x"]).unwrap();
-        close(&codes.to_dense(), &t[&format!("{case}.codes")], 1e-5, name);
-        let result = file.sae.decode(&codes, &t["x"]).unwrap();
-        close(&result, &t[&format!("{case}.result")], 1e-5, name);
+        is_read_and_written_unchanged(&t, name, case, layout);
+    }
+}
 
-        let path = folder.path().join(case);
-        file.save(&path).unwrap();
-        assert_eq!(SaeFile::load(&path).unwrap(), file, "{name}");
-        for weights in ["sae_weights.safetensors", "sae.safetensors"] {
-            let (here, there) = (path.join(weights), fixture(name).join(weights));
-            if there.is_file() {
-                let [here, there] = [here, there].map(|p| std::fs::read(p).unwrap());
-                let [here, there] = [&here, &there].map(|b| {
-                    let file = SafeTensors::deserialize(b).unwrap();
-                    let mut all: Vec<_> = file
-                        .tensors()
-                        .into_iter()
-                        .map(|(n, t)| (n, t.dtype(), t.shape().to_vec(), t.data().to_vec()))
-                        .collect();
-                    all.sort_by(|a, b| a.0.cmp(&b.0));
-                    all
-                });
-                assert_eq!(here, there, "{name}");
-            }
+/// parity/sae_layouts.py
+#[test]
+fn files_that_the_packages_wrote_are_read_and_written_unchanged() {
+    let t = tensors("packages.safetensors");
+    for (name, layout) in [
+        ("by-saelens-standard", Layout::SaeLens),
+        ("by-saelens-topk", Layout::SaeLens),
+        ("by-saelens-gated", Layout::SaeLens),
+        ("by-saelens-jumprelu", Layout::SaeLens),
+        ("by-saelens-transcoder", Layout::SaeLens),
+        ("by-saelens-skip", Layout::SaeLens),
+        ("by-sparsify-topk", Layout::Sparsify),
+        ("by-sparsify-transcoder", Layout::Sparsify),
+    ] {
+        is_read_and_written_unchanged(&t, name, name, layout);
+    }
+}
+
+/// `t` has, under `case`, what the autoencoder makes of the rows `x`.
+fn is_read_and_written_unchanged(
+    t: &HashMap<String, Vec<f32>>,
+    name: &str,
+    case: &str,
+    layout: Layout,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = SaeFile::load(&fixture(name)).unwrap();
+    assert_eq!(file.layout, layout, "{name}");
+    let codes = file.sae.encode(&t["x"]).unwrap();
+    close(&codes.to_dense(), &t[&format!("{case}.codes")], 1e-5, name);
+    let result = file.sae.decode(&codes, &t["x"]).unwrap();
+    close(&result, &t[&format!("{case}.result")], 1e-5, name);
+
+    let path = folder.path().join(case);
+    file.save(&path).unwrap();
+    assert_eq!(SaeFile::load(&path).unwrap(), file, "{name}");
+    for weights in ["sae_weights.safetensors", "sae.safetensors"] {
+        let (here, there) = (path.join(weights), fixture(name).join(weights));
+        if there.is_file() {
+            let [here, there] = [here, there].map(|p| std::fs::read(p).unwrap());
+            let [here, there] = [&here, &there].map(|b| {
+                let file = SafeTensors::deserialize(b).unwrap();
+                let mut all: Vec<_> = file
+                    .tensors()
+                    .into_iter()
+                    .map(|(n, t)| (n, t.dtype(), t.shape().to_vec(), t.data().to_vec()))
+                    .collect();
+                all.sort_by(|a, b| a.0.cmp(&b.0));
+                all
+            });
+            assert_eq!(here, there, "{name}");
         }
     }
 }

@@ -66,8 +66,8 @@ fn search(vectors: &Path, index: &str, only: Option<&String>) -> Result<(), Box<
     };
     ask("default", &SearchParameters::default())?;
     for threshold in [Some(0.4), None] {
-        for n_ivf_probe in [4, 8, 32] {
-            for n_full_scores in [512, 2048, 8192] {
+        for n_ivf_probe in [1, 2, 4, 8, 32] {
+            for n_full_scores in [128, 256, 512, 2048, 8192] {
                 let parameters = SearchParameters {
                     n_full_scores,
                     n_ivf_probe,
