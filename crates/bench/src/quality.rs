@@ -59,18 +59,21 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
 /// Spearman's correlation: Pearson's of the ranks, equal values sharing the mean of theirs.
 /// 0 where one side is constant or there are fewer than two values.
 pub(crate) fn spearman(a: &[f64], b: &[f64]) -> f64 {
-    let (a, b) = (ranks(a), ranks(b));
-    let middle = (a.len() as f64 - 1.0) / 2.0;
-    let product = |x: &[f64], y: &[f64]| -> f64 {
-        let pairs = x.iter().zip(y);
-        pairs.map(|(x, y)| (x - middle) * (y - middle)).sum()
-    };
-    let spread = (product(&a, &a) * product(&b, &b)).sqrt();
-    if spread > 0.0 {
-        product(&a, &b) / spread
-    } else {
-        0.0
+    pearson(&ranks(a), &ranks(b))
+}
+
+/// Pearson's correlation; 0 where one side is constant or there are fewer than two values.
+pub(crate) fn pearson(a: &[f64], b: &[f64]) -> f64 {
+    let (middle_a, middle_b) = (mean(a), mean(b));
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (x, y) in a.iter().zip(b) {
+        let (x, y) = (x - middle_a, y - middle_b);
+        ab += x * y;
+        aa += x * x;
+        bb += y * y;
     }
+    let spread = (aa * bb).sqrt();
+    if spread > 0.0 { ab / spread } else { 0.0 }
 }
 
 /// Ranks from 0; equal values get the mean of theirs.

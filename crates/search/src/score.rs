@@ -104,14 +104,18 @@ enum Scorer<'a> {
 
 impl Scorer<'_> {
     /// The score of the passage with these rows, at least one.
-    fn score(&mut self, segment: &Segment, rows: Range<usize>) -> Result<f32, SearchError> {
+    fn score(
+        &mut self,
+        segment: &Segment,
+        rows: Range<usize>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<f32, SearchError> {
         match self {
-            Self::Hamming(query) => Ok(query.score(segment.packed(rows)?)),
+            Self::Hamming(query) => Ok(query.score(segment.read_packed(rows, buffer)?)),
             Self::MaxSim(query) => {
                 let codes = segment.codes(rows.clone())?;
-                Ok(segment
-                    .codebook()
-                    .maxsim(query, codes, segment.packed(rows)?))
+                let packed = segment.read_packed(rows, buffer)?;
+                Ok(segment.codebook().maxsim(query, codes, packed))
             }
             Self::WholeText(query, scorer) => query.score(scorer, segment, rows),
         }
@@ -126,17 +130,17 @@ pub(crate) fn exact(
     candidates: &mut [Candidate],
     threads: usize,
 ) -> Result<(), SearchError> {
-    let score = |scorers: &mut Vec<Scorer<'_>>, c: &mut Candidate| {
+    let score = |(scorers, buffer): &mut (Vec<Scorer<'_>>, _), c: &mut Candidate| {
         let segment = &segments[c.segment as usize];
         let rows = segment.rows(c.local)?;
         c.score = if rows.is_empty() {
             f32::NEG_INFINITY
         } else {
-            scorers[query.codebook_of(c.segment as usize)].score(segment, rows)?
+            scorers[query.codebook_of(c.segment as usize)].score(segment, rows, buffer)?
         };
         Ok(())
     };
-    share(candidates, threads, || query.scorers(), score)?;
+    share(candidates, threads, || (query.scorers(), Vec::new()), score)?;
     Ok(())
 }
 

@@ -13,6 +13,7 @@
 //! file more than it needs.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -202,6 +203,32 @@ impl Sealed {
         Ok(&self.bytes.as_slice()[range])
     }
 
+    /// [`Sealed::read`] by way of the open `file` itself, into `buffer`: the bytes take no
+    /// room of the map, and a file cut short meanwhile is an error.
+    pub(crate) fn read_into<'a>(
+        &self,
+        file: &File,
+        range: Range<usize>,
+        buffer: &'a mut Vec<u8>,
+    ) -> io::Result<&'a [u8]> {
+        self.check_bounds(&range)?;
+        let blocks = blocks(&range);
+        let unchecked = blocks.clone().any(|block| !self.is_checked(block));
+        let around = if unchecked {
+            blocks.start * BLOCK..self.body.min(blocks.end * BLOCK)
+        } else {
+            range.clone()
+        };
+        buffer.resize(around.len(), 0);
+        read_exact_at(file, buffer, around.start as u64)?;
+        if unchecked {
+            for (block, content) in blocks.zip(buffer.chunks(BLOCK)) {
+                self.check_content(block, content)?;
+            }
+        }
+        Ok(&buffer[range.start - around.start..][..range.len()])
+    }
+
     /// [`Sealed::read`] for readers that outlive this borrow.
     fn read_owned(&self, range: Range<usize>) -> io::Result<OwnedBytes> {
         self.check(&range)?;
@@ -209,41 +236,64 @@ impl Sealed {
     }
 
     fn check(&self, range: &Range<usize>) -> io::Result<()> {
-        if range.start > range.end || range.end > self.body {
-            return Err(Damage::error(
-                &self.path,
-                format!("bytes {range:?} of {} were asked for", self.body),
-            ));
-        }
-        if range.is_empty() {
-            return Ok(());
-        }
-        for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
-            let (word, bit) = (&self.checked[block / 64], 1 << (block % 64));
-            if word.load(Ordering::Relaxed) & bit == 0 {
-                self.check_block(block)?;
-                word.fetch_or(bit, Ordering::Relaxed);
+        self.check_bounds(range)?;
+        for block in blocks(range) {
+            if !self.is_checked(block) {
+                let start = block * BLOCK;
+                let end = self.body.min(start + BLOCK);
+                self.check_content(block, &self.bytes.as_slice()[start..end])?;
             }
         }
         Ok(())
     }
 
-    #[cold]
-    fn check_block(&self, block: usize) -> io::Result<()> {
-        let bytes = self.bytes.as_slice();
-        let start = block * BLOCK;
-        let content = &bytes[start..self.body.min(start + BLOCK)];
-        if crc32fast::hash(content) == u32_at(bytes, self.body + 4 * block) {
+    fn check_bounds(&self, range: &Range<usize>) -> io::Result<()> {
+        if range.start <= range.end && range.end <= self.body {
             return Ok(());
         }
         Err(Damage::error(
             &self.path,
-            format!(
-                "bytes {start} to {} are not what was written",
-                start + content.len()
-            ),
+            format!("bytes {range:?} of {} were asked for", self.body),
         ))
     }
+
+    fn is_checked(&self, block: usize) -> bool {
+        self.checked[block / 64].load(Ordering::Relaxed) >> (block % 64) & 1 == 1
+    }
+
+    /// Checks what was read as a block, and notes it.
+    #[cold]
+    fn check_content(&self, block: usize, content: &[u8]) -> io::Result<()> {
+        let wanted = u32_at(self.bytes.as_slice(), self.body + 4 * block);
+        if crc32fast::hash(content) != wanted {
+            let start = block * BLOCK;
+            let end = start + content.len();
+            return Err(Damage::error(
+                &self.path,
+                format!("bytes {start} to {end} are not what was written"),
+            ));
+        }
+        self.checked[block / 64].fetch_or(1 << (block % 64), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, buffer, offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer = &mut buffer[n..];
+        offset += n as u64;
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Sealed {
@@ -262,6 +312,15 @@ impl FileHandle for Sealed {
     fn read_bytes(&self, range: Range<usize>) -> io::Result<OwnedBytes> {
         self.read_owned(range)
     }
+}
+
+/// The blocks that some bytes lie in.
+fn blocks(range: &Range<usize>) -> Range<usize> {
+    let first = range.start / BLOCK;
+    if range.is_empty() {
+        return first..first;
+    }
+    first..range.end.div_ceil(BLOCK)
 }
 
 /// The u32 at byte `at`; panics past the end, as slices do.
@@ -306,6 +365,38 @@ mod tests {
             assert_eq!(file.read(middle.clone()).unwrap(), &body[middle]);
             assert!(file.read(0..length + 1).is_err());
         }
+    }
+
+    #[test]
+    fn the_file_itself_gives_what_the_map_gives() {
+        let body: Vec<u8> = (0..20_000).map(|i| (i * 7 % 251) as u8).collect();
+        let mut good = tempfile::tempfile().unwrap();
+        good.write_all(&sealed(&body)).unwrap();
+        let mut buffer = Vec::new();
+        let ends = [0, 1, 4095, 4096, 4097, 9000, 19_999, 20_000];
+        for _ in 0..2 {
+            let file = open(sealed(&body)).unwrap();
+            for (i, start) in ends.into_iter().enumerate() {
+                for end in ends[i..].iter().copied().rev() {
+                    let got = file.read_into(&good, start..end, &mut buffer).unwrap();
+                    assert_eq!(got, &body[start..end]);
+                }
+            }
+        }
+        let file = open(sealed(&body)).unwrap();
+        assert!(file.read_into(&good, 5..20_001, &mut buffer).is_err());
+        // What the file holds now counts, not what the map held when it was opened.
+        let mut changed = sealed(&body);
+        changed[5000] ^= 1;
+        let mut bad = tempfile::tempfile().unwrap();
+        bad.write_all(&changed).unwrap();
+        assert!(file.read_into(&bad, 4200..4300, &mut buffer).is_err());
+        assert_eq!(
+            file.read_into(&bad, 0..4096, &mut buffer).unwrap(),
+            &body[..4096]
+        );
+        bad.set_len(9000).unwrap();
+        assert!(file.read_into(&bad, 8000..12_000, &mut buffer).is_err());
     }
 
     #[test]

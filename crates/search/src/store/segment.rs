@@ -1,6 +1,7 @@
 //! A vector segment: the coded token vectors of some passages, the lists of
 //! passages by centroid, and the files that the passages came from. Written
-//! once, then only read, from a map of the file.
+//! once, then only read: the coded rows, which are nearly all of it, by the open file
+//! where passages are compared, all else from a map.
 //!
 //! The body of the sealed file holds these sections, each from a multiple of 64
 //! bytes on, integers little-endian, and last the directory:
@@ -22,6 +23,7 @@
 //!                 first eight sections above
 //! ```
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -189,6 +191,8 @@ impl Directory {
 /// An open segment file.
 pub(crate) struct SegmentFile {
     file: Sealed,
+    /// The same file, for [`Segment::read_packed`].
+    open: File,
     directory: Directory,
 }
 
@@ -201,13 +205,14 @@ impl SegmentFile {
     ) -> Result<Self, SearchError> {
         let path = store.join(SEGMENTS).join(entry.file());
         let file = open_sealed(segments, &entry.file(), path.clone())?;
-        Self::new(file, entry).map_err(|what| SearchError::Damaged {
+        let open = File::open(&path).map_err(|e| SearchError::read(&path, e))?;
+        Self::new(file, open, entry).map_err(|what| SearchError::Damaged {
             path,
             what: what.to_owned(),
         })
     }
 
-    fn new(file: Sealed, entry: &SegmentEntry) -> Result<Self, &'static str> {
+    fn new(file: Sealed, open: File, entry: &SegmentEntry) -> Result<Self, &'static str> {
         if file.seal() != entry.seal {
             return Err("it is not the file that the manifest names");
         }
@@ -223,7 +228,11 @@ impl SegmentFile {
         if !same {
             return Err("its counts are not those of the manifest");
         }
-        Ok(Self { file, directory })
+        Ok(Self {
+            file,
+            open,
+            directory,
+        })
     }
 
     /// Checks every byte, and that the tables agree with each other.
@@ -353,6 +362,24 @@ impl SegmentFile {
             0 => Ok(&[]),
             offset => self.part_of((offset, self.directory.tokens * 4), rows),
         }
+    }
+
+    /// [`SegmentFile::packed`], read into `buffer`.
+    pub(crate) fn read_packed<'a>(
+        &self,
+        rows: Range<usize>,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], SearchError> {
+        let size = self.directory.shape.bytes_per_row as usize;
+        let (offset, _) = self.directory.sections[section::PACKED];
+        if rows.start > rows.end || rows.end > self.directory.tokens as usize {
+            return Err(self.damaged("a count in it points past its end"));
+        }
+        let offset = offset as usize;
+        let bytes = offset + rows.start * size..offset + rows.end * size;
+        (self.file)
+            .read_into(&self.open, bytes, buffer)
+            .map_err(|e| SearchError::read(self.file.path(), e))
     }
 
     /// The coded bytes of some rows.
@@ -531,6 +558,16 @@ impl Segment {
     /// The coded bytes of some rows, `[rows, codebook().bytes_per_row()]`.
     pub fn packed(&self, rows: Range<usize>) -> Result<&[u8], SearchError> {
         self.file.packed(rows)
+    }
+
+    /// [`Segment::packed`], read into `buffer` instead of mapped. A search compares
+    /// passages all over the store: mapped, each would stay in the process's memory.
+    pub(crate) fn read_packed<'a>(
+        &self,
+        rows: Range<usize>,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], SearchError> {
+        self.file.read_packed(rows, buffer)
     }
 
     /// Length of all [`Segment::postings`].

@@ -11,10 +11,13 @@
 //! passages and queries of a collection in the encoder's vectors (`--data`; see
 //! the experiment `search` for its files).
 //!
+//! The made-up sets of several seeds stand beside the specification's numbers.
+//!
 //! Then the whole way in a store, beside other ways to find candidates, and what
 //! encoding and scanning cost.
 
 pub(super) mod sets;
+mod specification;
 mod ways;
 
 use keyfold_core::Progress;
@@ -58,6 +61,20 @@ impl Curve {
         Some(x0 + (x - x0) * (recall - y0) / (y - y0).max(1e-12))
     }
 
+    /// The recall at a number of candidates, linear between points.
+    fn between(&self, candidates: usize) -> f64 {
+        let n = candidates as f64;
+        let at = self.points.iter().position(|p| p.0 >= n);
+        match at.map(|i| (i, self.points[i])) {
+            None => self.points.last().map_or(0.0, |p| p.1),
+            Some((0, (_, y))) => y,
+            Some((i, (x, y))) => {
+                let (x0, y0) = self.points[i - 1];
+                y0 + (y - y0) * (n - x0) / (x - x0)
+            }
+        }
+    }
+
     fn recall(&self, candidates: usize) -> f64 {
         let within = self.points.iter().take_while(|p| p.0 <= candidates as f64);
         within.last().map_or(0.0, |p| p.1)
@@ -98,6 +115,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         let lines = curves.iter().filter(|c| shown.contains(&&*c.name));
         plotted.extend(lines.map(|c| (format!("{}: {}", set.short, c.name), c.points.clone())));
     }
+    let (beside, said, of_specification) = specification::beside(options)?;
+    tables.extend(beside);
+    findings.extend(said);
     let mut stores = Vec::new();
     for set in [&sets::many_made_up(options), &sets[2]] {
         let (table, of_store) = ways::compare(set, options, progress)?;
@@ -114,7 +134,10 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
-        values: json!({"sets": values, "stores": stores, "speed": of_speed}),
+        values: json!({
+            "sets": values, "specification": of_specification, "stores": stores,
+            "speed": of_speed,
+        }),
         svg: plot::lines(
             "What is found among the candidates",
             "candidates",
