@@ -14,6 +14,8 @@ fn every_way_gives_the_same_hits_on_a_small_store() {
         let found = notes.run(&[&QUERY[..], &["--candidates", way]].concat());
         assert_eq!(found.json()["hits"], exact["hits"], "{way}");
     }
+    let read = notes.run(&[&QUERY[..], &["--low-memory"]].concat());
+    assert_eq!(read.json()["hits"], exact["hits"]);
     notes
         .run(&["search", "boat", "--candidates", "guessing"])
         .fails(2, &["guessing", "centroids"]);

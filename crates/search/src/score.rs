@@ -8,7 +8,7 @@ use std::sync::Arc;
 use keyfold_core::Vectors;
 use keyfold_kernels::MaxSim;
 
-use crate::candidates::{Candidate, share};
+use crate::candidates::{Access, Candidate, CandidateOptions, share};
 use crate::codebook::{Bits, Codebook, HammingQuery};
 use crate::error::SearchError;
 use crate::store::Segment;
@@ -23,11 +23,14 @@ pub(crate) struct Query {
     of_segment: Vec<usize>,
     /// How whole texts and words are compared, where the model has both.
     whole_text: Option<WholeTextQuery>,
+    /// How the rows of passages are reached.
+    access: Access,
 }
 
 impl Query {
-    /// With `exact_match`, rows meet only rows with the same id.
-    pub(crate) fn new(segments: &[Segment], query: &Vectors, exact_match: bool) -> Self {
+    /// With `options.exact_match`, rows meet only rows with the same id.
+    pub(crate) fn new(segments: &[Segment], query: &Vectors, options: &CandidateOptions) -> Self {
+        let exact_match = options.exact_match == Some(true);
         let mut codebooks: Vec<Arc<Codebook>> = Vec::new();
         let mut of_segment = Vec::with_capacity(segments.len());
         for segment in segments {
@@ -45,6 +48,7 @@ impl Query {
             codebooks,
             of_segment,
             whole_text: WholeTextQuery::new(segments, query, exact_match),
+            access: options.access,
         }
     }
 
@@ -69,6 +73,19 @@ impl Query {
     /// How whole texts and words are compared, where the model has both.
     pub(crate) fn whole_text(&self) -> Option<&WholeTextQuery> {
         self.whole_text.as_ref()
+    }
+
+    /// The coded bytes of some rows of a passage.
+    pub(crate) fn packed<'a>(
+        &self,
+        segment: &'a Segment,
+        rows: Range<usize>,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], SearchError> {
+        match self.access {
+            Access::Mapped => segment.packed(rows),
+            Access::Read => segment.read_packed(rows, buffer),
+        }
     }
 
     /// Whether all that is searched are binary codes.
@@ -106,18 +123,22 @@ impl Scorer<'_> {
     /// The score of the passage with these rows, at least one.
     fn score(
         &mut self,
+        query: &Query,
         segment: &Segment,
         rows: Range<usize>,
         buffer: &mut Vec<u8>,
     ) -> Result<f32, SearchError> {
         match self {
-            Self::Hamming(query) => Ok(query.score(segment.read_packed(rows, buffer)?)),
-            Self::MaxSim(query) => {
+            Self::Hamming(hamming) => Ok(hamming.score(query.packed(segment, rows, buffer)?)),
+            Self::MaxSim(maxsim) => {
                 let codes = segment.codes(rows.clone())?;
-                let packed = segment.read_packed(rows, buffer)?;
-                Ok(segment.codebook().maxsim(query, codes, packed))
+                let packed = query.packed(segment, rows, buffer)?;
+                Ok(segment.codebook().maxsim(maxsim, codes, packed))
             }
-            Self::WholeText(query, scorer) => query.score(scorer, segment, rows),
+            Self::WholeText(whole_text, scorer) => {
+                let packed = query.packed(segment, rows.clone(), buffer)?;
+                whole_text.score(scorer, segment, rows, packed)
+            }
         }
     }
 }
@@ -136,7 +157,7 @@ pub(crate) fn exact(
         c.score = if rows.is_empty() {
             f32::NEG_INFINITY
         } else {
-            scorers[query.codebook_of(c.segment as usize)].score(segment, rows, buffer)?
+            scorers[query.codebook_of(c.segment as usize)].score(query, segment, rows, buffer)?
         };
         Ok(())
     };

@@ -66,62 +66,60 @@ impl WholeTextQuery {
         }
     }
 
-    /// The score of the passage with these rows, at least one.
+    /// The score of the passage with these rows, at least one, and their coded bytes.
     pub(crate) fn score(
         &self,
         scorer: &mut Scorer,
         segment: &Segment,
         rows: Range<usize>,
+        packed: &[u8],
     ) -> Result<f32, SearchError> {
-        let whole = self.whole(segment, rows.clone(), &mut scorer.scratch)?;
+        let size = segment.codebook().bytes_per_row();
         let words = (rows.start + self.heads).min(rows.end)..rows.end;
+        let (whole, packed) = packed.split_at((words.start - rows.start) * size);
+        let whole = self.whole(segment.codebook(), whole, &mut scorer.scratch);
         Ok(whole
             + match &self.ids {
                 None => {
-                    let codes = segment.codes(words.clone())?;
-                    let packed = segment.packed(words)?;
+                    let codes = segment.codes(words)?;
                     segment.codebook().maxsim(&mut scorer.words, codes, packed)
                 }
-                Some(ids) => self.exact(ids, segment, words, &mut scorer.scratch)?,
+                Some(ids) => {
+                    let theirs = segment.row_ids(words)?;
+                    self.exact(ids, segment.codebook(), theirs, packed, &mut scorer.scratch)
+                }
             })
     }
 
-    /// The part of the score that is of the whole texts.
-    fn whole(
-        &self,
-        segment: &Segment,
-        rows: Range<usize>,
-        scratch: &mut Vec<f32>,
-    ) -> Result<f32, SearchError> {
-        let rows = rows.start..(rows.start + self.heads).min(rows.end);
-        let size = segment.codebook().bytes_per_row();
-        let packed = segment.packed(rows)?.chunks_exact(size);
+    /// The part of the score that is of the whole texts, whose coded bytes these are.
+    fn whole(&self, codebook: &Codebook, packed: &[u8], scratch: &mut Vec<f32>) -> f32 {
+        let packed = packed.chunks_exact(codebook.bytes_per_row());
         let products = self.rows.iter().zip(packed);
-        Ok(products
-            .map(|(q, d)| product(segment.codebook(), q, d, scratch))
-            .sum())
+        products
+            .map(|(q, d)| product(codebook, q, d, scratch))
+            .sum()
     }
 
+    /// The part that is of the words, with their ids and coded bytes.
     fn exact(
         &self,
         ids: &[u32],
-        segment: &Segment,
-        rows: Range<usize>,
+        codebook: &Codebook,
+        theirs: &[u32],
+        packed: &[u8],
         scratch: &mut Vec<f32>,
-    ) -> Result<f32, SearchError> {
-        let theirs = segment.row_ids(rows.clone())?;
-        let size = segment.codebook().bytes_per_row();
-        let packed = segment.packed(rows)?;
+    ) -> f32 {
+        let size = codebook.bytes_per_row();
         let mut sum = 0.0;
         for (i, id) in ids.iter().enumerate() {
             if let Some(j) = theirs.iter().position(|t| t == id) {
                 let bytes = &packed[j * size..(j + 1) * size];
                 let q = self.rows.row(self.heads + i);
-                let product = product(segment.codebook(), q, bytes, scratch);
+                let product = product(codebook, q, bytes, scratch);
                 sum += best_exact(product, theirs.len());
             }
         }
-        Ok(sum)
+        sum
     }
 
     /// The `keep` passages whose whole texts are nearest to the query's, in any order.
@@ -140,7 +138,9 @@ impl WholeTextQuery {
                 for local in range.clone() {
                     let rows = segment.rows(local)?;
                     if !rows.is_empty() {
-                        scores.push((local, self.whole(segment, rows, scratch)?));
+                        let heads = rows.start..(rows.start + self.heads).min(rows.end);
+                        let packed = segment.packed(heads)?;
+                        scores.push((local, self.whole(segment.codebook(), packed, scratch)));
                     }
                 }
                 Ok(best_of(segment, number, scores.into_iter(), allowed, keep))

@@ -9,8 +9,8 @@ use std::path::Path;
 use common::{text, write_old};
 use keyfold_core::{EncodeError, Encoder, EncoderIdentity, NoProgress, Role, Vectors};
 use keyfold_search::SearchError;
-use keyfold_search::candidates::Method;
 use keyfold_search::candidates::tune::{TuneOptions, tune};
+use keyfold_search::candidates::{Access, Method};
 use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, search};
 use keyfold_search::explain::Retriever;
@@ -232,8 +232,14 @@ fn scores_are_those_of_whole_texts_and_words_through_every_change_of_the_store()
             for exact in [None, Some(true)] {
                 let mut options = meaning();
                 options.candidates.exact_match = exact;
-                for method in [Method::Auto, Method::Cls, Method::Exhaustive] {
+                for (method, access) in [
+                    (Method::Auto, Access::Mapped),
+                    (Method::Cls, Access::Read),
+                    (Method::Exhaustive, Access::Read),
+                    (Method::Exhaustive, Access::Mapped),
+                ] {
                     options.candidates.method = method;
+                    options.candidates.access = access;
                     let found = assert_scores(&snapshot, &model, query, &options);
                     assert_eq!(found as u64, snapshot.passage_count());
                 }

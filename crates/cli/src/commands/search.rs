@@ -8,8 +8,8 @@ use clap::ValueEnum;
 use keyfold_core::Encoder;
 use keyfold_data::WalkOptions;
 use keyfold_search::SearchError;
-use keyfold_search::candidates::Method;
 use keyfold_search::candidates::fde::FdeOptions;
+use keyfold_search::candidates::{Access, Method};
 use keyfold_search::engine::{self, Mode, Models, SearchOptions};
 use keyfold_search::filter::Filters;
 use keyfold_search::index;
@@ -93,6 +93,10 @@ pub(crate) struct SearchArgs {
     /// passages are compared: faster for long queries, less exact
     #[arg(long, value_name = "COSINE", value_parser = mixing::share)]
     ball_carving: Option<f32>,
+    /// Read the passages that are compared from the file instead of mapping it: next to no
+    /// memory, and some milliseconds more
+    #[arg(long)]
+    low_memory: bool,
     /// Where the store is [default: .keyfold in PATH or above it]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -248,6 +252,9 @@ fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions
     options.candidates.cls = args.cls_candidates as usize;
     options.candidates.exact_match = args.exact_match.then_some(true);
     options.candidates.carving = args.ball_carving;
+    if args.low_memory {
+        options.candidates.access = Access::Read;
+    }
     if let Some(threads) = globals.threads {
         options.candidates.threads = threads.into();
     }

@@ -145,9 +145,24 @@ pub struct CandidateOptions {
     pub carving: Option<f32>,
     /// Score every passage exactly, whatever the method.
     pub exhaustive: bool,
+    /// How the vectors of compared passages are reached.
+    pub access: Access,
     /// At most this many threads of the current rayon pool work on a query; 1
     /// works on the calling thread.
     pub threads: usize,
+}
+
+/// How the coded vectors of passages are reached. What a search compares lies all over the
+/// store, so the memory of a process that searches often grows by nearly all of what it maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// Where the file is mapped: the fastest. The system takes the memory back when others
+    /// need it.
+    #[default]
+    Mapped,
+    /// Read from the file for every comparison: a system call and a copy of the passage more,
+    /// and next to no memory.
+    Read,
 }
 
 impl Default for CandidateOptions {
@@ -163,6 +178,7 @@ impl Default for CandidateOptions {
             exact_match: None,
             carving: None,
             exhaustive: false,
+            access: Access::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -226,7 +242,7 @@ pub fn nearest(
         None => segments.iter().map(Segment::live_passages).sum(),
     };
     let rows = query;
-    let query = Query::new(segments, rows, options.exact_match == Some(true));
+    let query = Query::new(segments, rows, options);
     let mut clock = Instant::now();
     let method = match options.method {
         _ if options.exhaustive || selectable <= exact => Method::Exhaustive,
@@ -280,7 +296,7 @@ pub fn nearest(
     // Rows with ids meet their like alone; sums have none.
     let carving = options.carving.filter(|_| rows.ids().is_none());
     let carved = carving.map(|near| carving::carve(rows, near));
-    let carved = carved.map(|rows| Query::new(segments, &rows, false));
+    let carved = carved.map(|rows| Query::new(segments, &rows, options));
     let query = carved.as_ref().unwrap_or(&query);
     score::exact(segments, query, &mut candidates, options.threads)?;
     let ranked = rank(segments, candidates, k)?;
@@ -309,7 +325,7 @@ pub(crate) fn scores_of(
         }
     }
     sort_by_place(&mut candidates);
-    let query = Query::new(segments, query, options.exact_match == Some(true));
+    let query = Query::new(segments, query, options);
     score::exact(segments, &query, &mut candidates, options.threads)?;
     let all = candidates.len();
     rank(segments, candidates, all)

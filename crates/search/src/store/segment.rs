@@ -1,7 +1,7 @@
 //! A vector segment: the coded token vectors of some passages, the lists of
 //! passages by centroid, and the files that the passages came from. Written
-//! once, then only read: the coded rows, which are nearly all of it, by the open file
-//! where passages are compared, all else from a map.
+//! once, then only read, from a map of the file; the coded rows, which are nearly all of
+//! it, where it is asked for also by reading the file.
 //!
 //! The body of the sealed file holds these sections, each from a multiple of 64
 //! bytes on, integers little-endian, and last the directory:
@@ -560,8 +560,7 @@ impl Segment {
         self.file.packed(rows)
     }
 
-    /// [`Segment::packed`], read into `buffer` instead of mapped. A search compares
-    /// passages all over the store: mapped, each would stay in the process's memory.
+    /// [`Segment::packed`], read into `buffer` instead of mapped.
     pub(crate) fn read_packed<'a>(
         &self,
         rows: Range<usize>,

@@ -5,7 +5,8 @@ use keyfold_core::{NoProgress, Role, Vectors};
 use keyfold_search::SearchError;
 use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::candidates::tune::{TuneOptions, tune, tune_encodings};
-use keyfold_search::candidates::{CandidateOptions, Method, Tuned, nearest};
+use keyfold_search::candidates::{Access, CandidateOptions, Method, Tuned, nearest};
+use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, rank};
 use keyfold_search::filter::{Allowed, Filters};
 use keyfold_search::store::{
@@ -79,6 +80,31 @@ fn recall(world: &World, texts: &[String], options: &CandidateOptions) -> f64 {
         all += best.len();
     }
     found as f64 / all as f64
+}
+
+#[test]
+fn vectors_that_are_read_give_what_mapped_ones_give() {
+    let texts = texts(600, 4);
+    for bits in [Bits::One, Bits::Four, Bits::Eight] {
+        let passages: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let world = World::with_bits(bits, &[file("a.md", &passages)]);
+        // A new snapshot for each way: neither knows what the other has checked.
+        for method in [Method::Centroids, Method::Plaid, Method::Exhaustive] {
+            let query = world.model.one(&texts[7], Role::Query);
+            let found = [Access::Mapped, Access::Read].map(|access| {
+                let options = CandidateOptions {
+                    access,
+                    ..by(method)
+                };
+                let snapshot = world.snapshot();
+                nearest(snapshot.segments(), &query, 10, None, &options)
+                    .unwrap()
+                    .0
+            });
+            assert!(!found[0].is_empty());
+            assert_eq!(found[0], found[1], "{bits:?}, {method:?}");
+        }
+    }
 }
 
 const SPEC: &str = "reps=10,simhash=4,proj=8";

@@ -173,14 +173,18 @@ struct Measured {
 }
 
 impl Measured {
-    /// The fastest setting that is good enough, or nearly as good as the best one where
-    /// none is.
     fn chosen(&self) -> Option<&Point> {
-        let best = self.points.iter().map(|p| p.recall).fold(0.0, f64::max);
-        let wanted = QUALITY.min(best - 0.005);
-        let good = self.points.iter().filter(|p| p.recall >= wanted);
-        good.min_by(|a, b| a.p50.total_cmp(&b.p50))
+        chosen(&self.points)
     }
+}
+
+/// The fastest setting that is good enough, or nearly as good as the best one where
+/// none is.
+fn chosen(points: &[Point]) -> Option<&Point> {
+    let best = points.iter().map(|p| p.recall).fold(0.0, f64::max);
+    let wanted = QUALITY.min(best - 0.005);
+    let good = points.iter().filter(|p| p.recall >= wanted);
+    good.min_by(|a, b| a.p50.total_cmp(&b.p50))
 }
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
@@ -299,7 +303,7 @@ fn measure(
             return Err(BenchError::Cancelled);
         }
         match measured {
-            Ok(measured) => all.push(measured),
+            Ok(measured) => all.extend(measured),
             // What the others did shall not be lost with it.
             Err(e) if engine.is_peer => progress.note(&e.to_string()),
             Err(e) => return Err(e),
@@ -309,21 +313,48 @@ fn measure(
     Ok(all)
 }
 
-/// Builds and asks an engine.
+/// Builds and asks an engine; Keyfold in both ways that it reaches vectors.
 fn measure_one(
     engine: &Engine,
     vectors: &Path,
     tokens: usize,
     exact: &[Vec<u64>],
     progress: &dyn Progress,
-) -> Result<Measured, BenchError> {
+) -> Result<Vec<Measured>, BenchError> {
     let index = tempfile::tempdir()?;
     let mut built = engine.run("build", vectors, index.path())?;
     let built: Built = parse(engine, built.remove(0))?;
     progress.advance(1);
-    let bytes = store::size_of(index.path());
+    let bytes_per_token = store::size_of(index.path()) as f64 / tokens.max(1) as f64;
+    let mut ways = vec![(engine.name.clone(), ours::SEARCH)];
+    if !engine.is_peer {
+        ways.push((format!("{}, low memory", engine.name), ours::LOW_MEMORY));
+    }
+    let mut all = Vec::new();
+    for (name, task) in ways {
+        all.push(Measured {
+            name,
+            is_peer: engine.is_peer,
+            built: built.clone(),
+            bytes_per_token,
+            points: asked(engine, task, vectors, index.path(), exact)?,
+        });
+    }
+    progress.advance(1);
+    Ok(all)
+}
+
+/// Asks all queries with all settings. The memory of the one to be shown is that of a
+/// process that asks with it alone.
+fn asked(
+    engine: &Engine,
+    task: &str,
+    vectors: &Path,
+    index: &Path,
+    exact: &[Vec<u64>],
+) -> Result<Vec<Point>, BenchError> {
     let mut points = Vec::new();
-    for line in engine.run("search", vectors, index.path())? {
+    for line in engine.run(task, vectors, index)? {
         let searched: Searched = parse(engine, line)?;
         // A query without an answer would cost no time.
         let answered = searched.milliseconds.len().min(searched.hits.len());
@@ -339,21 +370,13 @@ fn measure_one(
         }
         points.push(point(searched, exact));
     }
-    let mut measured = Measured {
-        name: engine.name.clone(),
-        is_peer: engine.is_peer,
-        built,
-        bytes_per_token: bytes as f64 / tokens.max(1) as f64,
-        points,
-    };
-    if let Some(chosen) = measured.chosen().map(|p| p.setting.clone()) {
-        let lines = engine.run_with("search", vectors, index.path(), Some(&chosen))?;
+    if let Some(chosen) = chosen(&points).map(|p| p.setting.clone()) {
+        let lines = engine.run_with(task, vectors, index, Some(&chosen))?;
         let alone = of_setting(engine, lines, &chosen)?;
-        let chosen = measured.points.iter_mut().filter(|p| p.setting == chosen);
+        let chosen = points.iter_mut().filter(|p| p.setting == chosen);
         chosen.for_each(|p| (p.most_held, p.not_mapped) = (alone.most_held, alone.not_mapped));
     }
-    progress.advance(1);
-    Ok(measured)
+    Ok(points)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(engine: &Engine, line: Value) -> Result<T, BenchError> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use keyfold_core::{EncoderIdentity, NoProgress, Vectors};
 use keyfold_data::Passage;
-use keyfold_search::candidates::{CandidateOptions, MeaningTimings, Method, nearest};
+use keyfold_search::candidates::{Access, CandidateOptions, MeaningTimings, Method, nearest};
 use keyfold_search::codebook::Bits;
 use keyfold_search::store::{Snapshot, WriterOptions};
 use serde_json::{Value, json};
@@ -18,14 +18,18 @@ use crate::{BenchError, memory, store};
 /// Wanted neighbours.
 const BEST: usize = 10;
 
+/// The task of searching, and of searching without mapping what is compared.
+pub(super) const SEARCH: &str = "search";
+pub(super) const LOW_MEMORY: &str = "search-low-memory";
+
 /// What the process does by which Keyfold measures itself as it measures other engines.
-/// The arguments are the bits of a number, `build` or `search`, the folder of the vectors,
+/// The arguments are the bits of a number, `build`, [`SEARCH`] or [`LOW_MEMORY`], the folder of the vectors,
 /// that of the index, and to search with one setting only its name. Results go to `say`, one line each.
 pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), BenchError> {
     let wrong = || {
         BenchError::data(
             "__peer",
-            "the arguments are BITS build|search VECTORS INDEX [SETTING]",
+            "the arguments are BITS build|search|search-low-memory VECTORS INDEX [SETTING]",
         )
     };
     let [bits, task, vectors, index, only @ ..] = arguments else {
@@ -36,7 +40,14 @@ pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), Benc
             let bits = bits.parse().map_err(|_| wrong())?;
             say(build(Path::new(vectors), Path::new(index), bits)?);
         }
-        "search" => search(Path::new(vectors), Path::new(index), only.first(), say)?,
+        SEARCH | LOW_MEMORY => {
+            let access = match task.as_str() {
+                LOW_MEMORY => Access::Read,
+                _ => Access::Mapped,
+            };
+            let (vectors, index) = (Path::new(vectors), Path::new(index));
+            search(vectors, index, access, only.first(), say)?;
+        }
         _ => return Err(wrong()),
     }
     Ok(())
@@ -84,6 +95,7 @@ fn passage() -> Passage {
 fn search(
     vectors: &Path,
     index: &Path,
+    access: Access,
     only: Option<&String>,
     say: &mut dyn FnMut(Value),
 ) -> Result<(), BenchError> {
@@ -97,6 +109,7 @@ fn search(
     let snapshot = Snapshot::open(index)?;
     let by_default = CandidateOptions {
         threads: rayon::current_num_threads(),
+        access,
         ..CandidateOptions::default()
     };
     let mut ask = |setting: String, way: &CandidateOptions| -> Result<(), BenchError> {
