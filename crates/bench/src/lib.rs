@@ -65,6 +65,8 @@ pub struct BenchOptions {
     pub model: Option<String>,
     /// A model that weighs terms, to measure beside words: a folder or a hub name.
     pub sparse: Option<String>,
+    /// A model that reads pairs, as the dear scorer: a folder or a hub name.
+    pub cross_encoder: Option<String>,
     /// Pairs of texts to train on, as JSON Lines, where the experiment trains.
     pub pairs: Option<PathBuf>,
     /// Other engines to measure beside ours, as `NAME=COMMAND`.

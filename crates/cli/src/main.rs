@@ -2,8 +2,10 @@
 //! stdout, progress and messages on stderr.
 
 mod args;
+mod candidates;
 mod commands;
 mod failure;
+mod given;
 mod interrupt;
 mod mixing;
 mod model;

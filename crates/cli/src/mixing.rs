@@ -58,8 +58,7 @@ pub(crate) struct MixArgs {
     /// Rocchio: how many of the last passages
     #[arg(long, value_name = "N", default_value = "0")]
     feedback_bottom: u16,
-    /// When the lists of words and meaning are mixed: by rank at the end, or by score
-    /// before feedback, after it, or both; none: the list by meaning stands alone
+    /// When and how the lists of words and meaning are mixed
     #[arg(
         long,
         value_name = "WHEN",
@@ -106,10 +105,16 @@ enum RowsArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FuseArg {
+    /// By rank, at the end
     Rank,
+    /// Not at all: the list by meaning stands alone
     None,
+    /// By score, before feedback, which learns from the mixed list
     Before,
+    /// By score, after feedback
     After,
+    /// The same as before,after
+    Both,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -220,10 +225,12 @@ impl MixArgs {
             [FuseArg::None] => Fuse::None,
             [FuseArg::Before] => Fuse::Before,
             [FuseArg::After] => Fuse::After,
-            [FuseArg::Before, FuseArg::After] | [FuseArg::After, FuseArg::Before] => Fuse::Both,
+            [FuseArg::Both]
+            | [FuseArg::Before, FuseArg::After]
+            | [FuseArg::After, FuseArg::Before] => Fuse::Both,
             _ => {
                 return Err(wrong_use(
-                    "--fuse takes rank, none, before, after, or before,after",
+                    "--fuse takes rank, none, before, after, or both, which is before,after",
                 ));
             }
         })

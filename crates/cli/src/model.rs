@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use keyfold_core::{Encoder, SparseEncoder};
+use keyfold_search::given::GivenVectors;
 pub(crate) use keyfold_text::builtin::BUILTIN;
 use keyfold_text::{
     ColberterEncoder, ColberterOptions, CrossEncoder, LoadOptions, Words, split_options,
@@ -50,6 +51,9 @@ impl WordArgs {
 
 /// Loads the model `name`: [`BUILTIN`], a folder, or a hub name.
 pub(crate) fn load(name: &str, globals: &Globals) -> anyhow::Result<Box<dyn Encoder>> {
+    if let Some(given) = GivenVectors::by_name(name) {
+        return Ok(Box::new(given));
+    }
     Ok(keyfold_text::load(&remembered(name), &options(globals))?)
 }
 

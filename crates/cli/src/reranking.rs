@@ -34,7 +34,8 @@ pub(crate) struct RerankArgs {
     #[arg(long, value_name = "N", default_value = "100", requires = "rerank",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     calls: u32,
-    /// Cur: how many of these are anchors, at most half as many as anchor queries
+    /// Cur: how many of these are anchors; at most half as many as there are anchor queries
+    /// is sound, and needed with --ridge none
     #[arg(long, value_name = "N", default_value = "50", requires = "rerank")]
     anchors: u16,
     /// Cur and adacur: typical queries, one a line, which the model reads once with every
@@ -46,6 +47,10 @@ pub(crate) struct RerankArgs {
     #[arg(long, value_name = "N", requires = "rerank",
           value_parser = clap::value_parser!(u16).range(1..))]
     new_anchor_calls: Option<u16>,
+    /// Cur and adacur: how far the inverse of the anchors' scores is held back, relative to
+    /// the mean of their squares; none: the pseudo-inverse of the publication
+    #[arg(long, value_name = "X", default_value = "1e-6", requires = "rerank", value_parser = inverse)]
+    ridge: Inverse,
     /// Adacur: in how many rounds the budget is spent
     #[arg(long, value_name = "N", default_value = "5", requires = "rerank",
           value_parser = clap::value_parser!(u16).range(2..))]
@@ -134,7 +139,7 @@ impl RerankArgs {
             calls: self.calls as usize,
             anchors: self.anchors.into(),
             rounds: self.rounds.into(),
-            inverse: Inverse::default(),
+            inverse: self.ridge,
             seed: globals.seed,
         };
         let anchors = if options.by == RerankBy::All {
@@ -158,5 +163,14 @@ impl RerankArgs {
             .with_context(|| format!("cannot read the anchor queries in {}", path.display()))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         Ok(Some(lines.map(str::to_owned).collect()))
+    }
+}
+
+/// How scores are inverted, as --ridge says it.
+fn inverse(text: &str) -> Result<Inverse, String> {
+    match text.parse::<f64>() {
+        _ if text == "none" => Ok(Inverse::Pseudo),
+        Ok(x) if x > 0.0 && x.is_finite() => Ok(Inverse::Ridge(x)),
+        _ => Err("it must be a number above 0, as 1e-6, or none".to_owned()),
     }
 }

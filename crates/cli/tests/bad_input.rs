@@ -67,6 +67,7 @@ fn options_that_mean_nothing() {
             "leave out --mode",
         ),
         (&["--fuse", "rank,after"], "before,after"),
+        (&["--fuse", "both,after"], "both"),
     ] {
         let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
         // Numbers below 0 look like options unless they are tied to theirs.

@@ -19,6 +19,40 @@ fn every_way_gives_the_same_hits_on_a_small_store() {
     notes
         .run(&["search", "boat", "--candidates", "guessing"])
         .fails(2, &["guessing", "centroids"]);
+    for options in [
+        &["plaid", "--plaid", "next-plaid", "--threshold", "-1"][..],
+        &["plaid", "--nprobe", "4", "--full-scores", "4096"],
+        &[
+            "warp",
+            "--nprobe",
+            "8",
+            "--t-prime",
+            "5000",
+            "--bound",
+            "64",
+        ],
+        &["centroids", "--nprobe", "4"],
+    ] {
+        let found = notes.run(&[&QUERY[..], &["--candidates"], options].concat());
+        assert_eq!(found.json()["hits"], exact["hits"], "{options:?}");
+    }
+    for (options, said) in [
+        (
+            &["auto", "--nprobe", "4"][..],
+            "--candidates centroids, plaid or warp",
+        ),
+        (&["warp", "--threshold", "0.4"], "--candidates plaid"),
+        (&["plaid", "--bound", "64"], "--candidates warp"),
+        (&["plaid", "--nprobe", "0"], "--nprobe"),
+        (&["plaid", "--threshold", "1.5"], "between -1 and 1"),
+        (
+            &["plaid", "--plaid", "fast-plaid", "--threshold", "0.4"],
+            "next-plaid",
+        ),
+    ] {
+        let refused = notes.run(&[&QUERY[..], &["--candidates"], options].concat());
+        refused.fails(2, &[said]);
+    }
 }
 
 #[test]
@@ -33,7 +67,14 @@ fn encodings_are_made_kept_changed_and_removed_on_request() {
     assert_eq!(fde(&[]), None);
     let default = fde(&["--fde"]).unwrap();
     assert!(default.contains("reps=20,simhash=5,proj=16"), "{default}");
-    let small = fde(&["--fde=reps=4,simhash=3,proj=8"]).unwrap();
+    let another = notes.run(&["index", ".", "--fde=reps=4,simhash=3,proj=8"]);
+    assert_eq!(another.code, 0, "{}", another.stderr);
+    for part in ["encoded anew", &default, "reps=4,simhash=3,proj=8"] {
+        assert!(another.stderr.contains(part), "{}", another.stderr);
+    }
+    let same = notes.run(&["index", ".", "--fde=reps=4,simhash=3,proj=8"]);
+    assert!(!same.stderr.contains("anew"), "{}", same.stderr);
+    let small = fde(&[]).unwrap();
     assert!(small.contains("reps=4,simhash=3,proj=8"), "{small}");
     // Kept by later runs, and by one that asks for no particular ones.
     assert_eq!(fde(&[]).as_deref(), Some(&*small));

@@ -547,6 +547,8 @@ fn feedback_and_mixing_change_the_list() {
         );
         assert_ne!(scores(&found), scores(&plain), "{options:?}");
     }
+    let mixed = |when| search(&["--feedback", "vector", "--fuse", when])["hits"].clone();
+    assert_eq!(mixed("both"), mixed("before,after"));
 }
 
 #[test]
@@ -642,6 +644,27 @@ fn a_program_of_the_user_makes_the_last_order() {
     ];
     let found = search(program, &cur).json();
     assert!(found["rerank"]["relative_error"].as_f64().unwrap() < 2.0);
+    // Four anchor queries are enough for two anchors without ridge, not for three.
+    let pinv = |anchors: &'static str| {
+        let how = [
+            "--rerank-by",
+            "cur",
+            "--ridge",
+            "none",
+            "--anchors",
+            anchors,
+        ];
+        search(program, &how)
+    };
+    assert!(pinv("2").json()["rerank"]["relative_error"].is_f64());
+    pinv("3").fails(
+        1,
+        &["twice the 3 anchors", "--anchor-queries", "--ridge none"],
+    );
+    for wrong in ["0", "nan", "much"] {
+        let ridge = ["--rerank-by", "cur", "--ridge", wrong];
+        search(program, &ridge).fails(2, &["--ridge", "none"]);
+    }
     let broken = search("cmd:echo no; cat", &[]);
     broken.fails(1, &["echo no; cat", "'no'", "one line with one number"]);
     search("cmd:", &[]).fails(2, &["cmd:"]);

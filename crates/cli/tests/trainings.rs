@@ -107,6 +107,46 @@ fn a_model_is_trained_reported_resumed_and_searched_with() {
 }
 
 #[test]
+fn a_store_folds_as_its_model_learnt_to_be_folded() {
+    let dir = tempfile::tempdir().unwrap();
+    let folded: Vec<&str> = SMALL
+        .iter()
+        .map(|s| if *s == "fold=none" { "fold=c2x4" } else { s })
+        .collect();
+    told(&mut train(dir.path(), &folded), 0);
+    let notes = dir.path().join("notes");
+    std::fs::create_dir(&notes).unwrap();
+    std::fs::write(notes.join("a.txt"), "The crash of a store.").unwrap();
+    let run = |command: &str, store: &str, more: &[&str], code| {
+        let mut run = keyfold();
+        run.args(["--quiet", command]);
+        if command == "search" {
+            run.arg("store crash");
+        }
+        run.arg(&notes).arg("--store").arg(dir.path().join(store));
+        run.arg("--model").arg(dir.path().join("out")).args(more);
+        told(&mut run, code)
+    };
+    let refused = [
+        run("index", "one", &[], 1),
+        run("index", "one", &["--fold", "c4x8", "--fold-queries"], 1),
+        run("index", "one", &["--fold", "c2x4"], 1),
+        run("search", "one", &[], 1),
+    ];
+    for text in refused {
+        assert!(text.contains("--fold c2x4 --fold-queries"), "{text}");
+        assert!(text.contains("--force"), "{text}");
+    }
+    // As it learnt, and afterwards without being told again.
+    run("index", "one", &["--fold", "c2x4", "--fold-queries"], 0);
+    run("index", "one", &[], 0);
+    run("search", "one", &[], 0);
+    // Otherwise where the user insists; what is there is then searched as it is.
+    run("index", "two", &["--fold", "ward:2", "--force"], 0);
+    run("search", "two", &[], 0);
+}
+
+#[test]
 fn mistakes_are_told_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let text = told(&mut train(dir.path(), &["--set", "speed=1"]), 2);

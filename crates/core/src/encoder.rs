@@ -63,6 +63,17 @@ pub trait Encoder: Send + Sync {
         false
     }
 
+    /// The way (`c8x32`) in which the rows of queries and documents were folded while
+    /// the model learnt, if they were: a store of it should fold both alike.
+    fn trained_fold(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether documents are files of rows, made elsewhere, and no texts to encode.
+    fn reads_rows(&self) -> bool {
+        false
+    }
+
     /// [`Encoder::spans`] for the rows with these ids, for models that give ids
     /// and do not know from the text alone which rows a document has.
     fn spans_of_ids(

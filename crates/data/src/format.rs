@@ -41,6 +41,9 @@ pub enum Format {
     Email,
     /// A box of mails.
     Mbox,
+    /// The rows of a document, made elsewhere (`.npy`); see
+    /// [`read_vectors`](crate::read_vectors).
+    Vectors,
 }
 
 impl fmt::Display for Format {
@@ -62,6 +65,7 @@ impl fmt::Display for Format {
             Format::Epub => "EPUB",
             Format::Email => "email",
             Format::Mbox => "mbox",
+            Format::Vectors => "token vectors",
         })
     }
 }

@@ -26,6 +26,6 @@ pub use chunk::ChunkOptions;
 pub use error::{Notice, ReadError, WalkError};
 pub use format::Format;
 pub use passage::{FileEntry, Passage};
-pub use read::{Document, ReadOptions, Summary, content_hash, pdf_worker_main, read};
+pub use read::{Document, ReadOptions, Summary, content_hash, pdf_worker_main, read, read_vectors};
 pub use tokens::estimate_tokens;
 pub use walk::{FilterError, PathFilter, Walk, WalkOptions, walk};

@@ -131,6 +131,20 @@ pub enum SearchError {
         /// Its value now.
         given: String,
     },
+    /// The store would fold otherwise than the model learnt to be folded.
+    #[error(
+        "model '{model}' was trained to be folded with --fold {trained} --fold-queries, not with \
+         --fold {given}: make the store with 'keyfold index PATH --model {model} --fold {trained} \
+         --fold-queries', or as you say with --force"
+    )]
+    OtherFold {
+        /// The model.
+        model: String,
+        /// How it was trained.
+        trained: String,
+        /// How the store would fold.
+        given: String,
+    },
     /// Lengths of rows that the store would not keep.
     #[error(
         "--raw-centroids needs a store of 8 bits, since {bits} bits give every vector the length \

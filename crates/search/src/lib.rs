@@ -10,6 +10,7 @@ pub mod feedback;
 pub mod filter;
 pub mod fold;
 pub mod fuse;
+pub mod given;
 pub mod index;
 mod lexical;
 pub mod rerank;

@@ -110,4 +110,8 @@ impl Encoder for ByWordEncoder {
             .chain(words)
             .collect())
     }
+
+    fn trained_fold(&self) -> Option<&str> {
+        self.inner.trained_fold()
+    }
 }

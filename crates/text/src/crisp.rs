@@ -18,13 +18,17 @@
 //! [`keyfold_kernels::fold`]), so that training and index cluster alike.
 //!
 //! The publication first trains the model without clusters (`fold = "none"`), then goes
-//! on from there with them: a second run with `--model` of the first.
+//! on from there with them: a second run with `--model` of the first. A model that was
+//! trained with clusters says so in `crisp.json`, and stores that fold otherwise are
+//! refused.
 //!
 //! Cost of a step: two forward and backward passes of the encoder; clustering is some
 //! percent of it.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor};
-use keyfold_core::ModelFolder;
+use keyfold_core::{ModelFolder, atomic};
 use keyfold_kernels::fold::Fold;
 use keyfold_nn::checkpoint::numbers;
 use keyfold_nn::ops;
@@ -33,6 +37,7 @@ use keyfold_train::order::{Batches, hold_out};
 use keyfold_train::{LearnError, Report, RunConfig, TrainError, Validation};
 use serde::{Deserialize, Serialize};
 
+use crate::late::TRAINED_FOLD;
 use crate::training::late::{LateBatch, LateText, LateTokenizer};
 use crate::training::rows::{cross_entropy, normalize};
 use crate::training::{LateModel, LateSettings, Pairs, Place, Ranking};
@@ -296,6 +301,20 @@ pub fn train(
     let data = pairs.fingerprint();
     let settings = place.settings("crisp", config, &config.run, data, Some(folder))?;
     place.train(&mut learner, &settings, |learner, out| {
-        learner.model().save(out, &config.late)
+        learner.model().save(out, &config.late)?;
+        save_fold(config, out)
     })
+}
+
+/// Writes down how rows were folded, if they were.
+fn save_fold(config: &CrispConfig, out: &Path) -> Result<(), LearnError> {
+    let Some(fold) = config.fold()? else {
+        return Ok(());
+    };
+    let path = out.join(TRAINED_FOLD);
+    let trained = serde_json::json!({
+        "fold": fold.to_string(),
+        "normalise_centroids": config.normalise_centroids,
+    });
+    atomic::write(&path, format!("{trained:#}\n").as_bytes()).map_err(LearnError::io(&path))
 }

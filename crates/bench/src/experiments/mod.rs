@@ -30,6 +30,7 @@ mod masa;
 mod matryoshka_kv;
 mod muvera;
 pub(crate) mod peers;
+mod plaid_check;
 mod pointer_networks;
 mod power_attention;
 mod prf_interpolation;

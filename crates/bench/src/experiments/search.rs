@@ -18,9 +18,11 @@ use keyfold_search::store::Snapshot;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::plaid_check::{self, Checked};
 use crate::quality::{Relevant, average_precision, bootstrap, mean, ndcg, recall};
 use crate::report::{Report, Table, reached};
 use crate::store::{self, Text};
+use crate::trained::searchable;
 use crate::{BenchError, BenchOptions, Experiment, plot};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
@@ -58,6 +60,10 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let folder = tempfile::tempdir()?;
     let mut methods = Vec::new();
     let mut losses = Vec::new();
+    let rows = encoder.encode(&queries, Role::Query)?;
+    let texts = searchable(&collection.documents);
+    let tens = plaid_check::truth(&texts, &rows, &*encoder, progress)?;
+    let mut plaid = Vec::new();
     for bits in [Bits::Four, Bits::Two, Bits::Eight] {
         let place = folder.path().join(bits.number().to_string());
         store::write(
@@ -69,6 +75,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             progress,
         )?;
         let snapshot = Snapshot::open(&place)?;
+        plaid.push(plaid_check::check(&snapshot, &rows, &tens, options)?);
         let modes: &[Mode] = match bits {
             Bits::Four => &[Mode::Lexical, Mode::Meaning, Mode::Both],
             _ => &[Mode::Meaning],
@@ -103,7 +110,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         progress.finish();
         methods.push(measure("sentence encoder".to_owned(), &lists, &collection));
     }
-    report(&methods, &losses, options)
+    report(&methods, &losses, &plaid, options)
 }
 
 fn measure(name: String, lists: &[Vec<usize>], collection: &Collection) -> Measured {
@@ -185,6 +192,7 @@ fn single_vectors(
 fn report(
     methods: &[Measured],
     losses: &[(Bits, Option<keyfold_search::codebook::QuantizationLoss>)],
+    plaid: &[Checked],
     options: &BenchOptions,
 ) -> Result<Report, BenchError> {
     let mut quality = Table::new("quality", &["method", "nDCG@10", "recall@100", "MAP"]);
@@ -239,6 +247,7 @@ fn report(
             "Give --teacher FOLDER to measure a sentence encoder on the same documents.".to_owned(),
         );
     }
+    findings.extend(plaid_check::findings(plaid));
     let bars: Vec<(String, f64)> = methods
         .iter()
         .map(|m| (m.name.clone(), mean(&m.ndcg)))
@@ -252,11 +261,17 @@ fn report(
         })).collect::<Vec<_>>(),
         "queries": methods.first().map_or(0, |m| m.ndcg.len()),
         "differences": differences,
+        "plaid": plaid.iter().map(|c| json!({
+            "bits": c.bits,
+            "same_as_stored": c.same_as_stored,
+            "same_as_given": c.same_as_given,
+            "recall": c.recall,
+        })).collect::<Vec<_>>(),
         "coding": losses.iter().map(|(b, l)| json!({"bits": b.number(), "loss": l})).collect::<Vec<_>>(),
     });
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
-        tables: vec![quality, coding],
+        tables: vec![quality, coding, plaid_check::table(plaid)],
         findings,
         values,
         svg: plot::bars("Search quality", "nDCG@10", &bars, None)?,

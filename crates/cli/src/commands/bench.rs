@@ -49,6 +49,9 @@ pub(crate) struct BenchArgs {
     /// A model that weighs terms, to measure beside words: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     sparse: Option<String>,
+    /// A cross-encoder as the scorer whose calls are saved, for anncur: a folder or a hub name
+    #[arg(long, value_name = "NAME")]
+    cross_encoder: Option<String>,
     /// Pairs of texts to train on, where the experiment trains: JSON Lines with query and positive
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
@@ -121,6 +124,7 @@ fn options(args: &BenchArgs, globals: &Globals) -> BenchOptions {
         teacher: args.teacher.clone(),
         model: args.model.clone(),
         sparse: args.sparse.clone(),
+        cross_encoder: args.cross_encoder.clone(),
         pairs: args.pairs.clone(),
         peers: args.peers.clone(),
         sweep: args.sweep,

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
+use crate::given;
 use crate::model::WordArgs;
 use crate::output::terminal::{PATH, printable};
 use crate::place;
@@ -40,7 +41,8 @@ changes, when a limit is given, or with --retry.
 Examples:
   keyfold index ~/notes
   keyfold index ~/notes ~/papers --store ~/my-store --bits 2
-  keyfold index . --glob '*.md' --glob '!drafts'")]
+  keyfold index . --glob '*.md' --glob '!drafts'
+  keyfold index vectors --token-vectors")]
 pub(crate) struct IndexArgs {
     /// Folders and files to read
     #[arg(required = true, value_name = "PATH")]
@@ -51,6 +53,10 @@ pub(crate) struct IndexArgs {
     /// The model: builtin, a folder, or a hub name [default: that of the store, or builtin]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// Read token vectors that you made instead of texts: PATH holds .npy files [vectors,
+    /// numbers] of float32 or float16, one for each document; 'search --query-vectors' finds them
+    #[arg(long, conflicts_with_all = ["model", "words", "keep_stopwords", "truncate"])]
+    token_vectors: bool,
     /// Bits per number of a vector; fewer are smaller and less exact [default: 4; 8 where the
     /// model's vectors have any length; 1, which loses nothing, where they are binary codes]
     #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]))]
@@ -119,6 +125,9 @@ pub(crate) struct IndexArgs {
     /// Keep the lengths of the clusters' means, with --bits 8
     #[arg(long, requires = "fold", help_heading = "Folding")]
     raw_centroids: bool,
+    /// Fold otherwise than the model was trained to be folded (see 'train crisp')
+    #[arg(long, help_heading = "Folding")]
+    force: bool,
     /// Try again to read the files that could not be read
     #[arg(long)]
     retry: bool,
@@ -186,7 +195,10 @@ pub(crate) fn run(args: &IndexArgs, globals: &Globals) -> anyhow::Result<Outcome
         Some(spec) => Some(spec.parse::<FdeOptions>().map_err(wrong_use)?),
     };
     let model = args.model.as_deref();
-    let encoder = update::encoder_with(&store, model, &args.words, globals)?;
+    let encoder = match args.token_vectors {
+        true => Box::new(given::documents(&store, &roots)?),
+        false => update::encoder_with(&store, model, &args.words, globals)?,
+    };
     if let Some(wanted) = &wanted {
         let dim = encoder.identity().dim;
         wanted
@@ -237,11 +249,19 @@ fn encode(
         remove_encodings(store, encoder.identity(), &update::writer_options(options))?;
         return Ok(());
     }
-    let has_some = || Snapshot::open(store).is_ok_and(|s| s.encoded_with().is_some());
+    let snapshot = Snapshot::open(store).ok();
+    let before = snapshot.as_ref().and_then(Snapshot::encoded_with);
     let wanted = match args.fde.as_deref() {
-        Some("") if !has_some() => Some(FdeOptions::default()),
+        Some("") if before.is_none() => Some(FdeOptions::default()),
         _ => wanted,
     };
+    if let (Some(before), Some(wanted)) = (before, &wanted)
+        && before != wanted
+    {
+        progress.say(&format!(
+            "the store is encoded with {before}; all passages are encoded anew with {wanted}"
+        ));
+    }
     update::encode(store, encoder, wanted.as_ref(), options, progress)?;
     Ok(())
 }
@@ -276,6 +296,7 @@ fn options(args: &IndexArgs, globals: &Globals) -> IndexOptions {
     });
     options.memory = usize::try_from(args.memory.as_u64()).unwrap_or(usize::MAX);
     options.rebuild = args.rebuild;
+    options.force = args.force;
     options.retry = args.retry
         || args.max_file_size.is_some()
         || args.max_unpacked_size.is_some()

@@ -9,7 +9,6 @@ use keyfold_core::Encoder;
 use keyfold_data::WalkOptions;
 use keyfold_search::SearchError;
 use keyfold_search::candidates::fde::FdeOptions;
-use keyfold_search::candidates::{Access, Method};
 use keyfold_search::engine::{self, Mode, Models, SearchOptions};
 use keyfold_search::filter::Filters;
 use keyfold_search::index;
@@ -18,15 +17,16 @@ use keyfold_search::store::Snapshot;
 use serde::Serialize;
 
 use crate::args::Globals;
+use crate::candidates::{CandidateArgs, CandidatesArg};
 use crate::failure::{Outcome, wrong_use};
-use crate::mixing::{self, MixArgs};
+use crate::mixing::MixArgs;
 use crate::output::hits::{self, ShownHit};
 use crate::output::passage::Layout;
 use crate::output::terminal;
 use crate::place::{self, Place};
 use crate::progress::StderrProgress;
 use crate::reranking::{RerankArgs, Spent};
-use crate::{model, update, when};
+use crate::{given, model, update, when};
 
 /// Rows of a passage that are shown without --full.
 const ROWS: usize = 6;
@@ -39,10 +39,12 @@ Examples:
   keyfold search \"contracts that end this year\" ~/papers --type pdf --since 2024-01-01
   keyfold search \"boat in the wind\" notes -k 3 --explain
   keyfold search \"open questions\" . -l | xargs $EDITOR
-  keyfold search \"wing flutter\" papers --feedback vector --fuse before,after")]
+  keyfold search \"wing flutter\" papers --feedback vector --fuse both
+  keyfold search --query-vectors query.npy vectors")]
 pub(crate) struct SearchArgs {
     /// What to look for; words "in double quotes" must occur
-    query: String,
+    #[arg(required_unless_present = "query_vectors")]
+    query: Option<String>,
     /// Folder or file to search [default: the whole store with --store, else the current folder]
     path: Option<PathBuf>,
     /// Hits at most
@@ -52,6 +54,10 @@ pub(crate) struct SearchArgs {
     /// By words, by meaning, or by both
     #[arg(long, default_value = "both")]
     mode: ModeArg,
+    /// Stores of token vectors (index --token-vectors): the query, a .npy file [vectors, numbers];
+    /// QUERY is left out, or says words for the names of files
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    query_vectors: Option<PathBuf>,
     /// Say which word of the query met which word of the passage
     #[arg(long)]
     explain: bool,
@@ -76,27 +82,6 @@ pub(crate) struct SearchArgs {
     /// Search the store as it is, without reading what changed
     #[arg(long)]
     no_update: bool,
-    /// How passages are found whose vectors are then compared with the query
-    #[arg(long, value_name = "WAY", default_value = "auto")]
-    candidates: CandidatesArg,
-    /// ColBERTer models: how many passages are compared by words, after vectors of whole texts
-    /// have found them
-    #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u32).range(1..))]
-    cls_candidates: u32,
-    /// ColBERTer models: words of the query meet only the same words
-    #[arg(long)]
-    exact_match: bool,
-    /// Compare the query with every passage; short for --candidates exhaustive
-    #[arg(long, conflicts_with = "candidates")]
-    exhaustive: bool,
-    /// Add up words of the query whose vectors are this near (cosine, about 0.7) before
-    /// passages are compared: faster for long queries, less exact
-    #[arg(long, value_name = "COSINE", value_parser = mixing::share)]
-    ball_carving: Option<f32>,
-    /// Read the passages that are compared from the file instead of mapping it: next to no
-    /// memory, and some milliseconds more
-    #[arg(long)]
-    low_memory: bool,
     /// Where the store is [default: .keyfold in PATH or above it]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -109,6 +94,8 @@ pub(crate) struct SearchArgs {
     /// Also read what .gitignore and the like leave out
     #[arg(long, conflicts_with = "no_update")]
     no_ignore: bool,
+    #[command(flatten)]
+    finding: CandidateArgs,
     #[command(flatten)]
     mix: MixArgs,
     #[command(flatten)]
@@ -126,25 +113,6 @@ enum ModeArg {
     Both,
 }
 
-/// How passages are found by meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CandidatesArg {
-    /// As 'keyfold tune' found best, else centroids; cls for ColBERTer models
-    Auto,
-    /// By vectors of whole texts (ColBERTer models)
-    Cls,
-    /// By encodings of fixed length (MUVERA), which are made if the store has none
-    Fde,
-    /// By centroids of rows near the query, then by one row for each of the query
-    Centroids,
-    /// By the centroids of all rows (PLAID)
-    Plaid,
-    /// By rows of probed centroids alone (WARP)
-    Warp,
-    /// Every passage
-    Exhaustive,
-}
-
 /// The document that `--json` prints.
 #[derive(Serialize)]
 struct Found<'a> {
@@ -160,38 +128,45 @@ struct Found<'a> {
 }
 
 pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    if args.query.trim().is_empty() {
+    let asked = Asked::new(args);
+    if asked.text.trim().is_empty() {
         return Err(wrong_use(
             "the query is empty; say what you look for: keyfold search \"how does it work\" [PATH]",
         ));
     }
-    let mut options = options(args, globals)?;
+    let mut options = options(args, &asked, globals)?;
     // Models that cannot be loaded are said before anything is read.
     let sparse = args.mix.sparse.as_deref();
     let sparse = sparse
         .map(|name| model::load_sparse(name, globals))
         .transpose()?;
     let cross_encoder = args.rerank.load(globals)?;
-    let place = locate(args)?;
+    let place = locate(args, &asked)?;
     update::path_filter(&place.path, &args.glob, &args.types)?;
-    let encoder = if args.no_update && args.mode == ModeArg::Lexical {
-        None
-    } else {
-        Some(update::encoder(
-            &place.store,
-            args.model.as_deref(),
-            globals,
-        )?)
+    let encoder = match &args.query_vectors {
+        Some(file) => Some(given::query(&place.store, file)?),
+        None if args.no_update && args.mode == ModeArg::Lexical => None,
+        None => {
+            let named = args.model.as_deref();
+            Some(update::encoder(&place.store, named, globals)?)
+        }
     };
+    let in_vectors = encoder.as_ref().is_some_and(|e| e.reads_rows());
+    if in_vectors && args.query_vectors.is_none() && args.mode != ModeArg::Lexical {
+        return Err(wrong_use(
+            "the store holds token vectors: give those of the query with --query-vectors FILE.npy, \
+             or look for names of files with --mode lexical",
+        ));
+    }
     if let (Some(encoder), false) = (&encoder, args.no_update) {
-        let interrupted = bring_up_to_date(args, &place, &**encoder, globals)?;
+        let interrupted = bring_up_to_date(args, &asked, &place, &**encoder, globals)?;
         if interrupted {
             return Ok(Outcome::Interrupted);
         }
     }
     let snapshot = Snapshot::open(&place.store)?;
-    let Some(filters) = filters(args, &place, &snapshot)? else {
-        return show(args, globals, &place, Vec::new(), 0.0, None);
+    let Some(filters) = filters(args, &asked, &place, &snapshot)? else {
+        return show(args, globals, (&asked, &place), Vec::new(), 0.0, None);
     };
     options.filters = filters;
     let progress = StderrProgress::new(globals.quiet, 0);
@@ -214,7 +189,7 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
         sparse: sparse.as_ref(),
         reranker: reranker.as_ref(),
     };
-    let found = engine::search_with(&snapshot, &args.query, &models, &options)?;
+    let found = engine::search_with(&snapshot, asked.text, &models, &options)?;
     let milliseconds = found.timings.total.as_secs_f64() * 1e3;
     if let Some(note) = &found.note {
         progress.say(note);
@@ -224,14 +199,47 @@ pub(crate) fn run(args: &SearchArgs, globals: &Globals) -> anyhow::Result<Outcom
         progress.say(&spent.to_string());
     }
     let hits = found.hits.into_iter().map(ShownHit::new).collect();
-    show(args, globals, &place, hits, milliseconds, spent)
+    show(args, globals, (&asked, &place), hits, milliseconds, spent)
+}
+
+/// What is looked for, and where.
+struct Asked<'a> {
+    /// Words, or the name of the file of the query's vectors.
+    text: &'a str,
+    /// Whether the text is such a name, and says nothing.
+    is_name: bool,
+    path: Option<&'a Path>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(args: &'a SearchArgs) -> Self {
+        let (query, path) = (args.query.as_deref(), args.path.as_deref());
+        match (&args.query_vectors, path) {
+            // One name beside the vectors is where to search.
+            (Some(file), None) => Self {
+                text: file.to_str().unwrap_or("a query"),
+                is_name: true,
+                path: query.map(Path::new),
+            },
+            _ => Self {
+                text: query.unwrap_or_default(),
+                is_name: false,
+                path,
+            },
+        }
+    }
 }
 
 /// How to search, without the filters, which need a store.
-fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions> {
+fn options(
+    args: &SearchArgs,
+    asked: &Asked<'_>,
+    globals: &Globals,
+) -> anyhow::Result<SearchOptions> {
     let mut options = SearchOptions {
         k: args.k as usize,
         mode: match args.mode {
+            ModeArg::Both if asked.is_name => Mode::Meaning,
             ModeArg::Lexical => Mode::Lexical,
             ModeArg::Meaning => Mode::Meaning,
             ModeArg::Both => Mode::Both,
@@ -239,22 +247,7 @@ fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions
         explain: args.explain,
         ..SearchOptions::default()
     };
-    options.candidates.method = match args.candidates {
-        _ if args.exhaustive => Method::Exhaustive,
-        CandidatesArg::Auto => Method::Auto,
-        CandidatesArg::Cls => Method::Cls,
-        CandidatesArg::Fde => Method::Fde,
-        CandidatesArg::Centroids => Method::Centroids,
-        CandidatesArg::Plaid => Method::Plaid,
-        CandidatesArg::Warp => Method::Warp,
-        CandidatesArg::Exhaustive => Method::Exhaustive,
-    };
-    options.candidates.cls = args.cls_candidates as usize;
-    options.candidates.exact_match = args.exact_match.then_some(true);
-    options.candidates.carving = args.ball_carving;
-    if args.low_memory {
-        options.candidates.access = Access::Read;
-    }
+    args.finding.apply(&mut options.candidates)?;
     if let Some(threads) = globals.threads {
         options.candidates.threads = threads.into();
     }
@@ -264,19 +257,20 @@ fn options(args: &SearchArgs, globals: &Globals) -> anyhow::Result<SearchOptions
 
 /// What to search: a path of its own narrows the search, a store without a path
 /// is searched whole.
-fn locate(args: &SearchArgs) -> anyhow::Result<Place> {
-    let path = args.path.as_deref().unwrap_or(Path::new("."));
+fn locate(args: &SearchArgs, asked: &Asked<'_>) -> anyhow::Result<Place> {
+    let path = asked.path.unwrap_or(Path::new("."));
     place::locate(path, args.store.as_deref())
 }
 
 /// Whether PATH counts: without it, `--store` alone says what to search.
-fn whole_store(args: &SearchArgs) -> bool {
-    args.path.is_none() && args.store.is_some()
+fn whole_store(args: &SearchArgs, asked: &Asked<'_>) -> bool {
+    asked.path.is_none() && args.store.is_some()
 }
 
 /// Reads what is new or changed; true if the user stopped it.
 fn bring_up_to_date(
     args: &SearchArgs,
+    asked: &Asked<'_>,
     place: &Place,
     encoder: &dyn Encoder,
     globals: &Globals,
@@ -291,7 +285,7 @@ fn bring_up_to_date(
         });
     }
     let path = std::slice::from_ref(&place.path);
-    let roots = if whole_store(args) { &[] } else { path };
+    let roots = if whole_store(args, asked) { &[] } else { path };
     let updated = index::update(&place.store, roots, encoder, &options, &progress);
     let encoded = updated.and_then(|summary| {
         if !summary.cancelled {
@@ -321,7 +315,7 @@ fn bring_up_to_date(
         progress.say(&format!(
             "{not_read} of {} files were not read; 'keyfold index {} --list-skipped' says why",
             not_read + summary.files.read,
-            args.path.as_deref().unwrap_or(Path::new(".")).display(),
+            asked.path.unwrap_or(Path::new(".")).display(),
         ));
     }
     Ok(summary.cancelled)
@@ -329,7 +323,7 @@ fn bring_up_to_date(
 
 /// The encodings that the search needs and the store has not.
 fn wanted_encodings(args: &SearchArgs, store: &Path) -> Option<FdeOptions> {
-    if args.candidates != CandidatesArg::Fde || args.mode == ModeArg::Lexical {
+    if args.finding.candidates != CandidatesArg::Fde || args.mode == ModeArg::Lexical {
         return None;
     }
     let snapshot = Snapshot::open(store).ok()?;
@@ -339,11 +333,12 @@ fn wanted_encodings(args: &SearchArgs, store: &Path) -> Option<FdeOptions> {
 /// The filters that the user set; none if no file of the store passes them.
 fn filters(
     args: &SearchArgs,
+    asked: &Asked<'_>,
     place: &Place,
     snapshot: &Snapshot,
 ) -> anyhow::Result<Option<Filters>> {
     let mut filters = Filters {
-        below: (!whole_store(args)).then(|| place::key(snapshot.store(), &place.path)),
+        below: (!whole_store(args, asked)).then(|| place::key(snapshot.store(), &place.path)),
         modified_since: args.since,
         modified_before: args.before,
         ..Filters::default()
@@ -368,7 +363,7 @@ fn filters(
 fn show(
     args: &SearchArgs,
     globals: &Globals,
-    place: &Place,
+    (asked, place): (&Asked<'_>, &Place),
     hits: Vec<ShownHit>,
     milliseconds: f64,
     rerank: Option<Spent>,
@@ -376,7 +371,7 @@ fn show(
     let mut out = anstream::stdout().lock();
     if globals.json {
         let found = Found {
-            query: &args.query,
+            query: asked.text,
             store: &place::shown(&place.store),
             milliseconds,
             hits: (!args.files_with_matches).then_some(&hits[..]),

@@ -10,7 +10,7 @@ use keyfold_search::store::{Snapshot, set_tuned};
 use serde_json::json;
 
 use crate::args::Globals;
-use crate::failure::Outcome;
+use crate::failure::{Outcome, wrong_use};
 use crate::output::terminal::BOLD;
 use crate::place;
 use crate::progress::StderrProgress;
@@ -23,7 +23,8 @@ const SHOWN: usize = 8;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Queries are made of the store's own words, and what they find is compared with an exhaustive
-search. The store keeps the result, and 'keyfold search' uses it until the store has grown
+search. Tried are centroids, every passage, and with --fde encodings; plaid and warp are not. The
+store keeps the result, and 'keyfold search' uses it until the store has grown
 fourfold.
 
 Examples:
@@ -71,6 +72,12 @@ pub(crate) fn run(args: &TuneArgs, globals: &Globals) -> anyhow::Result<Outcome>
     // Says what is wrong with the store before a model is loaded.
     drop(Snapshot::open(&store)?);
     let encoder = update::encoder(&store, args.model.as_deref(), globals)?;
+    if encoder.reads_rows() {
+        return Err(wrong_use(
+            "tune makes queries of the words of a store, and this one holds token vectors; try \
+             --candidates and --nprobe of 'keyfold search' instead",
+        ));
+    }
     let writing = update::writer_options(&update::options(globals));
     let identity = encoder.identity();
     let progress = StderrProgress::new(globals.quiet, 0);

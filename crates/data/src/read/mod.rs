@@ -12,6 +12,7 @@ mod pdf;
 mod rst;
 mod table;
 mod text;
+mod vectors;
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use pdf::pdf_worker_main;
+pub use vectors::read_vectors;
 
 use archive::Archive;
 

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 pub use error::RowsError;
 pub use labels::{class_numbers, read_labels};
+pub use npy::token_vectors;
 pub use write::{npy_bytes, write_csv, write_npy, write_rows, write_safetensors};
 
 use binary::Binary;

@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::io::{Cursor, Read};
 
+use keyfold_core::Vectors;
 use zip::ZipArchive;
 
 use super::binary::{self, Layout};
 use super::numbers::Kind;
-use super::{RowsError, Source};
+use super::{RowOptions, RowReader, RowsError, Source, StreamFormat};
 
 /// First bytes of an array.
 pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
@@ -149,6 +150,51 @@ pub(super) fn open(mut input: Box<dyn Read + Send>, name: &str) -> Result<Source
         width,
     };
     binary::open(input, layout, name)
+}
+
+/// The token vectors of a text from the bytes of an array `[vectors, numbers]` of float32 or
+/// float16; `name` is what errors call them.
+///
+/// # Errors
+/// When the bytes are no such array, more or fewer than it says, no vector at all, or
+/// numbers that are not finite.
+pub fn token_vectors(bytes: Vec<u8>, name: &str) -> Result<Vectors, RowsError> {
+    let refused = |what: String| RowsError::format(name, what);
+    let mut rest = &bytes[..];
+    let header = header(&mut rest, name)?;
+    let kind = kind(&header.descr).map(|(kind, _)| kind);
+    let Some(kind @ (Kind::F32 | Kind::F16)) = kind else {
+        return Err(refused(format!(
+            "its numbers are of type '{}', and those of token vectors are float32 or float16",
+            header.descr
+        )));
+    };
+    let [rows, width] = header.shape[..] else {
+        return Err(refused(format!(
+            "its shape {:?} is not [vectors, numbers]",
+            header.shape
+        )));
+    };
+    if rows == 0 || width == 0 {
+        return Err(refused(format!(
+            "its shape {:?} holds no vector",
+            header.shape
+        )));
+    }
+    let wanted = rows
+        .checked_mul(width)
+        .and_then(|n| n.checked_mul(kind.size()));
+    if wanted != Some(rest.len()) {
+        return Err(refused(format!(
+            "its shape {:?} does not go with {} bytes of numbers: it is cut off or damaged",
+            header.shape,
+            rest.len()
+        )));
+    }
+    let (stream, options) = (StreamFormat::Detect, RowOptions::default());
+    let all =
+        RowReader::stream(Box::new(Cursor::new(bytes)), name, stream, &options)?.read_all()?;
+    Vectors::new(all.width, all.values).map_err(|e| refused(e.to_string()))
 }
 
 /// The one array of an archive, or the one that is asked for.

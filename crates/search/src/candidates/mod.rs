@@ -39,6 +39,9 @@ use std::time::{Duration, Instant};
 use keyfold_core::Vectors;
 use rayon::prelude::*;
 
+pub use plaid::{PlaidLike, PlaidOptions};
+pub use warp::WarpOptions;
+
 use crate::error::SearchError;
 use crate::filter::Allowed;
 use crate::fuse::{self, Ranked};
@@ -119,7 +122,8 @@ pub struct Tuned {
 pub struct CandidateOptions {
     /// By what.
     pub method: Method,
-    /// How many centroids every query row names.
+    /// How many centroids every query row names, of [`Method::Centroids`] and
+    /// [`Method::Fde`].
     pub probes: usize,
     /// Query rows shorter than this share of the longest name none; they still
     /// count in exact scores.
@@ -143,6 +147,10 @@ pub struct CandidateOptions {
     /// carving); none: all count. Scores are then at most the exact ones. Rows with
     /// ids are left as they are.
     pub carving: Option<f32>,
+    /// How [`Method::Plaid`] looks.
+    pub plaid: PlaidOptions,
+    /// How [`Method::Warp`] looks.
+    pub warp: WarpOptions,
     /// Score every passage exactly, whatever the method.
     pub exhaustive: bool,
     /// How the vectors of compared passages are reached.
@@ -177,6 +185,8 @@ impl Default for CandidateOptions {
             cls: 2000,
             exact_match: None,
             carving: None,
+            plaid: PlaidOptions::default(),
+            warp: WarpOptions::default(),
             exhaustive: false,
             access: Access::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -268,27 +278,27 @@ pub fn nearest(
         Method::Fde => search.by_encodings(rows, &mut clock, &mut timings)?,
         Method::Plaid => {
             let options = CandidateOptions {
-                probes: plaid::probes(k),
+                probes: options.plaid.probes(k),
                 shortest: 0.0,
                 ..*options
             };
             let probes = centroids::probes(&query, &options)?;
             timings.centroids = lap(&mut clock);
-            let threads = options.threads;
-            let found = plaid::candidates(segments, &query, &probes, k, allowed, threads)?;
+            let how = (&options.plaid, options.threads);
+            let found = plaid::candidates(segments, &query, &probes, k, allowed, how)?;
             timings.probing = lap(&mut clock);
             found
         }
         Method::Warp => {
             let options = CandidateOptions {
-                probes: warp::BOUND,
+                probes: options.warp.named(),
                 shortest: 0.0,
                 ..*options
             };
             let probes = centroids::probes(&query, &options)?;
             timings.centroids = lap(&mut clock);
-            let threads = options.threads;
-            let found = warp::candidates(segments, &query, &probes, exact, allowed, threads)?;
+            let how = (&options.warp, options.threads);
+            let found = warp::candidates(segments, &query, &probes, exact, allowed, how)?;
             timings.probing = lap(&mut clock);
             found
         }

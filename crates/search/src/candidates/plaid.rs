@@ -11,8 +11,8 @@
 //!
 //! first over centroids alone that are near some query row (`s ≥ t`, of rows of
 //! length 1), `n` are kept, then over all, `n / 4` are kept. These get exact
-//! scores. The numbers are those of the authors' program, by how many passages are
-//! wanted.
+//! scores. So does the authors' program; others have one round of scores, and cut
+//! differently ([`PlaidLike`]).
 
 use super::centroids::Probes;
 use super::{Candidate, keep_best, may_be_found, share, sort_by_place};
@@ -21,31 +21,64 @@ use crate::filter::Allowed;
 use crate::score::Query;
 use crate::store::Segment;
 
-/// The authors' choices.
+/// Whose steps and numbers PLAID has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PlaidLike {
+    /// The authors' program: two rounds, numbers by how many passages are wanted.
+    #[default]
+    Stanford,
+    /// next-plaid: named centroids that are far from all query rows are left out,
+    /// then one round over all centroids.
+    NextPlaid,
+    /// fast-plaid: one round, nothing is left out.
+    FastPlaid,
+    /// As fast-plaid, with twice the passages: what PyLate asks of it.
+    PyLate,
+}
+
+/// PLAID's parameters; those of the program that is followed where none is given.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct PlaidOptions {
+    /// Whose steps, and whose numbers where the others say nothing.
+    pub like: PlaidLike,
+    /// How many centroids each query row names (`nprobe`, `n_ivf_probe`).
+    pub probes: Option<usize>,
+    /// `t` (`t_cs`, `centroid_score_threshold`), a cosine; -1 leaves nothing out.
+    /// fast-plaid and PyLate have none.
+    pub threshold: Option<f32>,
+    /// `n` (`ndocs`, `n_full_scores`); a quarter of them get exact scores.
+    pub full_scores: Option<usize>,
+}
+
+/// All parameters of a search.
 struct Plaid {
     probes: usize,
     threshold: f32,
-    keep: usize,
+    full_scores: usize,
 }
 
-impl Plaid {
-    fn of(k: usize) -> Self {
-        let (probes, threshold, keep) = match k {
-            0..=10 => (1, 0.5, 256),
-            11..=100 => (2, 0.45, 1024),
-            _ => (4, 0.4, k.saturating_mul(4).max(4096)),
+impl PlaidOptions {
+    fn of(&self, k: usize) -> Plaid {
+        let (probes, threshold, full_scores) = match self.like {
+            PlaidLike::Stanford => match k {
+                0..=10 => (1, 0.5, 256),
+                11..=100 => (2, 0.45, 1024),
+                _ => (4, 0.4, k.saturating_mul(4).max(4096)),
+            },
+            PlaidLike::NextPlaid | PlaidLike::FastPlaid => (8, 0.4, 4096),
+            PlaidLike::PyLate => (8, 0.4, 8192),
         };
-        Self {
-            probes,
-            threshold,
-            keep,
+        Plaid {
+            probes: self.probes.unwrap_or(probes),
+            threshold: self.threshold.unwrap_or(threshold),
+            full_scores: self.full_scores.unwrap_or(full_scores),
         }
     }
-}
 
-/// How many centroids each query row names when `k` passages are wanted.
-pub(super) fn probes(k: usize) -> usize {
-    Plaid::of(k).probes
+    /// How many centroids each query row names when `k` passages are wanted.
+    pub(super) fn probes(&self, k: usize) -> usize {
+        self.of(k).probes
+    }
 }
 
 /// The passages to score exactly when `k` are wanted, in the order of the store.
@@ -55,15 +88,18 @@ pub(super) fn candidates(
     probes: &[Probes],
     k: usize,
     allowed: Option<&Allowed>,
-    threads: usize,
+    (options, threads): (&PlaidOptions, usize),
 ) -> Result<Vec<Candidate>, SearchError> {
-    let plaid = Plaid::of(k);
+    let plaid = options.of(k);
     let near: Vec<Vec<bool>> = probes.iter().map(|p| p.near(plaid.threshold)).collect();
     let mut found = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
+        let place = query.codebook_of(number);
         let mut locals = Vec::new();
-        for code in probes[query.codebook_of(number)].codes() {
-            locals.extend_from_slice(segment.postings(code)?);
+        for code in probes[place].codes() {
+            if options.like != PlaidLike::NextPlaid || near[place][usize::from(code)] {
+                locals.extend_from_slice(segment.postings(code)?);
+            }
         }
         locals.sort_unstable();
         locals.dedup();
@@ -79,7 +115,12 @@ pub(super) fn candidates(
                 }),
         );
     }
-    for (pruned, keep) in [(true, plaid.keep), (false, plaid.keep / 4)] {
+    let last = (false, plaid.full_scores / 4);
+    let rounds = match options.like {
+        PlaidLike::Stanford => vec![(true, plaid.full_scores), last],
+        _ => vec![last],
+    };
+    for (pruned, keep) in rounds {
         share(&mut found, threads, Vec::new, |best, c| {
             let segment = &segments[c.segment as usize];
             let codes = segment.codes(segment.rows(c.local)?)?;

@@ -3,11 +3,11 @@
 //! *WARP: An Efficient Engine for Multi-Vector Retrieval*; after XTR, Lee et al.
 //! 2023).
 //!
-//! Query row `i` probes its 32 best centroids. A row of them, with centroid `c` and
+//! Query row `i` probes its `nprobe` best centroids (32). A row of them, with centroid `c` and
 //! residual weights `w`, scores `<q_i, c> + Σ_d q_i[d] w[d]`; the best row of a passage
 //! counts. A passage of which no row was met gets `m_i` instead, the score of the
 //! centroid at which the rows of the best centroids, added up, first reach `t'`:
-//! `⌊√(8 rows) / 1000⌋ · 1000`, at least 1000; at most 128 centroids are looked at.
+//! `⌊√(8 rows) / 1000⌋ · 1000`, at least 1000; at most `bound` centroids (128) are looked at.
 //! The sum over query rows orders passages; the first get exact scores.
 //!
 //! The authors' index keeps the rows of a centroid together; here they lie with
@@ -23,22 +23,46 @@ use crate::filter::Allowed;
 use crate::score::Query;
 use crate::store::Segment;
 
-/// Centroids that a query row probes.
-pub(super) const PROBES: usize = 32;
-/// Centroids that are looked at for `m`.
-pub(super) const BOUND: usize = 128;
+/// WARP's parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarpOptions {
+    /// How many centroids a query row probes (`nprobe`).
+    pub probes: usize,
+    /// `t'`; none: by the number of rows, as above.
+    pub t_prime: Option<usize>,
+    /// How many centroids are looked at for `m`, at most (`bound`).
+    pub bound: usize,
+}
+
+impl Default for WarpOptions {
+    fn default() -> Self {
+        Self {
+            probes: 32,
+            t_prime: None,
+            bound: 128,
+        }
+    }
+}
+
+impl WarpOptions {
+    /// How many centroids each query row names.
+    pub(super) fn named(&self) -> usize {
+        self.probes.max(self.bound)
+    }
+}
+
 /// Passages that are scored together.
 const RANGE: u32 = 1 << 12;
 
 /// The `keep` passages of the greatest scores, in the order of the store. The
-/// probes name [`BOUND`] centroids for each row.
+/// probes name [`WarpOptions::named`] centroids for each row.
 pub(super) fn candidates(
     segments: &[Segment],
     query: &Query,
     probes: &[Probes],
     keep: usize,
     allowed: Option<&Allowed>,
-    threads: usize,
+    (options, threads): (&WarpOptions, usize),
 ) -> Result<Vec<Candidate>, SearchError> {
     let mut wanted = Vec::new();
     for (place, probes) in probes.iter().enumerate() {
@@ -47,7 +71,7 @@ pub(super) fn candidates(
             .filter(of_book)
             .map(|s| &segments[s])
             .collect();
-        wanted.push(Wanted::new(probes, &own)?);
+        wanted.push(Wanted::new(probes, &own, options)?);
     }
     let mut all = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
@@ -96,10 +120,15 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn new(probes: &Probes, segments: &[&Segment]) -> Result<Self, SearchError> {
+    fn new(
+        probes: &Probes,
+        segments: &[&Segment],
+        options: &WarpOptions,
+    ) -> Result<Self, SearchError> {
         let n = probes.lengths.len();
         let tokens: usize = segments.iter().map(|s| s.tokens()).sum();
-        let enough = ((8.0 * tokens as f64).sqrt() / 1000.0).floor().max(1.0) * 1000.0;
+        let by_rows = ((8.0 * tokens as f64).sqrt() / 1000.0).floor().max(1.0) * 1000.0;
+        let enough = options.t_prime.map_or(by_rows, |t| t as f64);
         let mut postings = 0;
         for segment in segments {
             postings += segment.all_postings()?;
@@ -108,11 +137,11 @@ impl Wanted {
         let mut probed: std::collections::BTreeMap<u16, Vec<usize>> = Default::default();
         let mut missing = vec![0.0; n];
         for (i, named) in probes.named_by_row() {
-            for &code in named.iter().take(PROBES) {
+            for &code in named.iter().take(options.probes) {
                 probed.entry(code).or_default().push(i);
             }
             let mut rows = 0.0;
-            for &code in &named {
+            for &code in named.iter().take(options.bound) {
                 missing[i] = probes.scores[usize::from(code) * n + i];
                 for segment in segments {
                     rows += rows_per_passage * segment.postings(code)?.len() as f64;

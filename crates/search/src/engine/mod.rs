@@ -25,7 +25,7 @@ use crate::sparse::SparseRetriever;
 use crate::store::{Segment, Snapshot};
 
 /// Of longer queries only so many rows are searched for by meaning.
-const MAX_QUERY_ROWS: usize = 512;
+pub const MAX_QUERY_ROWS: usize = 512;
 
 /// By what to search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]

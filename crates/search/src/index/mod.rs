@@ -53,6 +53,8 @@ pub struct IndexOptions {
     pub retry: bool,
     /// Make the store anew, whatever is there.
     pub rebuild: bool,
+    /// Make a store that folds otherwise than its model learnt to be folded.
+    pub force: bool,
 }
 
 impl Default for IndexOptions {
@@ -69,6 +71,7 @@ impl Default for IndexOptions {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             retry: false,
             rebuild: false,
+            force: false,
         }
     }
 }
@@ -123,6 +126,9 @@ pub fn update(
         encoder.identity(),
         writing.whole_text_rows,
     )?;
+    if !options.force && (options.rebuild || stored.is_new()) {
+        require_trained_fold(encoder, writing.fold.unwrap_or_default())?;
+    }
     let settings = stored.settings(options);
     let roots = Roots::new(&store, roots, &stored, &settings.walk)?;
     let found = plan::find(&store, &roots, &settings.walk, progress)?;
@@ -180,6 +186,21 @@ pub fn update(
     summary.cancelled = progress.cancelled();
     summary.time = begun.elapsed();
     Ok(summary)
+}
+
+/// Refuses another folding than the one that the model learnt with, on both sides.
+fn require_trained_fold(encoder: &dyn Encoder, folding: Folding) -> Result<(), SearchError> {
+    let Some(trained) = encoder.trained_fold() else {
+        return Ok(());
+    };
+    if folding.queries && folding.fold == trained.parse().ok() {
+        return Ok(());
+    }
+    Err(SearchError::OtherFold {
+        model: encoder.identity().name.clone(),
+        trained: trained.to_owned(),
+        given: folding.to_string(),
+    })
 }
 
 /// The bits of a store: those asked for, or those that it has, or those that suit the model.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use keyfold_core::{EncodeError, Encoder, Progress, Role, Vectors, VectorsError};
-use keyfold_data::{Document, Passage, ReadError, ReadOptions, content_hash, read};
+use keyfold_data::{Document, Passage, ReadError, ReadOptions, content_hash, read, read_vectors};
 
 use super::plan::{Plan, Task};
 use super::sink::{Encoded, EncodedRows, Sink, Step};
@@ -25,6 +25,8 @@ use crate::store::{FileRecord, FileState, Writer, nanoseconds};
 
 /// Passages that are encoded in one go.
 const BATCH: usize = 64;
+/// Numbers of rows that were made elsewhere and go in one batch.
+const NUMBERS: usize = 1 << 22;
 /// Files that are read ahead.
 const READ_AHEAD: usize = 8;
 /// A file that changed so shortly before it was read may change again within the
@@ -43,7 +45,8 @@ pub(super) struct Pipeline<'a> {
 enum Outcome {
     /// The content is as the store has it.
     Same,
-    Read(Document),
+    /// With its rows, where these were made elsewhere.
+    Read(Document, Option<Vectors>),
     Unread(ReadError),
 }
 
@@ -52,6 +55,8 @@ enum Outcome {
 struct Batch {
     steps: Vec<Step>,
     passages: usize,
+    /// The rows of each passage, where these were made elsewhere.
+    given: Vec<Vectors>,
 }
 
 /// A batch on its way to a worker, and where its result goes.
@@ -123,8 +128,14 @@ impl Pipeline<'_> {
         {
             return Outcome::Same;
         }
-        match read(&task.entry, self.read) {
-            Ok(document) => Outcome::Read(document),
+        let read = if self.encoder.reads_rows() {
+            let dim = self.encoder.identity().dim;
+            read_vectors(&task.entry, dim, self.read).map(|(document, rows)| (document, Some(rows)))
+        } else {
+            read(&task.entry, self.read).map(|document| (document, None))
+        };
+        match read {
+            Ok((document, rows)) => Outcome::Read(document, rows),
             Err(e) => Outcome::Unread(e),
         }
     }
@@ -158,7 +169,11 @@ impl Pipeline<'_> {
                 v.rows()
             }));
         };
-        match self.encode_texts(&texts) {
+        let encoded = match self.encoder.reads_rows() {
+            true => Ok(self.fold_given(batch.given, &texts)),
+            false => self.encode_texts(&texts),
+        };
+        match encoded {
             Ok(all) => all.into_iter().for_each(|v| take(Ok(v))),
             // One of them is to blame: only that one shall suffer.
             Err(_) => texts.iter().for_each(|text| {
@@ -178,6 +193,14 @@ impl Pipeline<'_> {
             rows,
             row_ids,
         }
+    }
+
+    /// Rows that were made elsewhere, of length one and folded as the store wants it.
+    fn fold_given(&self, rows: Vec<Vectors>, texts: &[&str]) -> Vec<Vectors> {
+        let pairs = rows.into_iter().zip(texts);
+        pairs
+            .map(|(rows, text)| self.fold.document(rows.normalized(), text))
+            .collect()
     }
 
     /// One result for every text, of the right length, folded as the store wants it.
@@ -278,7 +301,8 @@ impl Feed<'_> {
                 self.step(Step::End(record(None, state)));
                 self.step(Step::Done(size));
             }
-            Outcome::Read(document) => {
+            Outcome::Read(document, rows) => {
+                self.batch.given.extend(rows);
                 let format = document.format.to_string();
                 self.step(begin(format.clone()));
                 let total = document.passages.len() as u64;
@@ -309,7 +333,8 @@ impl Feed<'_> {
             }
         }
         // Files without passages come in great numbers too.
-        if self.batch.steps.len() >= 8 * BATCH {
+        let given = self.batch.given.iter().map(|rows| rows.as_slice().len());
+        if self.batch.steps.len() >= 8 * BATCH || given.sum::<usize>() >= NUMBERS {
             self.send()?;
         }
         Ok(())

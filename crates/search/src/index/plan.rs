@@ -107,6 +107,11 @@ impl Stored {
         }
     }
 
+    /// Whether there is no store yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.known.is_none()
+    }
+
     pub(super) fn bits(&self) -> Option<Bits> {
         self.known.as_ref().map(|k| k.manifest.bits)
     }

@@ -53,7 +53,8 @@ pub struct RerankOptions {
     pub by: RerankBy,
     /// How many: the budget. Anchors count.
     pub calls: usize,
-    /// How many anchors; at most half of the anchor queries is sound.
+    /// How many anchors; at most half of the anchor queries is sound, and demanded of
+    /// [`Inverse::Pseudo`].
     pub anchors: usize,
     /// In how many rounds [`RerankBy::AdaCur`] spends the budget.
     pub rounds: usize,
@@ -97,7 +98,8 @@ struct Fixed {
 impl<'a> Reranker<'a> {
     /// A reranker; `anchors` are needed unless the best of the search are read.
     ///
-    /// Refuses no budget, anchors that leave nothing of it, and missing anchors.
+    /// Refuses no budget, anchors that leave nothing of it, missing anchors, and without
+    /// ridge fewer than twice as many anchor queries as anchors.
     pub fn new(
         scorer: &'a dyn PairScorer,
         anchors: Option<Anchors>,
@@ -127,12 +129,15 @@ impl<'a> Reranker<'a> {
                     options.anchors, options.calls
                 ));
             }
-            let queries = scores.queries();
-            if options.inverse == Inverse::Pseudo && queries < options.anchors {
+            // About as many of both make estimates that are worse than none.
+            let (queries, anchors) = (scores.queries(), options.anchors.min(scores.items()));
+            if options.inverse == Inverse::Pseudo && queries < 2 * anchors {
                 return refused(format!(
-                    "{queries} anchor queries are fewer than {} anchors: give more with \
-                     --anchor-queries, or ridge",
-                    options.anchors
+                    "{queries} anchor queries are fewer than twice the {anchors} anchors, and without \
+                     ridge what they say of other passages is useless: give at least {} with \
+                     --anchor-queries, or at most {} --anchors, or leave out --ridge none",
+                    2 * anchors,
+                    queries / 2
                 ));
             }
         }

@@ -5,7 +5,9 @@ use keyfold_core::{NoProgress, Role, Vectors};
 use keyfold_search::SearchError;
 use keyfold_search::candidates::fde::FdeOptions;
 use keyfold_search::candidates::tune::{TuneOptions, tune, tune_encodings};
-use keyfold_search::candidates::{Access, CandidateOptions, Method, Tuned, nearest};
+use keyfold_search::candidates::{
+    Access, CandidateOptions, Method, PlaidLike, PlaidOptions, Tuned, WarpOptions, nearest,
+};
 use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, rank};
 use keyfold_search::filter::{Allowed, Filters};
@@ -133,6 +135,78 @@ fn each_method_finds_nearly_all_of_the_best_ten() {
     };
     let found = recall(&world, &texts, &few);
     assert!(found > 0.3 && found < 1.0, "{found}");
+}
+
+#[test]
+fn plaid_and_warp_look_as_far_as_they_are_told() {
+    let texts = texts(1500, 6);
+    let world = world(&texts);
+    let plaid = |plaid| {
+        let options = CandidateOptions {
+            plaid,
+            ..by(Method::Plaid)
+        };
+        recall(&world, &texts, &options)
+    };
+    let like = |like| PlaidOptions {
+        like,
+        ..PlaidOptions::default()
+    };
+    let (stanford, fast) = (
+        plaid(like(PlaidLike::Stanford)),
+        plaid(like(PlaidLike::FastPlaid)),
+    );
+    let pylate = plaid(like(PlaidLike::PyLate));
+    assert!(
+        stanford > 0.9 && fast >= stanford && pylate >= fast,
+        "{stanford} {fast} {pylate}"
+    );
+    let near = |like, threshold| {
+        plaid(PlaidOptions {
+            like,
+            threshold: Some(threshold),
+            ..PlaidOptions::default()
+        })
+    };
+    // With nothing left out, next-plaid is fast-plaid; with everything, nothing is found.
+    assert_eq!(near(PlaidLike::NextPlaid, -1.0), fast);
+    assert_eq!(near(PlaidLike::NextPlaid, 2.0), 0.0);
+    let stanford = |probes, threshold, full_scores| {
+        plaid(PlaidOptions {
+            probes: Some(probes),
+            threshold: Some(threshold),
+            full_scores: Some(full_scores),
+            ..PlaidOptions::default()
+        })
+    };
+    // Where all is left out, all passages score 0 in the first round, and 40 stay by chance.
+    let (blind, few, more) = (
+        stanford(1, 2.0, 40),
+        stanford(1, 0.5, 40),
+        stanford(8, 0.5, 4096),
+    );
+    assert!(
+        blind < few && few <= more && more > 0.98,
+        "{blind} {few} {more}"
+    );
+
+    let warp = |warp| {
+        let options = CandidateOptions {
+            warp,
+            ..by(Method::Warp)
+        };
+        recall(&world, &texts, &options)
+    };
+    let usual = WarpOptions::default();
+    let one = WarpOptions { probes: 1, ..usual };
+    // A passage without the probed rows is worth the first centroid's score: as much as any.
+    let blind = WarpOptions {
+        t_prime: Some(1),
+        bound: 1,
+        ..one
+    };
+    let (usual, one, blind) = (warp(usual), warp(one), warp(blind));
+    assert!(usual >= one && usual > blind, "{usual} {one} {blind}");
 }
 
 #[test]

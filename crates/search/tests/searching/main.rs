@@ -7,6 +7,7 @@ mod candidates;
 mod codebook;
 mod encodings;
 mod engine;
+mod fast_plaid;
 mod feedback;
 mod rerank;
 mod world;

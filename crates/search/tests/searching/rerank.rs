@@ -328,6 +328,24 @@ fn budgets_that_mean_nothing_are_refused() {
     assert!(refused(None, options(RerankBy::All, 0)).contains("--calls"));
     assert!(refused(None, options(RerankBy::Cur, 9)).contains("--anchor-queries"));
     assert!(refused(anchors(), options(RerankBy::Cur, 6)).contains("--anchors"));
+    // 20 anchor queries are enough for 10 anchors without ridge, and for 11 with it.
+    let with = |anchors, inverse| RerankOptions {
+        anchors,
+        inverse,
+        ..options(RerankBy::Cur, 30)
+    };
+    let said = refused(anchors(), with(11, Inverse::Pseudo));
+    for part in [
+        "20 anchor queries",
+        "at least 22",
+        "at most 10 --anchors",
+        "--ridge none",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    for sound in [with(10, Inverse::Pseudo), with(11, Inverse::default())] {
+        assert!(Reranker::new(&scorer, anchors(), sound).is_ok());
+    }
 }
 
 /// What the authors' code gave (parity/cur.py).

@@ -53,6 +53,7 @@ pub struct LateInteractionEncoder {
     skip: Vec<u32>,
     prompt: String,
     threads: usize,
+    trained_fold: Option<String>,
 }
 
 /// What differs between queries and documents.
@@ -171,6 +172,7 @@ impl LateInteractionEncoder {
             skip,
             prompt: settings.prompt,
             threads: thread_count(options.threads),
+            trained_fold: trained_fold(folder)?,
             transformer,
         })
     }
@@ -242,6 +244,24 @@ impl LateInteractionEncoder {
     }
 }
 
+/// Where a model says how its rows were folded while it learnt.
+pub(crate) const TRAINED_FOLD: &str = "crisp.json";
+
+/// How the rows were folded while the model learnt, if they were.
+fn trained_fold(folder: &ModelFolder) -> Result<Option<String>, LoadError> {
+    #[derive(serde::Deserialize)]
+    struct Trained {
+        fold: String,
+    }
+    let Some(Trained { fold }) = folder.json_optional(TRAINED_FOLD)? else {
+        return Ok(None);
+    };
+    match fold.parse::<kernels::fold::Fold>() {
+        Ok(_) => Ok(Some(fold)),
+        Err(e) => Err(invalid(&folder.file(TRAINED_FOLD), e)),
+    }
+}
+
 /// The token that fills up queries: the mask token, where there is none (T5,
 /// decoders) the end of text, else the padding.
 fn expansion_token(transformer: &Transformer) -> Result<u32, LoadError> {
@@ -286,5 +306,9 @@ impl Encoder for LateInteractionEncoder {
         Ok(rows
             .filter_map(|(span, keep)| keep.then_some(span))
             .collect())
+    }
+
+    fn trained_fold(&self) -> Option<&str> {
+        self.trained_fold.as_deref()
     }
 }

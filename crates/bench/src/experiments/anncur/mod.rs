@@ -5,18 +5,19 @@
 //! Synthetic items, where the scorer's best are known: queries `u` and items `v` of
 //! 32 numbers with scales `0.9^j`, `s(u, v) = u v + 6 w tanh(2 (u A + v B))`, and a
 //! dual encoder that sees both with noise of 0.25. Then a judged collection, where
-//! the scorer is MaxSim of the default encoder as a black box, beside rerank-the-top
-//! of BM25, of TF-IDF and of single vectors (`--teacher`, or latent semantic
-//! analysis).
+//! the scorer is MaxSim of the default encoder as a black box, or a cross-encoder
+//! (`--cross-encoder`, with fewer queries), beside rerank-the-top of BM25, of TF-IDF
+//! and of single vectors (`--teacher`, or latent semantic analysis).
 
 mod world;
 
-use keyfold_core::{Encoder, Progress};
+use keyfold_core::{Encoder, PairScorer, Progress};
 use keyfold_search::candidates::Method;
 use keyfold_search::codebook::Bits;
 use keyfold_search::engine::{Mode, SearchOptions, rank_all};
 use keyfold_search::rerank::cur::Inverse;
 use keyfold_search::store::Snapshot;
+use keyfold_text::CrossEncoder;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -27,6 +28,7 @@ use crate::lsa::{self, Lsa};
 use crate::quality::mean;
 use crate::report::{Report, Table};
 use crate::store;
+use crate::trained::searchable;
 use crate::{BenchError, BenchOptions, Experiment, Scale, plot};
 use world::{Sizes, World, anchor_scores, drawn, relative_error, synthetic};
 
@@ -63,6 +65,11 @@ const DUAL: &str = "dual encoder";
 const RANDOM: &str = "random";
 const CUR: &str = "ANNCUR";
 const ADAPTIVE: &str = "ADACUR";
+const MAXSIM: &str = "MaxSim";
+
+/// Anchor queries and held-out queries that a cross-encoder reads with every document:
+/// twice as many as there are anchors, and enough to tell methods apart.
+const READ: (usize, usize) = (100, 25);
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let sizes = match options.scale {
@@ -210,8 +217,8 @@ fn condition_table(world: &World, seed: u64, comparable: bool) -> (Table, Value)
     (table, json!({ "condition": values }))
 }
 
-/// The collection as a world: MaxSim of the default encoder is the scorer, and some
-/// of the queries are anchors.
+/// The collection as a world: MaxSim of the default encoder or a cross-encoder is the
+/// scorer, and some of the queries are anchors.
 fn real(
     collection: &Collection,
     options: &BenchOptions,
@@ -220,7 +227,14 @@ fn real(
     let n = collection.documents.len();
     let mut queries: Vec<&str> = collection.queries.iter().map(String::as_str).collect();
     queries.shuffle(&mut StdRng::seed_from_u64(options.seed));
-    let held_out = queries.split_off(queries.len() * 2 / 3);
+    let mut held_out = queries.split_off(queries.len() * 2 / 3);
+    let scorer = options.cross_encoder.as_deref();
+    let scorer = scorer.map(|name| CrossEncoder::load(name, &store::load_options(options)));
+    let scorer = scorer.transpose()?;
+    if scorer.is_some() {
+        queries.truncate(READ.0);
+        held_out.truncate(READ.1);
+    }
     let encoder = store::encoder(options)?;
     let (anchors, truth) = {
         let folder = tempfile::tempdir()?;
@@ -237,10 +251,11 @@ fn real(
             all_scores(&snapshot, queries, &*encoder, mode, n, options, progress)
         };
         let truth = all(&held_out, Mode::Meaning)?;
-        (
-            all(&queries, Mode::Meaning)?,
-            (truth, all(&held_out, Mode::Lexical)?),
-        )
+        let anchors = match scorer {
+            Some(_) => Vec::new(),
+            None => all(&queries, Mode::Meaning)?,
+        };
+        (anchors, (truth, all(&held_out, Mode::Lexical)?))
     };
     let texts: Vec<String> = (collection.documents.iter())
         .map(|d| format!("{}\n{}", d.heading, d.body))
@@ -279,11 +294,47 @@ fn real(
         )?;
         cheap.push((DUAL, scores));
     }
+    let (anchors, truth) = match scorer {
+        None => (anchors, truth.0),
+        Some(scorer) => {
+            // The store's own search is then one of the cheap ones.
+            cheap.insert(2, (MAXSIM, truth.0));
+            let texts = searchable(&collection.documents);
+            let read = |queries: &[&str]| read_all(&scorer, queries, &texts, progress);
+            (read(&queries)?, read(&held_out)?)
+        }
+    };
     Ok(World {
         index: anchor_scores(&anchors.concat(), n)?,
-        truth: truth.0,
+        truth,
         cheap,
     })
+}
+
+/// The scores of a cross-encoder for every query with every document.
+fn read_all(
+    scorer: &dyn PairScorer,
+    queries: &[&str],
+    texts: &[String],
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<f32>>, BenchError> {
+    let mut all = Vec::with_capacity(queries.len());
+    let pairs = (queries.len() * texts.len()) as u64;
+    progress.start("cross-encoder reads", "pairs", Some(pairs));
+    for query in queries {
+        let mut scores = Vec::with_capacity(texts.len());
+        for batch in texts.chunks(32) {
+            if progress.cancelled() {
+                return Err(BenchError::Cancelled);
+            }
+            let pairs: Vec<(&str, &str)> = batch.iter().map(|t| (*query, t.as_str())).collect();
+            scores.extend(scorer.score(&pairs)?);
+            progress.advance(batch.len() as u64);
+        }
+        all.push(scores);
+    }
+    progress.finish();
+    Ok(all)
 }
 
 /// The scores of all documents for every query; those that are not found have less
@@ -333,9 +384,14 @@ fn report(
 ) -> Result<Report, BenchError> {
     let columns = ["method", "calls", "recall@1", "recall@10", "recall@100"];
     let title = format!(
-        "{} documents, {} anchor queries: recall of MaxSim's best",
+        "{} documents, {} anchor queries, {} others: recall of {}'s best",
         real.items(),
-        real.index.queries()
+        real.index.queries(),
+        real.truth.len(),
+        match &options.cross_encoder {
+            Some(_) => "the cross-encoder",
+            None => MAXSIM,
+        }
     );
     let mut table = Table::new(&title, &columns);
     let mut values = Vec::new();
@@ -396,4 +452,33 @@ fn report(
             &lines,
         )?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cross_encoder_is_the_scorer_of_few_queries() {
+        let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../text/tests/fixtures-scorers/cross-bert");
+        let options = BenchOptions {
+            scale: Scale::Smoke,
+            cross_encoder: Some(model.to_string_lossy().into_owned()),
+            ..BenchOptions::default()
+        };
+        let collection = fixture().unwrap();
+        let world = real(&collection, &options, &keyfold_core::NoProgress).unwrap();
+        assert_eq!(world.items(), collection.documents.len());
+        assert_eq!(
+            world.truth.len(),
+            collection.queries.len().div_ceil(3).min(READ.1)
+        );
+        // MaxSim finds documents for it, and its own scores are others.
+        let (_, maxsim) = world.cheap.iter().find(|c| c.0 == MAXSIM).unwrap();
+        assert_eq!(maxsim.len(), world.truth.len());
+        assert_ne!(*maxsim, world.truth);
+        // With every document read, its own best are found.
+        assert_eq!(world.top_of(maxsim, world.items(), 3), 1.0);
+    }
 }

@@ -13,7 +13,7 @@
 //! c U R [n],   U = (X'X + l I)^-1 X',   l = ridge * trace(X'X) / k
 //! ```
 //!
-//! of all items; with `ridge` 0 that is the pseudo-inverse of the paper. A square
+//! of all items; the paper has the pseudo-inverse `U = X^+` ([`Inverse::Pseudo`]). A square
 //! `X` is ill-conditioned, and without ridge its scores are useless: give twice as
 //! many queries as anchor items, or ridge.
 //!
