@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What other code gives for crates/inspect: crates/inspect/tests/fixtures/*.json.
+"""What other code gives for crates/inspect: crates/inspect/tests/fixtures/*.json; and
+crates/dictionary/tests/fixtures/attribution.safetensors.
 
     parity/look_inside.py CONVERGENT ICL_LINEAR SAE
 
 are checkouts of the authors' code of convergent learning (YixuanLi/convergent_learning), of the
 softmax circuits (XintianPan/ICL_linear) and of the evaluation of autoencoders (amakelov/sae). Needs
-numpy, scipy, scikit-learn and torch. Functions are run from those files as they are; what they
+numpy, scipy, scikit-learn, safetensors and torch. Functions are run from those files as they are; what they
 import for plots and caches is left out.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from sklearn.linear_model import Lasso, LinearRegression, Ridge
 from sklearn.neighbors import KNeighborsRegressor
@@ -83,13 +85,15 @@ def convergent(root):
 
 
 def softmax(root):
-    scope = functions(root / "src/models.py", ["MultiHeadAttention"], {
+    models = ["MultiHeadAttention", "CausalMultiHeadAttention", "MultiHeadAttentionStack"]
+    scope = functions(root / "src/models.py", models, {
         "torch": torch, "nn": torch.nn, "F": torch.nn.functional,
         "Optional": __import__("typing").Optional,
     })
     torch.manual_seed(0)
     d, heads, length, count = 3, 2, 6, 5
     model = scope["MultiHeadAttention"](d + 1, heads, n_out=1)
+    layers = scope["MultiHeadAttentionStack"]
     z = torch.randn(count, length, d + 1)
     query = torch.randn(count, 1, d)
     target = torch.randn(count)
@@ -120,6 +124,22 @@ def softmax(root):
             estimator.DGDEst(x, y, xq, 0.2, 2.0),
             estimator.RidgeEst(x, y, xq),
         ],
+    })
+
+
+    torch.manual_seed(6)
+    stack = layers(2, d + 1, heads)
+    told = stack(torch.cat([query, torch.zeros(count, 1, 1)], -1), z)[:, 0, 0]
+    loss = ((told - target) ** 2).mean()
+    loss.backward()
+    names = [f"attention_layers.{i}.{p}_proj.weight" for i in range(2) for p in "qkvo"]
+    weights = dict(stack.named_parameters())
+    ordered = [weights[n] for n in names + ["final_linear.weight"]]
+    write("softmax_stack.json", {
+        "d": d, "heads": heads, "length": length, "z": z, "query": query[:, 0], "target": target,
+        "weights": torch.cat([w.flatten() for w in ordered]),
+        "gradient": torch.cat([w.grad.flatten() for w in ordered]),
+        "told": told, "loss": loss.item(),
     })
 
 
@@ -196,6 +216,29 @@ def random_features():
     })
 
 
+def attribution(scope):
+    """Loss and gradient of the authors' autoencoder for attributions, for crates/dictionary."""
+    torch.manual_seed(5)
+    n, d, hidden = 40, 6, 12
+    model = scope["AttributionAutoEncoder"](d, hidden)
+    with torch.no_grad():
+        model.b_enc[:] = 0.1 * torch.randn(hidden) - 0.1
+        model.b_dec[:] = 0.2 * torch.randn(d)
+        model.W_enc[:] += 0.2 * torch.randn(d, hidden)
+    x, metric = torch.randn(n, d), torch.randn(n, d)
+    _, _, l2, _, sparsity, unexplained = model(x, metric)
+    other = 0.7 * sparsity + 0.3 * unexplained
+    (l2 + other).backward()
+    kept = {
+        "x": x, "metric": metric, "losses": torch.stack([l2, other]),
+        "w_enc": model.W_enc.T, "b_enc": model.b_enc, "w_dec": model.W_dec, "b_dec": model.b_dec,
+        "grad.w_enc": model.W_enc.grad.T, "grad.b_enc": model.b_enc.grad,
+        "grad.w_dec": model.W_dec.grad, "grad.b_dec": model.b_dec.grad,
+    }
+    out = OUT.parent.parent.parent / "dictionary/tests/fixtures/attribution.safetensors"
+    save_file({name: x.detach().contiguous().clone() for name, x in kept.items()}, out)
+
+
 def sae(root):
     torch.Tensor.cuda = lambda self, *_, **__: self
 
@@ -215,6 +258,7 @@ def sae(root):
     functions(root / "sae_variants.py", ["VanillaAutoEncoder", "TopKAutoEncoder", "GatedAutoEncoder", "AttributionAutoEncoder"], scope)
     functions(root / "sae_interp.py", ["get_feature_scores", "get_feature_mask"], scope)
     functions(root / "sae_interventions.py", ["get_edit_using_sae_opt", "get_feature_weights"], scope)
+    attribution(scope)
     torch.manual_seed(4)
     n, d, hidden, values = 40, 6, 12, 5
     model = scope["VanillaAutoEncoder"](d, hidden)

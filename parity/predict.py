@@ -197,7 +197,7 @@ def table(folder):
     sys.path.insert(0, str(folder))
     import torch
     from key_value_bottleneck.core import KeyValueBottleneck
-    from key_value_bottleneck.splitters import RandomDownProjection
+    from key_value_bottleneck.splitters import LearnedDownProjection, RandomDownProjection
 
     torch.manual_seed(5)
     c, j, k, d, v = 4, 32, 8, 20, 5
@@ -248,9 +248,13 @@ def table(folder):
         torch.nn.utils.clip_grad_norm_([model.values], 1.0)
         optimiser.step()
         losses.append(float(loss.detach()))
+    learned_projection = LearnedDownProjection(c, d, k)
+    heads = learned_projection(asked.reshape(len(asked), 1, d))  # [rows, books, 1, k]
     write(
         "key_value_bottleneck",
         {
+            "learned_projection": plain(learned_projection.proj.weight.detach()),
+            "learned_heads": plain(heads.detach().reshape(len(asked), -1)),
             "projection": plain(splitter.rand_proj), "start": plain(start), "rows": plain(rows),
             "after_first": plain(after_first), "keys": plain(keys),
             "placed": plain(placed), "learned": plain(learned),

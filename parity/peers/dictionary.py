@@ -96,18 +96,55 @@ def torch_runs(np, case, rows, atoms, threads):
     x = torch.randn(n, d)
     w_dec = torch.nn.functional.normalize(torch.randn(m, d), dim=1) * 0.1
     p = [w_dec.T.clone(), torch.zeros(m), w_dec, torch.zeros(d)]
-    w_enc, b_enc, w_dec, b_dec = p = [t.requires_grad_() for t in p]
+    kind = case["architecture"]
+    if kind == "gated":
+        p += [torch.zeros(m), torch.zeros(m)]
+    if kind == "jumprelu":
+        p += [torch.full((m,), 0.01).log()]
+    w_enc, b_enc, w_dec, b_dec, *own = p = [t.requires_grad_() for t in p]
     adam = torch.optim.Adam(p, lr=3e-4)
+    width = 0.05  # of the rectangle of a jump ReLU
+
+    class Jump(torch.autograd.Function):
+        """Codes, and 1 for those in use, with the gradients that SAELens gives to thresholds."""
+
+        @staticmethod
+        def forward(ctx, h, t):
+            ctx.save_for_backward(h, t)
+            used = (h > t).to(h)
+            return h.relu() * used, used
+
+        @staticmethod
+        def backward(ctx, by_code, by_step):
+            h, t = ctx.saved_tensors
+            near = (((h - t) / width).abs() < 0.5).to(h) / width
+            return by_code * (h > t).to(h), -(near * (t * by_code + by_step)).sum(0)
 
     def step():
-        h = (x - b_dec) @ w_enc + b_enc
-        if case["architecture"] == "topk":
-            values, places = h.topk(k, dim=-1)
-            f = torch.zeros_like(h).scatter(-1, places, values.relu())
-            other = 0.0
+        other = 0.0
+        if kind == "gated":
+            b_mag, r_mag = own
+            h = (x - b_dec) @ w_enc
+            pi = h + b_enc
+            f = (h * r_mag.exp() + b_mag).relu() * (pi > 0).to(h)
+            gate = pi.relu()
+            other = (gate * w_dec.norm(dim=-1)).sum(-1).mean()
+            other = other + (gate @ w_dec.detach() + b_dec.detach() - x).pow(2).sum(-1).mean()
         else:
-            f = h.relu()
-            other = (f * w_dec.norm(dim=-1)).sum(-1).mean()
+            h = (x - b_dec) @ w_enc + b_enc
+            if kind == "topk":
+                values, places = h.topk(k, dim=-1)
+                f = torch.zeros_like(h).scatter(-1, places, values.relu())
+            elif kind == "batchtopk":
+                flat = h.relu().flatten()
+                values, places = flat.topk(k * n)
+                f = torch.zeros_like(flat).scatter(-1, places, values).view_as(h)
+            elif kind == "jumprelu":
+                f, used = Jump.apply(h, own[0].exp())
+                other = used.sum(-1).mean()
+            else:
+                f = h.relu()
+                other = (f * w_dec.norm(dim=-1)).sum(-1).mean()
         loss = (f @ w_dec + b_dec - x).pow(2).sum(-1).mean() + other
         adam.zero_grad()
         loss.backward()

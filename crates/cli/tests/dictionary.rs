@@ -310,6 +310,11 @@ fn wrong_use_and_bad_rows_are_refused_by_name() {
     .fails(1, &["30 atoms", "20 rows"]);
     fit("rows.csv", &[&plain[..], &["--patch", "3x3"]].concat()).fails(2, &["9 numbers", "4"]);
     fit("-", &["--epochs", "2"]).fails(2, &["standard input"]);
+    fit("-", &[]).fails(1, &["standard input", "no rows"]);
+    fit("-", &["--watch"]).fails(2, &["--watch", "one file"]);
+    fit("rows.csv", &["--watch", "--method", "ksvd"]).fails(2, &["--watch", "streams"]);
+    fit("none.csv", &["--watch"]).fails(2, &["none.csv"]);
+    fit("rows.npy", &["--watch"]).fails(2, &["rows.npy", "--width"]);
     assert!(
         !notes.file("new").exists(),
         "nothing is written by what failed"
@@ -489,6 +494,10 @@ fn a_transcoder_and_other_layouts_are_written() {
     }
     assert!(error < 0.1 * size, "{error} of {size}");
     fit("s", &["--targets", "short.csv"]).fails(1, &["short.csv"]);
+    // The gradient of a metric: as many numbers as a row has.
+    fit("s", &["--gradients", "told.csv"]).fails(1, &["4", "2"]);
+    fit("s", &["--gradients", "told.csv", "--targets", "told.csv"]).fails(2, &["--targets"]);
+    fit("s", &["--set", "architecture=attribution"]).fails(2, &["--gradients"]);
     let targets = ["--targets", "told.csv", "--set", "k=2"];
     fit("s", &[&targets[..], &["--skip-missing"]].concat()).fails(2, &["--skip-missing"]);
     fit("s", &[&targets[..], &["--patch", "2x2"]].concat()).fails(2, &["2x2"]);

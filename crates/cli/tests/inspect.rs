@@ -100,6 +100,15 @@ fn places_of_language_models_are_compared() {
     let next = run(&[&[llama.as_str(), &llama][..], &next].concat()).json();
     let of = |name: &str| next[name]["matching"].as_f64().unwrap();
     assert!(of("one_to_one") > of("by_chance"));
+    // One head is a part of the whole.
+    let head =
+        |hook: &str| run(&[&[llama.as_str(), &llama][..], &["--hook", hook, "--json"]].concat());
+    let one = head("blocks.1.attn.hook_q:1").json();
+    let all = head("blocks.1.attn.hook_q").json();
+    let pairs = |found: &serde_json::Value| found["matching"].as_array().unwrap().len();
+    assert!(pairs(&one) > 0 && pairs(&one) < pairs(&all), "{one} {all}");
+    head("blocks.1.attn.hook_k:9").fails(2, &["heads"]);
+    head("blocks.1.hook_mlp_out:0").fails(2, &["have heads"]);
     // Four texts of which one is empty: three samples.
     let pooled = run(&[
         &[llama.as_str(), &llama][..],
@@ -205,6 +214,14 @@ fn a_dictionary_is_scored_on_a_task() {
         "two ways by two numbers of features: {with}"
     );
     assert!(weights[0] <= weights[1] + 1e-9, "more features weigh more");
+    run(&["--dict", "sae,sae"]).fails(2, &["one for each"]);
+    // Queries and values of single heads, the value two tokens before the last.
+    let places = ["--site", "blocks.0.attn.hook_q:1,blocks.1.attn.hook_v:0@2"];
+    let several = notes
+        .run(&[&base[..5], &places, &["--json"]].concat())
+        .json();
+    assert_eq!(several["sites"][1], "blocks.1.attn.hook_v:0@2");
+    assert_eq!(several["edits"][0]["way"], "patch");
     let text = run(&["--dict", "sae"]).ok();
     assert!(
         text.contains("features stand for io") && text.contains("supervised"),
@@ -242,6 +259,58 @@ fn a_model_of_the_indirect_object_is_trained_kept_and_looked_into() {
     fit_sae(&notes, &["--epochs", "1"]);
     let scored = look(&["--site", site, "--dict", "sae", "--edits", "2", "--json"]).json();
     assert_eq!(scored["dictionaries"].as_array().unwrap().len(), 2);
+    // Two places at once, each with its autoencoder: what both heads of the last layer get is what
+    // the whole layer gets.
+    let both = "blocks.1.attn.hook_z:0,blocks.1.attn.hook_z:1";
+    let parts = look(&["--site", both, "--json"]).json();
+    assert_eq!(parts["sites"].as_array().unwrap().len(), 2);
+    let patch = |found: &serde_json::Value, i: usize| found["edits"][i]["as_patch"].clone();
+    for (place, edit) in found["edits"].as_array().unwrap().iter().enumerate() {
+        if edit["way"] == "patch" {
+            assert_eq!(edit, &parts["edits"][place]);
+            assert_eq!(patch(&parts, place), 1.0);
+        }
+    }
+    let layers = "blocks.0.attn.hook_z,blocks.1.attn.hook_z";
+    let args = [
+        "--site", layers, "--dict", "sae,sae", "--edits", "2", "--json",
+    ];
+    let scored = look(&args).json();
+    // Two attributes of two places.
+    let explained = &scored["dictionaries"][1]["explained"];
+    assert_eq!(explained.as_array().unwrap().len(), 6, "{explained}");
+    // Features that matter to the answer.
+    let args = [
+        "--site",
+        site,
+        "--activations",
+        "a.npy",
+        "--gradients",
+        "g.npy",
+        "--json",
+    ];
+    look(&args).ok();
+    let fit = [
+        "dictionary",
+        "fit",
+        "a.npy",
+        "--method",
+        "sae",
+        "--gradients",
+        "g.npy",
+        "--out",
+        "att",
+    ];
+    let set = [
+        "--set",
+        "batch_size=64",
+        "--set",
+        "attribution_sparsity_penalty=1",
+    ];
+    notes.run(&[&fit[..], &set].concat()).ok();
+    look(&["--site", site, "--dict", "att", "--edits", "2"]).ok();
+    look(&["--site", both, "--gradients", "g.npy"]).fails(2, &["one place"]);
+    look(&["--site", site, "--from-end", "1", "--gradients", "g.npy"]).fails(2, &["last token"]);
     look(&["--site", "blocks.1.hook_resid_post"]).fails(2, &["blocks.1.attn.hook_z"]);
     look(&["--site", "blocks.2.attn.hook_z"]).fails(2, &["2 layers"]);
     train(&["--set", "learning_rate=0"]).fails(1, &["learning_rate"]);
@@ -321,6 +390,55 @@ fn a_transformer_is_trained_and_compared() {
         table.starts_with("pairs,model mse,") && table.lines().count() == 6,
         "{table}"
     );
+    // A model is kept, and tested elsewhere.
+    let lab = |more: &[&str]| notes.run(&[&["lab", "in-context"][..], more].concat());
+    let sizes = [
+        "--d", "2", "--n", "5", "--layers", "1", "--hidden", "16", "--steps", "20",
+    ];
+    let plain = lab(&[&sizes[..], &["--save", "m.safetensors", "--json"]].concat()).json();
+    let again = lab(&["--load", "m.safetensors", "--json"]).json();
+    assert_eq!(plain["comparison"]["model"], again["comparison"]["model"]);
+    let shift = ["--w", "normal*1+2.5", "--x", "uniform*2+-1"];
+    let shifted = lab(&[&["--load", "m.safetensors", "--json"][..], &shift].concat()).json();
+    assert_eq!(shifted["task"]["w"]["shift"], 2.5);
+    let variance = |found: &serde_json::Value| found["comparison"]["variance"].as_f64().unwrap();
+    assert!(variance(&shifted) > 1.5 * variance(&plain), "{shifted}");
+    let heads = [
+        "--heads",
+        "2",
+        "--d",
+        "2",
+        "--length",
+        "6",
+        "--lengths",
+        "6",
+    ];
+    let stack = [&heads[..], &["--stack", "2", "--compat"]].concat();
+    let more = ["--steps", "30", "--save", "s.safetensors", "--json"];
+    let trained = lab(&[&stack[..], &more].concat()).json();
+    assert_eq!(trained["circuits"].as_array().unwrap().len(), 2);
+    let again = lab(&[&stack[..], &["--load", "s.safetensors", "--json"]].concat()).json();
+    assert_eq!(trained["errors"], again["errors"]);
+    let once = [
+        &heads[..],
+        &["--stack", "2", "--load", "s.safetensors", "--json"],
+    ]
+    .concat();
+    assert_ne!(trained["errors"], lab(&once).json()["errors"]);
+    let text = lab(&[&stack[..], &["--load", "s.safetensors"]].concat()).ok();
+    assert!(text.contains("2.1 "), "{text}");
+    lab(&[&heads[..], &["--tied"]].concat()).fails(2, &["--stack"]);
+    let start = [
+        &heads[..],
+        &["--steps", "2", "--init", "small_id_qk", "--json"],
+    ]
+    .concat();
+    let start = lab(&start).json();
+    assert_eq!(start["settings"]["init"], "small_id_qk");
+    assert!(start["circuits"][0]["omega"].as_f64().unwrap().abs() < 1e-3);
+    lab(&[&stack[..], &["--init", "small_id"]].concat()).fails(2, &["init"]);
+    lab(&["--load", "m.safetensors", "--d", "3"]).fails(2, &["2 numbers"]);
+    lab(&["--w", "even*1+0"]).fails(2, &["no distribution"]);
     notes
         .run(&["lab", "in-context", "--predictors", "svm"])
         .fails(2, &["no predictor"]);

@@ -164,6 +164,15 @@ impl Saved {
         }
     }
 
+    /// Rows that were taken from the stream: those learned from, and those that wait for a batch.
+    pub fn rows_taken(&self) -> u64 {
+        let waiting = match self.numbers.get("waiting") {
+            Some(Numbers::F32(x)) => x.len() / self.dictionary.width.max(1),
+            _ => 0,
+        };
+        self.config.rows + waiting as u64
+    }
+
     /// Rows that wait for a batch to fill.
     pub(crate) fn waiting(&self, width: usize) -> Result<Vec<f32>, DictionaryError> {
         match self.numbers.get("waiting") {

@@ -11,7 +11,8 @@ use crate::convergent::{
 use crate::in_context::Sequence;
 use crate::in_context::algorithms::Predictor;
 use crate::in_context::softmax::{
-    Estimator, Prompts, SoftmaxModel, approximate_gradient, approximate_loss, best_mu,
+    Estimator, Prompts, SoftmaxConfig, SoftmaxModel, Stack, StackConfig, approximate_gradient,
+    approximate_loss, best_mu,
 };
 use crate::random_features::{
     Example, RandomFeaturePredictor, RandomFeatures, RandomFeaturesConfig,
@@ -197,6 +198,37 @@ fn attention_and_its_theory_are_the_authors() {
     ];
     let told = all.map(|e| f64::from(e.predict(z, query).unwrap()));
     close(told, &numbers(&f["estimates"]), 1e-5);
+}
+
+#[test]
+fn a_stack_with_two_softmaxes_is_the_authors() {
+    let f = fixture("softmax_stack.json");
+    let (d, heads, length) = (count(&f["d"]), count(&f["heads"]), count(&f["length"]));
+    let base = SoftmaxConfig {
+        d,
+        heads,
+        length,
+        ..SoftmaxConfig::default()
+    };
+    let config = StackConfig {
+        base,
+        compat: true,
+        ..StackConfig::default()
+    };
+    let mut model = Stack::new(config).unwrap();
+    model.weights = floats(&f["weights"]);
+    let prompts = Prompts {
+        z: floats(&f["z"]),
+        queries: floats(&f["query"]),
+        targets: floats(&f["target"]),
+        length,
+        row: d + 1,
+    };
+    let told = model.predict(&prompts).unwrap();
+    close(single(&told), &numbers(&f["told"]), 2e-6);
+    let (loss, gradient) = model.gradient(&prompts);
+    close([loss], &numbers(&f["loss"]), 2e-6);
+    close(single(&gradient), &numbers(&f["gradient"]), 2e-6);
 }
 
 #[test]

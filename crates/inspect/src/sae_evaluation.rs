@@ -130,25 +130,39 @@ impl ScaledSae {
     }
 }
 
-/// Trains an autoencoder on rows that are all there, in an order drawn anew for each pass.
+/// Trains an autoencoder on rows that are all there, in an order drawn anew for each pass. `metric`
+/// is the gradient of what the model answers by each row, for `architecture = attribution`.
 ///
 /// # Errors
 /// When rows or settings make no sense, or the user asked to stop.
 pub fn train_sae(
     rows: &[f32],
     d: usize,
+    metric: Option<&[f32]>,
     config: SaeConfig,
     epochs: usize,
     progress: &dyn keyfold_core::Progress,
 ) -> Result<ScaledSae, InspectError> {
     let scale = scale_of(rows, d)?;
     let n = rows.len() / d;
+    if let Some(metric) = metric
+        && metric.len() != rows.len()
+    {
+        return Err(InspectError::Disagree {
+            what: "numbers of gradients, and of rows".to_owned(),
+            left: metric.len(),
+            right: rows.len(),
+        });
+    }
+    // A row of half the size does twice as much to the metric for each of its units; the released
+    // code divides.
+    let chain = if config.compat { 1.0 / scale } else { scale };
     let batch = config.batch_size.clamp(1, n);
     let mut order: Vec<usize> = (0..n).collect();
     let mut rng = StdRng::seed_from_u64(config.seed);
     let mut training = Training::new(config, d)?;
     progress.start("autoencoder", "passes", Some(epochs as u64));
-    let mut part = Vec::with_capacity(batch * d);
+    let (mut part, mut effects) = (Vec::with_capacity(batch * d), Vec::new());
     for _ in 0..epochs {
         if progress.cancelled() {
             return Err(InspectError::Cancelled);
@@ -156,10 +170,17 @@ pub fn train_sae(
         order.shuffle(&mut rng);
         for rows_of in order.chunks(batch) {
             part.clear();
+            effects.clear();
             for row in rows_of {
                 part.extend(rows[row * d..][..d].iter().map(|x| x / scale));
+                if let Some(metric) = metric {
+                    effects.extend(metric[row * d..][..d].iter().map(|x| x * chain));
+                }
             }
-            training.step(&part, &part)?;
+            match metric {
+                None => training.step(&part, &part)?,
+                Some(_) => training.step_attributed(&part, &effects)?,
+            };
         }
         progress.advance(1);
     }

@@ -163,6 +163,27 @@ impl Blocks {
         d
     }
 
+    /// The gradient of the outputs of the heads of a layer, from that of the states after the last
+    /// block; `gradient` has room for those of the weights on the way.
+    pub(crate) fn backward_to_heads(
+        &self,
+        weights: &[f32],
+        trace: &Trace,
+        mut d: Vec<f32>,
+        (layer, length): (usize, usize),
+        gradient: &mut [f32],
+    ) -> Vec<f32> {
+        for (block, kept) in self.blocks[layer + 1..]
+            .iter()
+            .zip(&trace.blocks[layer + 1..])
+            .rev()
+        {
+            d = block.backward(&self.config, weights, kept, d, length, gradient);
+        }
+        let at = (&self.blocks[layer], &trace.blocks[layer]);
+        at.0.backward_to_heads(weights, at.1, d, gradient).1
+    }
+
     /// Queries with keys and values, output, and the two layers of the MLP.
     pub(crate) fn parts(
         &self,

@@ -101,29 +101,71 @@ fn states_of_another_prompt_carry_its_answer() {
     }
 }
 
+struct Both(Put, Kept);
+
+impl Observer for Both {
+    fn at(&mut self, point: HookPoint, rows: &mut [f32]) {
+        self.0.at(point, rows);
+        self.1.at(point, rows);
+    }
+}
+
+/// What is seen of a prompt; with `change`, what is seen once the numbers of a point are all that.
+fn seen(model: &str, change: Option<(HookPoint, f32)>) -> Kept {
+    let mut kept = Kept::default();
+    session(model)
+        .observe(&PROMPT, &NoProgress, &mut kept)
+        .unwrap();
+    let Some((point, number)) = change else {
+        return kept;
+    };
+    let numbers = vec![number; kept.0[&point].len()];
+    let mut both = Both(Put(point, numbers), Kept::default());
+    session(model)
+        .observe(&PROMPT, &NoProgress, &mut both)
+        .unwrap();
+    both.1
+}
+
+#[test]
+fn queries_keys_and_values_are_seen_and_count() {
+    for model in ["llama", "gpt2", "qwen3"] {
+        let dims = session(model).decoder().config().dims;
+        let at = |site| HookPoint { layer: 0, site };
+        let plain = seen(model, None);
+        let of = |kept: &Kept, site| kept.0[&at(site)].clone();
+        let heads = dims.heads * dims.head_dim;
+        let kv = dims.kv_heads * dims.head_dim;
+        assert_eq!(of(&plain, Site::Q).len(), PROMPT.len() * heads, "{model}");
+        assert_eq!(of(&plain, Site::K).len(), PROMPT.len() * kv, "{model}");
+        // Weights of attention sum to 1, so that values of 3 are heads of 3.
+        let z = of(&seen(model, Some((at(Site::V), 3.0))), Site::Z);
+        assert!(z.iter().all(|x| (x - 3.0).abs() < 1e-5), "{model}: {z:?}");
+        // Without queries, or keys, each token sees the mean of the values so far.
+        let values = of(&plain, Site::V);
+        for site in [Site::Q, Site::K] {
+            let z = of(&seen(model, Some((at(site), 0.0))), Site::Z);
+            for (i, z) in z.chunks_exact(heads).enumerate() {
+                for (place, z) in z.iter().enumerate() {
+                    let group = dims.heads / dims.kv_heads;
+                    let (head, x) = (place / dims.head_dim / group, place % dims.head_dim);
+                    let of = |token: usize| values[token * kv + head * dims.head_dim + x];
+                    let mean = (0..=i).map(of).sum::<f32>() / (i + 1) as f32;
+                    assert!((z - mean).abs() < 1e-5, "{model} {site:?}: {z} {mean}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn heads_that_are_silenced_add_the_bias_alone() {
     let point = HookPoint {
         layer: 0,
         site: Site::Z,
     };
-    let mut kept = Kept::default();
-    session("llama")
-        .observe(&PROMPT, &NoProgress, &mut kept)
-        .unwrap();
-    let zeros = vec![0.0; kept.0[&point].len()];
-    struct Both(Put, Kept);
-    impl Observer for Both {
-        fn at(&mut self, point: HookPoint, rows: &mut [f32]) {
-            self.0.at(point, rows);
-            self.1.at(point, rows);
-        }
-    }
-    let mut both = Both(Put(point, zeros), Kept::default());
-    session("llama")
-        .observe(&PROMPT, &NoProgress, &mut both)
-        .unwrap();
-    let out = &both.1.0[&HookPoint {
+    let both = seen("llama", Some((point, 0.0)));
+    let out = &both.0[&HookPoint {
         layer: 0,
         site: Site::AttnOut,
     }];

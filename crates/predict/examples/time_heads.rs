@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use keyfold_core::NoProgress;
 use keyfold_predict::logistic::{Logistic, LogisticConfig};
-use keyfold_predict::naive_bayes::{NaiveBayes, NaiveBayesConfig};
+use keyfold_predict::naive_bayes::{NaiveBayes, NaiveBayesConfig, Variances};
 use keyfold_predict::{Classifier, Labels, Table};
 
 /// Seconds that all threads were on a processor; 0 where the system does not say.
@@ -62,9 +62,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let mut told = None;
         let predict = timed(&mut || told = Some(nb.predict(&x)))?;
+        // The quadratic form, which scikit-learn has.
+        let per_class = NaiveBayesConfig {
+            variances: Variances::PerClass,
+            ..Default::default()
+        };
+        let mut quadratic = None;
+        let fit_quadratic = timed(&mut || {
+            quadratic = Some(NaiveBayes::fit(&x, &labels, &per_class));
+        })?;
+        let quadratic = quadratic.transpose()?.ok_or("nothing was fitted")?;
+        let predict_quadratic = timed(&mut || told = Some(quadratic.predict(&x)))?;
         println!(
             "{{\"naive_bayes\": {fit_nb}, \"logistic\": {fit_lr}, \"predict\": {predict}, \
-             \"steps\": {}, \"gradient\": {}, \"loss\": {}, \"accuracy\": {}}}",
+             \"per_class\": {fit_quadratic}, \"predict_per_class\": {predict_quadratic}, \
+             \"accuracy_per_class\": {}, \"steps\": {}, \"gradient\": {}, \"loss\": {}, \"accuracy\": {}}}",
+            quadratic.score(&x, &labels)?,
             lr.told().iterations,
             lr.told().gradient,
             lr.told().loss,

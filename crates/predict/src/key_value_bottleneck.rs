@@ -7,6 +7,8 @@
 //!
 //! `s(x) = 1/C Σ_c Σ_{j ∈ nearest(R_cᵀx)} V[c, j]`
 //!
+//! Or a decoder with weights ([`Decoder`]) makes the score of all values found, side by side.
+//!
 //! Keys are placed once, without labels ([`fit_keys`](KeyValueBottleneck::fit_keys)), by
 //! moving averages, and stay. Learning ([`partial_fit`](KeyValueBottleneck::partial_fit))
 //! moves only the values that the rows look up, so that what other rows have learned stays
@@ -16,6 +18,7 @@
 //! keys stay: a pass of learning is `C` rows of values gathered and scattered.
 
 mod config;
+mod decoder;
 mod keys;
 mod saved;
 #[cfg(test)]
@@ -25,13 +28,15 @@ mod values;
 use keyfold_core::Progress;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
 
 use crate::{Classifier, Labels, PredictError, Table};
 use config::{check, setting};
+use decoder::Network;
 use keys::Keys;
 use values::{Moments, Values};
 
-pub use config::{InitMode, KeyValueBottleneckConfig, Optimizer, Split};
+pub use config::{Decoder, InitMode, KeyValueBottleneckConfig, Optimizer, Split};
 
 /// A table of keys and values.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +50,8 @@ pub struct KeyValueBottleneck {
     projection: Option<Vec<f32>>,
     keys: Keys,
     values: Values,
+    /// A decoder with weights.
+    network: Option<Box<Network>>,
     moments: Moments,
     /// What learned rows have looked up, `[rows, codebooks · topk]`.
     learned: Vec<u32>,
@@ -73,7 +80,8 @@ pub struct Vote {
     pub pair: usize,
     /// The class that its value is greatest for.
     pub class: String,
-    /// Its value for the class that the row is told.
+    /// Its value for the class that the row is told; with a decoder that has weights, what the score
+    /// loses when the value becomes 0.
     pub value: f32,
     /// Squared distance from the head to the key.
     pub distance: f32,
@@ -113,6 +121,11 @@ impl KeyValueBottleneck {
                 }
                 Some(all)
             }
+            Split::LearnedProjection => {
+                let bound = 1.0 / (columns as f32).sqrt();
+                let draw = |_| rng.random_range(-bound..bound);
+                Some((0..columns * c * k).map(draw).collect())
+            }
         };
         let keys = Keys::random(config, &mut rng);
         Ok(Self {
@@ -123,6 +136,7 @@ impl KeyValueBottleneck {
             projection,
             keys,
             values: Values::new(c, config.key_value_pairs_per_codebook),
+            network: None,
             moments: Moments::default(),
             learned: Vec::new(),
             calls: 0,
@@ -136,8 +150,9 @@ impl KeyValueBottleneck {
         self
     }
 
-    /// Replaces projection (`[codebooks, columns, key_dim]`, with that split) and keys
-    /// (`[codebooks, pairs, key_dim]`) by given ones.
+    /// Replaces projection and keys (`[codebooks, pairs, key_dim]`) by given ones. The projection is
+    /// `[codebooks, columns, key_dim]`, a learned one `[key_dim · codebooks, columns]`, as the authors
+    /// keep them.
     pub fn with_keys(
         mut self,
         projection: Option<&[f32]>,
@@ -147,7 +162,11 @@ impl KeyValueBottleneck {
             if there.len() != given.len() {
                 return Err(setting("projection", "has another shape".into()));
             }
-            *there = interleaved(given, self.columns, self.config.dim_keys);
+            let k = self.config.dim_keys;
+            *there = match self.config.splitting_mode {
+                Split::LearnedProjection => turned(given, self.columns, k),
+                _ => interleaved(given, self.columns, k),
+            };
         }
         self.keys.replace(keys)?;
         Ok(self)
@@ -198,7 +217,7 @@ impl KeyValueBottleneck {
             &found,
             labels.codes(),
             &self.config,
-            &mut self.moments,
+            (&mut self.moments, &mut self.network),
             seed,
             progress,
         )?;
@@ -211,7 +230,10 @@ impl KeyValueBottleneck {
     pub fn forget(&mut self, class: &str) -> Result<(), PredictError> {
         let known = Labels::among(&self.classes, &[class])?;
         let place = known.codes()[0];
-        self.values.remove(place);
+        match &mut self.network {
+            None => self.values.remove(place),
+            Some(network) => network.remove(place),
+        }
         self.classes.remove(place);
         self.moments = Moments::default();
         Ok(())
@@ -220,6 +242,12 @@ impl KeyValueBottleneck {
     /// Adds what another table with the same keys has learned.
     pub fn merge(&mut self, other: &Self) -> Result<(), PredictError> {
         let same = self.projection == other.projection && self.keys.same_places(&other.keys);
+        if self.network.is_some() || other.network.is_some() {
+            return Err(setting(
+                "merge",
+                "what two tables learned adds up for decoder=codebook-voting-logits alone".into(),
+            ));
+        }
         if !same || self.config.topk != other.config.topk {
             return Err(setting(
                 "merge",
@@ -249,7 +277,7 @@ impl KeyValueBottleneck {
         let mut votes: Vec<Vote> = (found.iter().enumerate())
             .map(|(place, &pair)| {
                 let (codebook, pair) = (place / topk, pair as usize);
-                let value = self.values.row(codebook, pair);
+                let value = self.said(&found, codebook, pair);
                 let best = (0..value.len()).max_by(|&a, &b| value[a].total_cmp(&value[b]));
                 Vote {
                     codebook,
@@ -276,6 +304,19 @@ impl KeyValueBottleneck {
         })
     }
 
+    /// What a pair that was found says of each class.
+    fn said(&self, found: &[u32], codebook: usize, pair: usize) -> Vec<f32> {
+        let Some(network) = &self.network else {
+            return self.values.row(codebook, pair).to_vec();
+        };
+        let mut values = self.values.of(found);
+        let whole = network.forward(&values).scores;
+        let width = self.values.width;
+        values[codebook * width..][..width].fill(0.0);
+        let without = network.forward(&values).scores;
+        whole.iter().zip(&without).map(|(a, b)| a - b).collect()
+    }
+
     /// The settings.
     pub fn config(&self) -> &KeyValueBottleneckConfig {
         &self.config
@@ -286,7 +327,7 @@ impl KeyValueBottleneck {
         &self.keys.keys
     }
 
-    /// Values, `[codebooks, pairs, classes]`.
+    /// Values, `[codebooks, pairs, classes]`, or `dim_values` of a decoder with weights.
     pub fn values(&self) -> &[f32] {
         &self.values.numbers
     }
@@ -331,6 +372,11 @@ impl KeyValueBottleneck {
         Ok(heads)
     }
 
+    fn network_of(&self, width: usize, rng: &mut SmallRng) -> Option<Box<Network>> {
+        let inputs = self.config.num_codebooks * width;
+        Network::new(self.config.decoder, inputs, self.config.decoder_hidden, rng)
+    }
+
     fn grow(&mut self, classes: &[String]) {
         let new: Vec<String> = (classes.iter())
             .filter(|c| !self.classes.contains(c))
@@ -340,10 +386,26 @@ impl KeyValueBottleneck {
             return;
         }
         self.classes.extend(new);
-        let seed = self.config.seed ^ 0x7661_6c75 ^ self.classes.len() as u64;
-        self.values
-            .grow(self.classes.len(), self.config.init_values, seed);
-        self.moments = Moments::default();
+        let config = self.config;
+        let seed = config.seed ^ 0x7661_6c75 ^ self.classes.len() as u64;
+        if config.decoder == Decoder::CodebookVotingLogits {
+            self.values
+                .grow(self.classes.len(), config.init_values, seed);
+            self.moments = Moments::default();
+            return;
+        }
+        let mut rng = SmallRng::seed_from_u64(seed);
+        if self.network.is_none() {
+            let width = match config.dim_values {
+                0 => self.classes.len(),
+                width => width,
+            };
+            self.values.grow(width, config.init_values, seed);
+            self.network = self.network_of(width, &mut rng);
+        }
+        if let Some(network) = &mut self.network {
+            network.grow(self.classes.len(), &mut rng);
+        }
     }
 }
 
@@ -365,13 +427,30 @@ impl Classifier for KeyValueBottleneck {
         }
         let found = self.keys.look_up(&heads, self.config.topk, true);
         let per_row = self.config.num_codebooks * self.config.topk;
-        Ok(self.values.scores(&found, per_row))
+        let Some(network) = &self.network else {
+            return Ok(self.values.scores(&found, per_row));
+        };
+        let told = |found: &[u32]| network.forward(&self.values.of(found)).scores;
+        let scores = found.par_chunks(per_row).flat_map_iter(told);
+        Ok(scores.map(f64::from).collect())
     }
 }
 
 /// A number of the normal distribution.
 fn normal(rng: &mut SmallRng) -> f32 {
     keyfold_core::normal(|| rng.random()) as f32
+}
+
+/// `[k · books, columns]` as `[columns, books · k]`.
+fn turned(given: &[f32], columns: usize, k: usize) -> Vec<f32> {
+    let books = given.len() / (columns * k).max(1);
+    let mut all = Vec::with_capacity(given.len());
+    for i in 0..columns {
+        for c in 0..books {
+            all.extend((0..k).map(|x| given[(x * books + c) * columns + i]));
+        }
+    }
+    all
 }
 
 /// `[books, columns, k]` as `[columns, books · k]`.

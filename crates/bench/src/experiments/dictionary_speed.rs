@@ -166,11 +166,16 @@ impl Case {
 fn kind(architecture: SaeMethod) -> &'static str {
     match architecture {
         SaeMethod::Standard => "standard",
-        _ => "topk",
+        SaeMethod::TopK => "topk",
+        SaeMethod::BatchTopK => "batchtopk",
+        SaeMethod::Gated => "gated",
+        SaeMethod::JumpRelu => "jumprelu",
+        SaeMethod::Attribution => "attribution",
     }
 }
 
-/// Seconds of the second step; the first finds its memory.
+/// Seconds of the second step; the first finds its memory. Thresholds start where SAELens' do, so that
+/// half of a jump ReLU's codes, and of a gate's, are in use, as of a ReLU's.
 fn step(rows: usize, d_in: usize, architecture: SaeMethod) -> Result<f64, DictionaryError> {
     let mut rng = StdRng::seed_from_u64(1);
     let rows: Vec<f32> = (0..rows * d_in).map(|_| normal(&mut rng)).collect();
@@ -204,7 +209,19 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let mut atoms = rows[rows.len() - n_components * width..].to_vec();
     keyfold_kernels::normalize_rows(&mut atoms, width);
     let (batch, d_in) = if smoke { (32, 16) } else { (2048, 512) };
-    let cases = [
+    let steps = [
+        SaeMethod::TopK,
+        SaeMethod::BatchTopK,
+        SaeMethod::Standard,
+        SaeMethod::Gated,
+        SaeMethod::JumpRelu,
+    ];
+    let steps = steps.map(|architecture| Case::Sae {
+        rows: batch,
+        d_in,
+        architecture,
+    });
+    let mut cases = vec![
         Case::Omp {
             rows: coded,
             atoms_per_row: 8,
@@ -218,17 +235,8 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             rows: count,
             n_components,
         },
-        Case::Sae {
-            rows: batch,
-            d_in,
-            architecture: SaeMethod::TopK,
-        },
-        Case::Sae {
-            rows: batch,
-            d_in,
-            architecture: SaeMethod::Standard,
-        },
     ];
+    cases.extend(steps);
     let folder = tempfile::tempdir()?;
     let [rows_file, atoms_file] = ["rows.npy", "atoms.npy"].map(|name| folder.path().join(name));
     let written =
@@ -260,7 +268,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
                 .find_map(|mut line| Some(line.get_mut("seconds")?.take()));
             theirs.push((peer.name.clone(), seconds.unwrap_or_default()));
         }
-        for case in cases {
+        for &case in &cases {
             let mut best = f64::INFINITY;
             for _ in 0..repeats {
                 if progress.cancelled() {

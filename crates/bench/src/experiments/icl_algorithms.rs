@@ -130,6 +130,7 @@ fn constructed(seed: u64) -> Result<(Shown, [f64; 2]), BenchError> {
     let half = Distribution {
         scale: 0.5,
         shift: 0.0,
+        ..Distribution::default()
     };
     let task = Task {
         d: 3,

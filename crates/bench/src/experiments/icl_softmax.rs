@@ -3,7 +3,8 @@
 //!
 //! One layer with one, two and four heads is trained on linear regression of 5 numbers with 40
 //! examples, then read: what each head compares and writes. Errors at several lengths stand
-//! beside the estimators of the theory.
+//! beside the estimators of the theory. Then two tasks at once with two, three and four heads, and
+//! `x` whose numbers are of different size.
 
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use keyfold_core::Progress;
 use keyfold_inspect::in_context::softmax::{
     Estimator, Head, Prompts, SoftmaxConfig, single_head_optimum, train, two_head_step,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::plot;
 use crate::report::{Report, Table as Shown, reached};
@@ -82,6 +83,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             curve,
         });
     }
+    let extended = extended(&plain, tests, progress)?;
     let estimators: Vec<Vec<f64>> = prompts
         .iter()
         .map(
@@ -102,12 +104,114 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             },
         )
         .collect::<Result<_, _>>()?;
-    report(&trained, &estimators, &plain)
+    report(&trained, &estimators, extended, &plain)
+}
+
+/// Standard deviations of `x` where they differ.
+const SPREAD: [f64; 5] = [1.5, 1.25, 1.0, 0.75, 0.5];
+
+/// Two tasks at once with too few, with three and with enough heads, and `x` of several sizes.
+struct Extended {
+    table: Shown,
+    findings: Vec<String>,
+    values: Value,
+}
+
+fn extended(
+    plain: &SoftmaxConfig,
+    tests: usize,
+    progress: &dyn Progress,
+) -> Result<Extended, BenchError> {
+    let mut table = Shown::new(
+        "two tasks of x[..4] and x[2..] of 6 numbers, and x of spread 1.5 to 0.5",
+        &["model, head", "diagonal of KQ", "mu by task", "error"],
+    );
+    let mut values = Vec::new();
+    let mut errors = Vec::new();
+    // By heads: how much of each head's mu is that of its greater task, the least of them.
+    let mut shared = Vec::new();
+    let mut weighed = [0.0; 2];
+    let two = |heads: usize| SoftmaxConfig {
+        heads,
+        d: 6,
+        tasks: 2,
+        ..plain.clone()
+    };
+    let uneven = SoftmaxConfig {
+        heads: 2,
+        spread: SPREAD.to_vec(),
+        ..plain.clone()
+    };
+    let cases = [
+        ("two tasks, 2 heads", two(2)),
+        ("two tasks, 3 heads", two(3)),
+        ("two tasks, 4 heads", two(4)),
+        ("uneven x, 2 heads", uneven),
+    ];
+    for (name, config) in cases {
+        let (model, _) = train(&config, progress)?;
+        let prompts = Prompts::sample(&config, config.length, tests, config.seed ^ 0xabcd);
+        let error = model.error(&prompts)?;
+        let row = config.d + config.tasks;
+        let mut least = 1.0f64;
+        let mut heads = Vec::new();
+        for (i, head) in model.circuits().iter().enumerate() {
+            let kq = model.kq(i);
+            let diagonal: Vec<f32> = (0..config.d).map(|j| kq[j * row + j]).collect();
+            let sizes: Vec<f64> = head.mu.iter().map(|m| m.abs()).collect();
+            let most = sizes.iter().copied().fold(0.0, f64::max);
+            least = least.min(most / sizes.iter().sum::<f64>().max(1e-12));
+            table.row([
+                format!("{name}, {}", i + 1),
+                join(diagonal.iter().map(|x| format!("{x:.2}"))),
+                join(head.mu.iter().map(|m| format!("{m:.2}"))),
+                format!("{error:.3}"),
+            ]);
+            heads.push(json!({"diagonal": diagonal, "mu": head.mu}));
+            if config.tasks == 1 && i == 0 {
+                weighed = [diagonal[0], diagonal[4]].map(|x| f64::from(x.abs()));
+            }
+        }
+        errors.push(error);
+        shared.push(least);
+        values.push(json!({"model": name, "error": error, "heads": heads}));
+    }
+    let findings = vec![
+        format!(
+            "aim: four heads give each of two tasks a pair of its own, three share one between them \
+             (superposition): of the head that serves both most evenly, the greater task has {:.2} (four) and \
+             {:.2} (three) of mu: {}",
+            shared[2],
+            shared[1],
+            reached(shared[2] > 0.9 && shared[1] < 0.9)
+        ),
+        format!(
+            "two, three and four heads for two tasks: errors {:.3} / {:.3} / {:.3}",
+            errors[0], errors[1], errors[2]
+        ),
+        format!(
+            "aim: with numbers of x of different size KQ is a pre-conditioner: it weighs the smallest (spread \
+             0.5) by {:.3}, the largest (1.5) by {:.3}: {}",
+            weighed[1],
+            weighed[0],
+            reached(weighed[1] > weighed[0])
+        ),
+    ];
+    Ok(Extended {
+        table,
+        findings,
+        values: json!(values),
+    })
+}
+
+fn join(numbers: impl Iterator<Item = String>) -> String {
+    numbers.collect::<Vec<_>>().join(" ")
 }
 
 fn report(
     trained: &[Trained],
     estimators: &[Vec<f64>],
+    extended: Extended,
     config: &SoftmaxConfig,
 ) -> Result<Report, BenchError> {
     let three = |x: f64| format!("{x:.3}");
@@ -161,7 +265,7 @@ fn report(
     let (found, theory) = (pair.errors[2], estimators[2][2]);
     let four = &trained[2];
     let sum: f64 = four.circuits.iter().map(|h| h.mu[0]).sum();
-    let findings = vec![
+    let mut findings = vec![
         format!(
             "aim: two heads become opposites, whose mu sum to 0; omega {:.3} and {:.3}, mu {:.2} and {:.2}: {}",
             one.omega,
@@ -201,12 +305,13 @@ fn report(
                 .join(" / ")
         ),
     ];
+    findings.extend(extended.findings);
     let svg = plot::lines("Regression in context", "examples", "squared error", &lines)?;
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
-        tables: vec![errors, heads],
+        tables: vec![errors, heads, extended.table],
         findings,
-        values: json!(values),
+        values: json!({"plain": values, "extended": extended.values}),
         svg,
     })
 }

@@ -3,6 +3,7 @@
 mod activations;
 mod compare;
 mod inspect;
+mod place;
 mod share;
 mod sparsify;
 

@@ -26,6 +26,8 @@ pub mod layouts;
 mod train;
 
 #[cfg(test)]
+mod recipe_tests;
+#[cfg(test)]
 mod tests;
 
 use keyfold_kernels as kernels;
@@ -34,7 +36,7 @@ use rayon::prelude::*;
 use crate::error::check_rows;
 use crate::{Coder, Codes, Dictionary, DictionaryError};
 
-pub use train::{Losses, SaeConfig, SaeMethod, SparsityLoss, Training};
+pub use train::{BiasInit, Losses, SaeConfig, SaeMethod, SparsityLoss, Training};
 
 /// Rows that are coded together.
 const BLOCK: usize = 128;

@@ -15,7 +15,7 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-fn tensors(name: &str) -> HashMap<String, Vec<f32>> {
+pub(super) fn tensors(name: &str) -> HashMap<String, Vec<f32>> {
     let bytes = std::fs::read(fixture(name)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let numbers = |data: &[u8]| {
@@ -30,7 +30,7 @@ fn tensors(name: &str) -> HashMap<String, Vec<f32>> {
 }
 
 #[track_caller]
-fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+pub(super) fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().fold(1.0f32, |m, x| m.max(x.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -87,7 +87,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
             training.kill(&[0, 1, 2, 3]);
         }
         let targets = if transcoder { &t["y"] } else { &t["x"] };
-        let (gradients, losses) = training.gradients(&t["x"], targets);
+        let (gradients, losses) = training.gradients(&t["x"], targets, None);
         let want = part("losses");
         close(&[losses.mse as f32, losses.other as f32], &want, 1e-5, kind);
         for (name, got) in gradients.parts() {
@@ -126,7 +126,7 @@ fn a_step_of_a_relu_is_the_same_by_lists_and_by_dense_products() {
     let products = by_lists.sae.products(&mut x, 1);
     let norms = by_lists.sae.norms();
     let mut dense = by_lists.clone();
-    let (want, losses) = by_lists.gradients(&rows, &rows);
+    let (want, losses) = by_lists.gradients(&rows, &rows, None);
     assert!(losses.l0 > 0.0 && losses.l0 < 0.1 * m as f64, "{losses:?}");
     let (got, same) = dense.dense_relu(&rows, &rows, &x, products, &norms);
     assert!((losses.mse - same.mse).abs() < 1e-6 * losses.mse);
@@ -311,7 +311,7 @@ fn what_is_no_autoencoder_or_of_an_unknown_kind_is_refused() {
 }
 
 /// Rows of few directions.
-fn rows(n: usize, d: usize, seed: u64) -> Vec<f32> {
+pub(super) fn rows(n: usize, d: usize, seed: u64) -> Vec<f32> {
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
     let mut rng = StdRng::seed_from_u64(9);
@@ -395,13 +395,17 @@ fn every_kind_learns_to_explain_rows_with_few_codes() {
 fn a_training_that_was_cut_gives_the_same_bits() {
     let d = 8;
     let all = rows(300, d, 3);
-    for architecture in [SaeMethod::BatchTopK, SaeMethod::Gated] {
+    for architecture in [SaeMethod::BatchTopK, SaeMethod::Gated, SaeMethod::Standard] {
         let config = SaeConfig {
             architecture,
             d_sae: 20,
             k: 2,
             batch_size: 64,
             dead_feature_window: 1,
+            resample_steps: match architecture {
+                SaeMethod::Standard => vec![2, 3],
+                _ => Vec::new(),
+            },
             ..SaeConfig::default()
         };
         let mut whole = Training::new(config.clone(), d).unwrap();

@@ -8,13 +8,21 @@
 //! | topk, batchtopk | dead codes, the `d_in/2` largest, give what is lost; weight `min(dead / (d_in/2), 1)` |
 //! | gated | `l1 Σ_j relu(π_j) ‖W_dec_j‖`, and the error of `relu(π)` under a decoder that is held |
 //! | jumprelu | `l0 Σ_j 1[h_j > t_j]`, or `l0 Σ_j tanh(4 f_j ‖W_dec_j‖)` |
+//! | attribution | as standard, and `p Σ_j f_j |a·W_dec_j|` and `u |a·(x - x̂)|` |
+//!
+//! `a` is the gradient of a metric of the model, as the difference of two logits, by the row
+//! (Makelov, Lange, Nanda 2024, after Olah et al. 2024). Their recipe also has dead codes begin
+//! anew (`resample`), at rows that are drawn by the square of their loss, and lets the learning rate
+//! fall to 0 in the end.
 //!
 //! The threshold of a jump ReLU gets the gradient of a rectangle of the bandwidth `ε`
 //! around it: `-(t/ε) g` of the codes, `-(1/ε) g` of the step. Adam makes the steps.
 
+mod attribution;
 mod config;
 mod dense;
 mod gradients;
+mod resample;
 mod state;
 
 use keyfold_kernels as kernels;
@@ -29,7 +37,7 @@ use crate::error::check_rows;
 use crate::learner::Batches;
 use gradients::Gradients;
 
-pub use config::{SaeConfig, SaeMethod, SparsityLoss};
+pub use config::{BiasInit, SaeConfig, SaeMethod, SparsityLoss};
 
 /// What a step measured.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -59,6 +67,8 @@ pub struct Training {
     unused: Vec<f32>,
     /// The running threshold of batch top-k.
     threshold: f64,
+    /// The step after which codes last began anew; 0 for never.
+    resampled: u64,
     losses: Losses,
     batches: Batches,
 }
@@ -100,7 +110,7 @@ impl Training {
             d_sae,
             d_out,
             activation: match config.architecture {
-                SaeMethod::Standard => Activation::Relu,
+                SaeMethod::Standard | SaeMethod::Attribution => Activation::Relu,
                 SaeMethod::TopK | SaeMethod::BatchTopK => Activation::TopK { k: config.k },
                 SaeMethod::Gated => Activation::Gated {
                     b_mag: vec![0.0; d_sae],
@@ -132,12 +142,13 @@ impl Training {
         sae.check()?;
         let fits = matches!(
             (config.architecture, &sae.activation),
-            (SaeMethod::Standard, Activation::Relu)
-                | (
-                    SaeMethod::TopK | SaeMethod::BatchTopK,
-                    Activation::TopK { .. }
-                )
-                | (SaeMethod::Gated, Activation::Gated { .. })
+            (
+                SaeMethod::Standard | SaeMethod::Attribution,
+                Activation::Relu
+            ) | (
+                SaeMethod::TopK | SaeMethod::BatchTopK,
+                Activation::TopK { .. }
+            ) | (SaeMethod::Gated, Activation::Gated { .. })
                 | (SaeMethod::JumpRelu, Activation::JumpRelu { .. })
         );
         if !fits || sae.normalize != Normalize::None {
@@ -155,6 +166,7 @@ impl Training {
             steps: 0,
             rows: 0,
             threshold: 0.0,
+            resampled: 0,
             losses: Losses::default(),
         })
     }
@@ -188,18 +200,56 @@ impl Training {
     /// Learns from one batch: rows `[n, d_in]` and what they should give, `[n, d_out]`.
     ///
     /// # Errors
-    /// When they do not fit.
+    /// When they do not fit, or the architecture needs the gradient of a metric.
     pub fn step(&mut self, rows: &[f32], targets: &[f32]) -> Result<Losses, DictionaryError> {
+        if self.config.architecture == SaeMethod::Attribution {
+            return Err(DictionaryError::settings(
+                "attribution learns from rows together with the gradient of a metric by each of them",
+            ));
+        }
+        self.learn(rows, targets, None)
+    }
+
+    /// Learns from one batch, for [`SaeMethod::Attribution`]: rows `[n, d_in]`, and the gradient of a
+    /// metric by each of them, `[n, d_in]`.
+    ///
+    /// # Errors
+    /// When they do not fit, or the architecture has no use for gradients.
+    pub fn step_attributed(
+        &mut self,
+        rows: &[f32],
+        metric: &[f32],
+    ) -> Result<Losses, DictionaryError> {
+        if self.config.architecture != SaeMethod::Attribution {
+            return Err(DictionaryError::settings(
+                "only architecture=attribution learns from the gradient of a metric",
+            ));
+        }
+        if check_rows(metric, self.sae.d_in)? != check_rows(rows, self.sae.d_in)? {
+            return Err(DictionaryError::settings(
+                "there are not as many gradients as rows",
+            ));
+        }
+        self.learn(rows, rows, Some(metric))
+    }
+
+    fn learn(
+        &mut self,
+        rows: &[f32],
+        targets: &[f32],
+        metric: Option<&[f32]>,
+    ) -> Result<Losses, DictionaryError> {
         let n = check_rows(rows, self.sae.d_in)?;
         if check_rows(targets, self.sae.d_out)? != n {
             return Err(DictionaryError::settings(
                 "there are not as many targets as rows",
             ));
         }
-        if self.steps == 0 && self.sae.b_dec.iter().all(|x| *x == 0.0) {
+        let mean_first = self.config.b_dec_init_method == BiasInit::Mean;
+        if mean_first && self.steps == 0 && self.sae.b_dec.iter().all(|x| *x == 0.0) {
             self.sae.b_dec = mean(targets, self.sae.d_out);
         }
-        let (gradients, losses) = self.gradients(rows, targets);
+        let (gradients, losses) = self.gradients(rows, targets, metric);
         self.steps += 1;
         self.rows += n as u64;
         self.losses = losses;
@@ -211,6 +261,9 @@ impl Training {
             // Below 0 it would close no code any more.
             threshold.iter_mut().for_each(|t| *t = t.max(0.0));
         }
+        if self.config.resample_steps.contains(&self.steps) {
+            self.resample(rows, targets, metric)?;
+        }
         Ok(losses)
     }
 
@@ -218,7 +271,7 @@ impl Training {
         /// Weights that a thread takes at a time.
         const PART: usize = 1 << 14;
         let step = AdamStep {
-            rate: self.config.lr * warmed(self.steps, self.config.lr_warm_up_steps),
+            rate: self.rate(),
             beta_1: self.config.adam_beta1,
             beta_2: self.config.adam_beta2,
             epsilon: self.config.adam_eps,
@@ -237,6 +290,21 @@ impl Training {
                 .zip(first.par_chunks_mut(PART).zip(second.par_chunks_mut(PART)))
                 .for_each(|((w, g), (m, v))| adamw(w, g, m, v, step));
         }
+    }
+
+    /// The learning rate of the step that is being made.
+    fn rate(&self) -> f32 {
+        let config = &self.config;
+        let mut rate = config.lr * warmed(self.steps, config.lr_warm_up_steps);
+        if config.lr_decay_end != 0 {
+            let left = config.lr_decay_end.saturating_sub(self.steps) as f32;
+            rate *= (left / (config.lr_decay_end - config.lr_decay_start) as f32).min(1.0);
+        }
+        if self.resampled != 0 {
+            let since = self.steps - self.resampled;
+            rate *= 0.1 + 0.9 * warmed(since, config.resample_warm_up_steps);
+        }
+        rate
     }
 
     /// Makes codes count as dead.

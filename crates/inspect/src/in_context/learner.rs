@@ -4,6 +4,8 @@
 //! vector per place make states of them, and a linear read-out at every `x` predicts the `y` after
 //! it. Trained on fresh sequences by the squared error of all predictions, the first among them.
 
+mod saved;
+
 use keyfold_core::Progress;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -327,6 +329,26 @@ mod tests {
         let mut again = Learner::new(config).unwrap();
         again.train(&NoProgress).unwrap();
         assert_eq!(model.weights, again.weights);
+    }
+
+    #[test]
+    fn a_model_comes_back_from_its_file_and_a_damaged_one_does_not() {
+        let model = Learner::new(LearnerConfig::small(task(), 2, 1, 5)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        model.save(&path).unwrap();
+        let again = Learner::load(&path).unwrap();
+        assert_eq!(
+            (&again.config, &again.weights),
+            (&model.config, &model.weights)
+        );
+        let bytes = std::fs::read(&path).unwrap();
+        let mut changed = bytes.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        for damaged in [&changed[..], &bytes[..bytes.len() - 8], b"no file"] {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(Learner::load(&path).is_err());
+        }
     }
 
     #[test]

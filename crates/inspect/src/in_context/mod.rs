@@ -9,20 +9,24 @@ pub mod learner;
 pub mod probe;
 pub mod softmax;
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::InspectError;
 use crate::random::normal;
 
-/// A distribution of numbers: `scale · N(0, 1) + shift`, as in `normal*2.5+0`.
+/// A distribution of numbers: `scale · N(0, 1) + shift`, as in `normal*2.5+0`, or
+/// `scale · U(0, 1) + shift`, as in `uniform*2+-1`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
     /// What a number of mean 0 and variance 1 is multiplied by.
     pub scale: f64,
     /// What is added.
     pub shift: f64,
+    /// Whether numbers are even from 0 to 1, in place of normal.
+    #[serde(default)]
+    pub uniform: bool,
 }
 
 impl Default for Distribution {
@@ -30,6 +34,7 @@ impl Default for Distribution {
         Self {
             scale: 1.0,
             shift: 0.0,
+            uniform: false,
         }
     }
 }
@@ -39,15 +44,22 @@ impl std::str::FromStr for Distribution {
 
     fn from_str(text: &str) -> Result<Self, InspectError> {
         let read = || {
-            let (scale, shift) = text.strip_prefix("normal*")?.split_once('+')?;
+            let (kind, numbers) = text.split_once('*')?;
+            let (scale, shift) = numbers.split_once('+')?;
             Some(Self {
+                uniform: match kind {
+                    "normal" => false,
+                    "uniform" => true,
+                    _ => return None,
+                },
                 scale: scale.trim().parse().ok().filter(|x: &f64| x.is_finite())?,
                 shift: shift.trim().parse().ok().filter(|x: &f64| x.is_finite())?,
             })
         };
         read().ok_or_else(|| {
             InspectError::settings(format!(
-                "'{text}' is no distribution; write it as normal*SCALE+SHIFT, as in normal*2.5+0"
+                "'{text}' is no distribution; write it as normal*SCALE+SHIFT or uniform*SCALE+SHIFT, as in \
+                 normal*2.5+0"
             ))
         })
     }
@@ -92,7 +104,13 @@ impl Task {
     /// Sequences drawn by a seed.
     pub fn sample(&self, count: usize, seed: u64) -> Vec<Sequence> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut draw = |from: Distribution| from.scale * normal(&mut rng) + from.shift;
+        let mut draw = |from: Distribution| {
+            let number = match from.uniform {
+                true => rng.random(),
+                false => normal(&mut rng),
+            };
+            from.scale * number + from.shift
+        };
         let mut sequence = || {
             let w: Vec<f64> = (0..self.d).map(|_| draw(self.w)).collect();
             let x: Vec<f64> = (0..self.n * self.d).map(|_| draw(self.x)).collect();
@@ -131,4 +149,32 @@ impl Sequence {
 
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_and_inputs_are_drawn_from_what_is_said() {
+        let task = Task {
+            d: 3,
+            n: 4,
+            x: "uniform*2+-1".parse().unwrap(),
+            w: "normal*0.5+2.5".parse().unwrap(),
+            noise: 0.0,
+        };
+        let sequences = task.sample(500, 1);
+        let (mut sum, mut count) = (0.0, 0.0);
+        for s in &sequences {
+            assert!(s.x.iter().all(|x| (-1.0..1.0).contains(x)));
+            assert_eq!(s.y[2], dot(&s.x[6..9], &s.w));
+            sum += s.w.iter().sum::<f64>();
+            count += s.w.len() as f64;
+        }
+        assert!(sequences.iter().any(|s| s.x.iter().any(|x| *x < -0.9)));
+        assert!((sum / count - 2.5).abs() < 0.1, "{}", sum / count);
+        assert!("uniform*2".parse::<Distribution>().is_err());
+        assert!("even*2+1".parse::<Distribution>().is_err());
+    }
 }

@@ -23,6 +23,7 @@
 mod config;
 mod prompts;
 mod saved;
+mod stack;
 mod theory;
 mod training;
 
@@ -38,6 +39,7 @@ use crate::small_transformer::draw;
 
 pub use config::{Init, SoftmaxConfig};
 pub use prompts::Prompts;
+pub use stack::{Stack, StackConfig};
 pub use theory::{
     Estimator, approximate_gradient, approximate_loss, best_mu, single_head_optimum, two_head_step,
 };
@@ -199,44 +201,56 @@ impl SoftmaxModel {
 
     /// What each head does.
     pub fn circuits(&self) -> Vec<Head> {
-        let (d, row) = (self.d, self.row());
         let read = |head: usize| {
-            let (kq, ov) = (self.kq(head), self.ov(head));
-            let omega = (0..d).map(|i| f64::from(kq[i * row + i])).sum::<f64>() / d as f64;
-            // The query has no y, so that the last columns change nothing.
-            let places = (0..row).flat_map(|i| (0..d).map(move |j| (i, j)));
-            let away = places.map(|(i, j)| {
-                let ideal = if i == j { omega } else { 0.0 };
-                (f64::from(kq[i * row + j]) - ideal).abs()
-            });
-            let mu = (0..self.tasks)
-                .map(|t| f64::from(ov[t * row + d + t]))
-                .collect();
-            let others = ov
-                .iter()
-                .enumerate()
-                .filter(|(i, _)| i % row != d + i / row);
-            Head {
-                omega,
-                spread: away.fold(0.0, f64::max),
-                mu,
-                mu_spread: others.map(|(_, x)| f64::from(x.abs())).fold(0.0, f64::max),
-                role: "dummy",
-            }
+            let targets = (0..self.tasks).map(|t| (t, self.d + t));
+            Head::read(&self.kq(head), &self.ov(head), self.d, targets)
         };
-        let mut heads: Vec<Head> = (0..self.heads).map(read).collect();
-        let most = heads.iter().map(|h| h.omega.abs()).fold(0.0, f64::max);
-        for head in &mut heads {
-            if head.omega.abs() >= 0.2 * most && most > 0.0 {
-                head.role = if head.omega > 0.0 {
-                    "positive"
-                } else {
-                    "negative"
-                };
-            }
-        }
-        heads
+        named_roles((0..self.heads).map(read).collect())
     }
+}
+
+impl Head {
+    /// Reads `KQ` and `OV`, both with rows of `row` numbers of which the first `d` are those of `x`;
+    /// `mu` are the entries of `OV` at `targets`.
+    fn read(
+        kq: &[f32],
+        ov: &[f32],
+        d: usize,
+        targets: impl Iterator<Item = (usize, usize)>,
+    ) -> Self {
+        let row = kq.len().isqrt();
+        let omega = (0..d).map(|i| f64::from(kq[i * row + i])).sum::<f64>() / d as f64;
+        // The query has no y, so that the last columns change nothing.
+        let places = (0..row).flat_map(|i| (0..d).map(move |j| (i, j)));
+        let away = places.map(|(i, j)| {
+            let ideal = if i == j { omega } else { 0.0 };
+            (f64::from(kq[i * row + j]) - ideal).abs()
+        });
+        let targets: Vec<usize> = targets.map(|(i, j)| i * row + j).collect();
+        let others = ov.iter().enumerate().filter(|(i, _)| !targets.contains(i));
+        Self {
+            omega,
+            spread: away.fold(0.0, f64::max),
+            mu: targets.iter().map(|at| f64::from(ov[*at])).collect(),
+            mu_spread: others.map(|(_, x)| f64::from(x.abs())).fold(0.0, f64::max),
+            role: "dummy",
+        }
+    }
+}
+
+/// Heads that compare at least a fifth of what the strongest does are called by their sign.
+fn named_roles(mut heads: Vec<Head>) -> Vec<Head> {
+    let most = heads.iter().map(|h| h.omega.abs()).fold(0.0, f64::max);
+    for head in &mut heads {
+        if head.omega.abs() >= 0.2 * most && most > 0.0 {
+            head.role = if head.omega > 0.0 {
+                "positive"
+            } else {
+                "negative"
+            };
+        }
+    }
+    heads
 }
 
 /// `Zᵀ softmax(Z key)`

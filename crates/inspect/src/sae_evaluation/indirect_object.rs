@@ -13,6 +13,7 @@ mod saved;
 pub mod training;
 
 use keyfold_core::{Progress, seed_of};
+use keyfold_kernels as kernels;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
@@ -372,6 +373,70 @@ impl SmallModel {
                  are too large",
             )),
         }
+    }
+}
+
+impl SmallModel {
+    /// The gradient of one word's logit less another's by the outputs of the heads of a layer at the
+    /// last word, `[prompts, d_model]`; `tokens` are the words of the prompts, `pairs` the two words
+    /// of each.
+    ///
+    /// # Errors
+    /// When the model has no such layer, or there are other words or another number of them than it
+    /// reads.
+    pub fn difference_gradients(
+        &self,
+        tokens: &[u32],
+        pairs: &[(u32, u32)],
+        layer: usize,
+    ) -> Result<Vec<f32>, InspectError> {
+        let (d, length, words) = (self.config.d_model, self.length, self.words.len());
+        let all = || tokens.iter().chain(pairs.iter().flat_map(|(a, b)| [a, b]));
+        let known = all().all(|t| (*t as usize) < words);
+        if tokens.len() != pairs.len() * length || !known || layer >= self.config.layers {
+            return Err(InspectError::settings(format!(
+                "{} words and {} pairs for layer {layer}; this model reads {length} words that it \
+                 knows, in {} layers",
+                tokens.len(),
+                pairs.len(),
+                self.config.layers
+            )));
+        }
+        let tokens: Vec<usize> = tokens.iter().map(|t| *t as usize).collect();
+        let unembedding = &self.weights[self.unembedding.clone()];
+        let of = |word: u32| &unembedding[word as usize * d..][..d];
+        let parts: Vec<Vec<f32>> = tokens
+            .par_chunks(PART * length)
+            .zip(pairs.par_chunks(PART))
+            .map(|(tokens, pairs)| {
+                let (trace, _, _) = self.forward(tokens, None);
+                let mut dx = vec![0.0; tokens.len() * d];
+                for (dx, (right, wrong)) in dx.chunks_exact_mut(length * d).zip(pairs) {
+                    let last = &mut dx[(length - 1) * d..];
+                    last.copy_from_slice(of(*right));
+                    kernels::axpy(last, -1.0, of(*wrong));
+                }
+                let mut scratch = vec![0.0; self.weights.len()];
+                let at = (layer, length);
+                let heads =
+                    self.blocks
+                        .backward_to_heads(&self.weights, &trace, dx, at, &mut scratch);
+                let last = heads.chunks_exact(length * d);
+                last.flat_map(|z| z[(length - 1) * d..].to_vec()).collect()
+            })
+            .collect();
+        Ok(parts.concat())
+    }
+
+    /// The same of prompts of the task: the logit of `io` less that of `s`.
+    ///
+    /// # Errors
+    /// When the model has no such layer.
+    pub fn gradients_at(&self, prompts: &[Prompt], layer: usize) -> Result<Vec<f32>, InspectError> {
+        let word = |name: usize| self.words[NAMES[name]] as u32;
+        let pairs: Vec<(u32, u32)> = (prompts.iter()).map(|p| (word(p.io), word(p.s))).collect();
+        let tokens = self.tokens(prompts).into_iter().map(|t| t as u32);
+        self.difference_gradients(&tokens.collect::<Vec<u32>>(), &pairs, layer)
     }
 }
 

@@ -156,7 +156,7 @@ fn weights_of_features_sum_to_one() {
         lr: 1e-3,
         ..SaeConfig::default()
     };
-    let sae = train_sae(&rows, 8, config, 5, &NoProgress).unwrap();
+    let sae = train_sae(&rows, 8, None, config, 5, &NoProgress).unwrap();
     let coded = sae.code(&rows).unwrap();
     for row in 0..64 {
         let sum: f64 = sae.weights(&coded, row).iter().sum();

@@ -238,15 +238,35 @@ impl Block {
         (trace, out)
     }
 
+    /// The gradient of the states before the block from that after it; adds those of the weights.
     pub(super) fn backward(
         &self,
         config: &BlockConfig,
         weights: &[f32],
         kept: &BlockTrace,
-        mut d: Vec<f32>,
+        d: Vec<f32>,
         length: usize,
         gradient: &mut [f32],
     ) -> Vec<f32> {
+        let (mut d, d_heads) = self.backward_to_heads(weights, kept, d, gradient);
+        let at = Heads::new(config, length);
+        let d_qkv = attention::backward(at, &kept.qkv, &kept.weights, &d_heads);
+        let more = self.qkv.backward(weights, &kept.a, &d_qkv, gradient);
+        kernels::add_assign(&mut d, &more);
+        if let (Some((norm, _)), Some(kept)) = (&self.norms, &kept.first) {
+            norm.backward(weights, kept, &mut d, gradient);
+        }
+        d
+    }
+
+    /// The gradients of what attention adds to, and of the outputs of the heads.
+    pub(super) fn backward_to_heads(
+        &self,
+        weights: &[f32],
+        kept: &BlockTrace,
+        mut d: Vec<f32>,
+        gradient: &mut [f32],
+    ) -> (Vec<f32>, Vec<f32>) {
         if let Some((up, down)) = &self.mlp {
             let mut inside = down.backward(weights, &kept.active, &d, gradient);
             for ((d, x), t) in inside.iter_mut().zip(&kept.up).zip(&kept.tanh) {
@@ -259,14 +279,7 @@ impl Block {
             norm.backward(weights, kept, &mut d, gradient);
         }
         let d_heads = self.out.backward(weights, &kept.heads, &d, gradient);
-        let at = Heads::new(config, length);
-        let d_qkv = attention::backward(at, &kept.qkv, &kept.weights, &d_heads);
-        let more = self.qkv.backward(weights, &kept.a, &d_qkv, gradient);
-        kernels::add_assign(&mut d, &more);
-        if let (Some((norm, _)), Some(kept)) = (&self.norms, &kept.first) {
-            norm.backward(weights, kept, &mut d, gradient);
-        }
-        d
+        (d, d_heads)
     }
 }
 

@@ -10,6 +10,12 @@ use crate::LmError;
 pub enum Site {
     /// The states before the layer, `[n, hidden]`.
     ResidPre,
+    /// The queries, before norms of heads and rotary embedding, `[n, heads, head_dim]`.
+    Q,
+    /// The keys, before norms of heads and rotary embedding, `[n, kv_heads, head_dim]`.
+    K,
+    /// The values, `[n, kv_heads, head_dim]`.
+    V,
     /// The outputs of the heads, `[n, heads, head_dim]`.
     Z,
     /// What attention adds, `[n, hidden]`.
@@ -22,8 +28,11 @@ pub enum Site {
     ResidPost,
 }
 
-const NAMES: [(Site, &str); 6] = [
+const NAMES: [(Site, &str); 9] = [
     (Site::ResidPre, "hook_resid_pre"),
+    (Site::Q, "attn.hook_q"),
+    (Site::K, "attn.hook_k"),
+    (Site::V, "attn.hook_v"),
     (Site::Z, "attn.hook_z"),
     (Site::AttnOut, "hook_attn_out"),
     (Site::ResidMid, "hook_resid_mid"),

@@ -175,8 +175,13 @@ impl Session {
     }
 
     /// Fills `b.attended` with the attention of a layer.
-    fn attention(&mut self, layer: usize, pass: Pass, observer: Option<&mut (dyn Observer + '_)>) {
-        self.project(layer, pass != Pass::Prompt);
+    fn attention(
+        &mut self,
+        layer: usize,
+        pass: Pass,
+        mut observer: Option<&mut (dyn Observer + '_)>,
+    ) {
+        self.project(layer, pass != Pass::Prompt, observer.as_deref_mut());
         let start = Instant::now();
         let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
         let dims = decoder.config().dims;
@@ -216,12 +221,26 @@ impl Session {
     }
 
     /// Queries, keys and values of a layer, before rotary embedding.
-    fn project(&mut self, layer: usize, decoding: bool) {
+    fn project(
+        &mut self,
+        layer: usize,
+        decoding: bool,
+        observer: Option<&mut (dyn Observer + '_)>,
+    ) {
         let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
         decoder.normed(layer, false, &b.h, &mut b.x, team);
         decoder.linear(layer, LinearName::Q, &mut b.x, &mut b.q, decoding, team);
         decoder.linear(layer, LinearName::K, &mut b.x, &mut b.k, decoding, team);
         decoder.linear(layer, LinearName::V, &mut b.x, &mut b.v, decoding, team);
+        if let Some(observer) = observer {
+            for (site, rows) in [
+                (Site::Q, &mut b.q),
+                (Site::K, &mut b.k),
+                (Site::V, &mut b.v),
+            ] {
+                observer.at(HookPoint { layer, site }, rows);
+            }
+        }
         decoder.head_norms(layer, &mut b.q, &mut b.k);
     }
 

@@ -11,6 +11,22 @@ pub enum Split {
     RandomProjection,
     /// Cut: `codebooks · key_dim` columns.
     Chunk,
+    /// By one linear layer without a bias, drawn as torch draws it; weights that were learned elsewhere
+    /// are put in by [`with_keys`](super::KeyValueBottleneck::with_keys).
+    LearnedProjection,
+}
+
+/// What makes scores of the values that a row has looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decoder {
+    /// Their mean: a value has a number for each class.
+    #[default]
+    CodebookVotingLogits,
+    /// A linear layer on all of them; learned with the first rows, then held.
+    LinearProbe,
+    /// A layer of [`decoder_hidden`](KeyValueBottleneckConfig::decoder_hidden) numbers before it.
+    Mlp,
 }
 
 /// Where keys begin.
@@ -45,8 +61,16 @@ pub struct KeyValueBottleneckConfig {
     pub key_value_pairs_per_codebook: usize,
     /// Numbers of a key.
     pub dim_keys: usize,
+    /// Numbers of a value, for decoders with weights; 0 for as many as there are classes at first.
+    pub dim_values: usize,
     /// How a row becomes heads.
     pub splitting_mode: Split,
+    /// What makes scores of values.
+    pub decoder: Decoder,
+    /// Numbers between the two layers of the decoder `mlp`.
+    pub decoder_hidden: usize,
+    /// Learning rate (of Adam) of decoders with weights.
+    pub decoder_lr: f32,
     /// Where keys begin.
     pub init_mode: InitMode,
     /// Rounds of k-means.
@@ -89,7 +113,11 @@ impl Default for KeyValueBottleneckConfig {
             num_codebooks: 256,
             key_value_pairs_per_codebook: 4096,
             dim_keys: 14,
+            dim_values: 0,
             splitting_mode: Split::RandomProjection,
+            decoder: Decoder::CodebookVotingLogits,
+            decoder_hidden: 128,
+            decoder_lr: 1e-3,
             init_mode: InitMode::Random,
             kmeans_iters: 10,
             topk: 1,
@@ -127,6 +155,7 @@ pub(super) fn check(config: &KeyValueBottleneckConfig, columns: usize) -> Result
         ("dim_keys", k),
         ("batch", config.batch),
         ("init_batch", config.init_batch),
+        ("decoder_hidden", config.decoder_hidden),
     ];
     if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
         return Err(setting(name, "must be 1 or more".into()));
@@ -144,7 +173,17 @@ pub(super) fn check(config: &KeyValueBottleneckConfig, columns: usize) -> Result
         );
         return Err(setting("splitting_mode", what));
     }
+    let voting = config.decoder == Decoder::CodebookVotingLogits;
+    if voting && config.dim_values != 0 {
+        let what = "is for decoder=linear-probe or mlp; voting has a number for each class";
+        return Err(setting("dim_values", what.into()));
+    }
+    if !voting && config.topk != 1 {
+        let what = "must be 1 with a decoder that has weights";
+        return Err(setting("topk", what.into()));
+    }
     let parts = [
+        ("decoder_lr", config.decoder_lr, f32::MAX),
         ("decay", config.decay, 1.0),
         ("label_smoothing", config.label_smoothing, 1.0),
         ("eps", config.eps, f32::MAX),

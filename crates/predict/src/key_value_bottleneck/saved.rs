@@ -1,14 +1,19 @@
 //! The tensors of a table, under the names of the authors' state dict.
 
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
 use super::keys::Keys;
 use super::values::{Moments, Values};
-use super::{KeyValueBottleneck, KeyValueBottleneckConfig, Split, interleaved};
+use super::{
+    Decoder, KeyValueBottleneck, KeyValueBottleneckConfig, Network, Split, interleaved, turned,
+};
 use crate::tensors::Tensors;
 
 impl KeyValueBottleneck {
     pub(crate) fn save(&self, tensors: &mut Tensors) {
         let (c, j, k) = (self.keys.books, self.keys.pairs, self.keys.dim);
-        let v = self.classes.len();
+        let v = self.values.width;
         let keys = &self.keys;
         tensors.put("bottleneck.keys", &[c, j, k], keys.keys.clone());
         tensors.put("bottleneck.keys_avg", &[c, j, k], keys.sums.clone());
@@ -16,7 +21,21 @@ impl KeyValueBottleneck {
         let counts = keys.counts.clone();
         tensors.put("bottleneck.cluster_size_counter", &[c, j], counts);
         tensors.put("bottleneck.values", &[c, j, v], self.values.numbers.clone());
-        if let Some(projection) = &self.projection {
+        if let Some(network) = &self.network {
+            network.save(tensors);
+        }
+        if let Some(projection) = &self.projection
+            && self.config.splitting_mode == Split::LearnedProjection
+        {
+            // From `[columns, books · k]` to `[k · books, columns]`.
+            let mut all: Vec<f32> = Vec::with_capacity(projection.len());
+            for x in 0..k {
+                for book in 0..c {
+                    all.extend(projection.chunks_exact(c * k).map(|row| row[book * k + x]));
+                }
+            }
+            tensors.put("splitter.proj.weight", &[k * c, self.columns], all);
+        } else if let Some(projection) = &self.projection {
             // From `[columns, books · k]` to `[books, columns, k]`.
             let mut all: Vec<f32> = Vec::with_capacity(projection.len());
             for book in 0..c {
@@ -44,7 +63,14 @@ impl KeyValueBottleneck {
             config.key_value_pairs_per_codebook,
             config.dim_keys,
         );
-        let v = classes.len();
+        let v = match config.decoder {
+            Decoder::CodebookVotingLogits => classes.len(),
+            // A decoder with weights takes values of any width.
+            _ => match tensors.shape("bottleneck.values") {
+                Some(&[_, _, v]) if v > 0 => v,
+                _ => return Err("its values are no numbers of pairs".to_owned()),
+            },
+        };
         let keys = Keys {
             books: c,
             pairs: j,
@@ -62,7 +88,22 @@ impl KeyValueBottleneck {
                 let all = tensors.shaped::<f32>("splitter.rand_proj", &[c, columns, k])?;
                 Some(interleaved(&all, columns, k))
             }
+            Split::LearnedProjection => {
+                let all = tensors.shaped::<f32>("splitter.proj.weight", &[k * c, columns])?;
+                Some(turned(&all, columns, k))
+            }
         };
+        let hidden = config.decoder_hidden;
+        if config.decoder == Decoder::Mlp
+            && tensors.shape("decoder.0.weight") != Some(&[hidden, c * v][..])
+        {
+            return Err("its decoder is not of the size that its settings say".to_owned());
+        }
+        let mut rng = SmallRng::seed_from_u64(0);
+        let mut network = Network::new(config.decoder, c * v, hidden, &mut rng);
+        if let Some(network) = &mut network {
+            network.load(classes.len(), tensors)?;
+        }
         let width = c * config.topk;
         let rows = tensors.shape("learned").map_or(0, |shape| shape[0]);
         let learned: Vec<u32> = tensors.shaped("learned", &[rows, width])?;
@@ -79,6 +120,7 @@ impl KeyValueBottleneck {
             projection,
             keys,
             values: Values::known(c, j, v, values),
+            network,
             moments: Moments::default(),
             learned,
             calls,

@@ -221,6 +221,86 @@ fn a_table_larger_than_the_rows_and_constant_rows_are_no_trouble() {
     }
 }
 
+#[test]
+fn decoders_with_weights_learn_first_and_then_hold_still() {
+    let (all, _) = groups(&[0, 1, 2, 3], 20, 1);
+    for decoder in [Decoder::LinearProbe, Decoder::Mlp] {
+        let config = KeyValueBottleneckConfig {
+            decoder,
+            dim_values: 6,
+            decoder_hidden: 16,
+            decoder_lr: 1e-2,
+            ..config()
+        };
+        let mut model = KeyValueBottleneck::new(6, &config).unwrap();
+        model.fit_keys(&all, &NoProgress).unwrap();
+        let mut networks = Vec::new();
+        for task in [[0, 1], [2, 3]] {
+            let (x, names) = groups(&task, 25, 2);
+            let labels = Labels::new(&names);
+            model.partial_fit(&x, &labels, &NoProgress).unwrap();
+            networks.push(model.network.clone().unwrap());
+        }
+        // What was learned with the first classes is as it was; those that came later were drawn.
+        let mut grown = networks[1].clone();
+        grown.remove(3);
+        grown.remove(2);
+        assert_eq!(grown, networks[0], "{decoder:?}");
+        assert_eq!(model.values().len(), 8 * 32 * 6);
+        let (x, names) = groups(&[0, 1, 2, 3], 30, 3);
+        let accuracy = model.score(&x, &Labels::new(&names)).unwrap();
+        assert!(accuracy > 0.95, "{decoder:?}: {accuracy}");
+        // What pairs say explains the class that is told.
+        let told = model.explain(x.row(5), 3).unwrap();
+        let class = model.decide(&told.scores);
+        let for_it = told
+            .votes
+            .iter()
+            .filter(|v| v.class == model.classes()[class]);
+        assert!(for_it.count() >= 4, "{:?}", told.votes);
+        let mut tensors = crate::tensors::Tensors::default();
+        model.save(&mut tensors);
+        let classes = model.classes().to_vec();
+        let again = KeyValueBottleneck::load(config, classes, 6, model.progress(), &mut tensors);
+        let again = again.unwrap();
+        assert_eq!(again.logits(&x).unwrap(), model.logits(&x).unwrap());
+        assert_eq!(again.network, model.network);
+        assert!(model.clone().merge(&again).is_err());
+        model.forget("c3").unwrap();
+        assert_eq!(model.logits(&x).unwrap().len(), 3 * x.rows());
+    }
+    let wrong = KeyValueBottleneckConfig {
+        decoder: Decoder::Mlp,
+        topk: 2,
+        ..config()
+    };
+    assert!(KeyValueBottleneck::new(6, &wrong).is_err());
+}
+
+#[test]
+fn a_learned_projection_is_read_as_the_authors_keep_it() {
+    let config = KeyValueBottleneckConfig {
+        num_codebooks: 2,
+        key_value_pairs_per_codebook: 2,
+        dim_keys: 2,
+        splitting_mode: Split::LearnedProjection,
+        ..config()
+    };
+    let model = KeyValueBottleneck::new(3, &config).unwrap();
+    // Outputs in the order (number of the key, codebook): book 0 sees columns 0 and 2, book 1
+    // columns 1 and 0.
+    let projection = [1., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.];
+    let keys = [0., 0., 9., 9., 0., 0., 9., 9.];
+    let model = model.with_keys(Some(&projection), &keys).unwrap();
+    let x = Table::new(3, vec![9.0, 1.0, 9.0, 1.0, 9.0, 1.0]).unwrap();
+    assert_eq!(model.heads(&x).unwrap(), [9., 9., 1., 9., 1., 1., 9., 1.]);
+    assert_eq!(model.look_up(&x, false).unwrap()[0], 1);
+    let mut tensors = crate::tensors::Tensors::default();
+    model.save(&mut tensors);
+    let kept: Vec<f32> = tensors.shaped("splitter.proj.weight", &[4, 3]).unwrap();
+    assert_eq!(kept, projection);
+}
+
 proptest! {
     #[test]
     fn the_pair_found_is_the_nearest(

@@ -7,6 +7,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
+use super::decoder::{self, Network};
 use super::{KeyValueBottleneckConfig, Optimizer, normal};
 use crate::PredictError;
 
@@ -15,8 +16,9 @@ use crate::PredictError;
 pub(super) struct Values {
     books: usize,
     pairs: usize,
-    pub(super) classes: usize,
-    /// `[books, pairs, classes]`.
+    /// Numbers of a value: one for each class, or as many as a decoder with weights takes.
+    pub(super) width: usize,
+    /// `[books, pairs, width]`.
     pub(super) numbers: Vec<f32>,
 }
 
@@ -41,58 +43,67 @@ impl Values {
         Self {
             books,
             pairs,
-            classes: 0,
+            width: 0,
             numbers: Vec::new(),
         }
     }
 
-    pub(super) fn known(books: usize, pairs: usize, classes: usize, numbers: Vec<f32>) -> Self {
+    pub(super) fn known(books: usize, pairs: usize, width: usize, numbers: Vec<f32>) -> Self {
         Self {
             books,
             pairs,
-            classes,
+            width,
             numbers,
         }
     }
 
     pub(super) fn row(&self, book: usize, pair: usize) -> &[f32] {
-        &self.numbers[(book * self.pairs + pair) * self.classes..][..self.classes]
+        &self.numbers[(book * self.pairs + pair) * self.width..][..self.width]
     }
 
-    /// Makes room for more classes.
-    pub(super) fn grow(&mut self, classes: usize, deviation: f32, seed: u64) {
+    /// The values that a row has looked up, side by side; one of each codebook.
+    pub(super) fn of(&self, found: &[u32]) -> Vec<f32> {
+        let books = found.iter().enumerate();
+        books
+            .flat_map(|(book, pair)| self.row(book, *pair as usize))
+            .copied()
+            .collect()
+    }
+
+    /// Makes room for more numbers.
+    pub(super) fn grow(&mut self, width: usize, deviation: f32, seed: u64) {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let mut numbers = Vec::with_capacity(self.books * self.pairs * classes);
+        let mut numbers = Vec::with_capacity(self.books * self.pairs * width);
         for at in 0..self.books * self.pairs {
-            numbers.extend(&self.numbers[at * self.classes..(at + 1) * self.classes]);
-            for _ in self.classes..classes {
+            numbers.extend(&self.numbers[at * self.width..(at + 1) * self.width]);
+            for _ in self.width..width {
                 numbers.push(match deviation {
                     0.0 => 0.0,
                     deviation => deviation * normal(&mut rng),
                 });
             }
         }
-        (self.numbers, self.classes) = (numbers, classes);
+        (self.numbers, self.width) = (numbers, width);
     }
 
     /// Takes a class out.
     pub(super) fn remove(&mut self, class: usize) {
-        let classes = self.classes;
+        let width = self.width;
         let mut at = 0;
         self.numbers.retain(|_| {
             at += 1;
-            (at - 1) % classes != class
+            (at - 1) % width != class
         });
-        self.classes -= 1;
+        self.width -= 1;
     }
 
     /// Adds another table's values, whose class `i` is our `places[i]`.
     pub(super) fn add(&mut self, other: &Self, places: &[usize]) {
-        if other.classes == 0 {
+        if other.width == 0 {
             return;
         }
-        let rows = self.numbers.chunks_exact_mut(self.classes);
-        for (own, their) in rows.zip(other.numbers.chunks_exact(other.classes)) {
+        let rows = self.numbers.chunks_exact_mut(self.width);
+        for (own, their) in rows.zip(other.numbers.chunks_exact(other.width)) {
             for (value, &place) in their.iter().zip(places) {
                 own[place] += value;
             }
@@ -101,8 +112,8 @@ impl Values {
 
     /// Mean values of what rows have looked up, `[rows, classes]`.
     pub(super) fn scores(&self, found: &[u32], per_row: usize) -> Vec<f64> {
-        let mut scores = vec![0.0; found.len() / per_row * self.classes];
-        (scores.par_chunks_mut(self.classes))
+        let mut scores = vec![0.0; found.len() / per_row * self.width];
+        (scores.par_chunks_mut(self.width))
             .zip(found.par_chunks(per_row))
             .for_each(|(out, found)| {
                 for (place, &pair) in found.iter().enumerate() {
@@ -117,13 +128,14 @@ impl Values {
         scores
     }
 
-    /// Gradient steps of the cross-entropy on rows that have looked up `found`.
+    /// Gradient steps of the cross-entropy on rows that have looked up `found`. A network that is not
+    /// frozen learns too, and is then frozen.
     pub(super) fn learn(
         &mut self,
         found: &[u32],
         codes: &[usize],
         config: &KeyValueBottleneckConfig,
-        moments: &mut Moments,
+        (moments, network): (&mut Moments, &mut Option<Box<Network>>),
         seed: u64,
         progress: &dyn Progress,
     ) -> Result<(), PredictError> {
@@ -132,7 +144,7 @@ impl Values {
             // Its averages move values that no row looks up.
             Optimizer::Adam => self.all(found, config.topk),
         };
-        let v = self.classes;
+        let v = self.width;
         let mut local: Vec<f32> = (slots.places.iter())
             .flat_map(|at| &self.numbers[at * v..(at + 1) * v])
             .copied()
@@ -148,8 +160,10 @@ impl Values {
             config,
             slots: &slots,
             codes,
-            classes: v,
+            width: v,
             books: self.books,
+            network,
+            training: decoder::Training::default(),
             gradient: vec![0.0; local.len()],
         };
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -169,6 +183,9 @@ impl Values {
             if epoch % 50 == 0 {
                 progress.status(&format!("loss {:.4}", loss / codes.len() as f64));
             }
+        }
+        if let Some(network) = network {
+            network.frozen = true;
         }
         for (at, value) in slots.places.iter().zip(local.chunks_exact(v)) {
             self.numbers[at * v..(at + 1) * v].copy_from_slice(value);
@@ -220,43 +237,27 @@ struct Learning<'a> {
     config: &'a KeyValueBottleneckConfig,
     slots: &'a Slots,
     codes: &'a [usize],
-    classes: usize,
+    width: usize,
     books: usize,
-    /// `[slots, classes]`.
+    network: &'a mut Option<Box<Network>>,
+    training: decoder::Training,
+    /// `[slots, width]`.
     gradient: Vec<f32>,
 }
 
 impl Learning<'_> {
     /// One step on some rows; gives the sum of their losses.
     fn step(&mut self, batch: &[usize], local: &mut [f32], moments: &mut Moments) -> f64 {
-        let v = self.classes;
         let per_row = self.slots.of.len() / self.codes.len();
-        let share = 1.0 / self.books as f32;
-        let spread = self.config.label_smoothing / v as f32;
-        let of = |row: usize| &self.slots.of[row * per_row..(row + 1) * per_row];
-        // Probability less truth, by row.
-        let told: Vec<(Vec<f32>, f64)> = batch
-            .par_iter()
-            .with_min_len(64)
-            .map(|&row| {
-                let mut scores = vec![0.0f32; v];
-                for &slot in of(row) {
-                    let value = &local[slot as usize * v..][..v];
-                    scores.iter_mut().zip(value).for_each(|(s, x)| *s += x);
-                }
-                scores.iter_mut().for_each(|s| *s *= share);
-                residual(&mut scores, self.codes[row], spread, self.config)
-            })
-            .collect();
         self.gradient.fill(0.0);
-        let factor = share / batch.len() as f32;
-        for (&row, (residual, _)) in batch.iter().zip(&told) {
-            for &slot in &self.slots.of[row * per_row..(row + 1) * per_row] {
-                let gradient = &mut self.gradient[slot as usize * v..][..v];
-                let pairs = gradient.iter_mut().zip(residual);
-                pairs.for_each(|(g, r)| *g += factor * r);
+        let loss = match self.network.take() {
+            None => self.by_votes(batch, local, per_row),
+            Some(mut network) => {
+                let loss = self.by_network(batch, local, per_row, &mut network);
+                *self.network = Some(network);
+                loss
             }
-        }
+        };
         let mut scale = 1.0;
         if self.config.clip > 0.0 {
             let squares: f64 = self.gradient.iter().map(|g| f64::from(g * g)).sum();
@@ -283,17 +284,88 @@ impl Learning<'_> {
                 adamw(local, &self.gradient, first, second, step);
             }
         }
+        loss
+    }
+
+    /// Collects the gradient of rows whose scores are the mean of their values; gives their losses.
+    fn by_votes(&mut self, batch: &[usize], local: &[f32], per_row: usize) -> f64 {
+        let v = self.width;
+        let share = 1.0 / self.books as f32;
+        let slots = self.slots;
+        let of = |row: usize| &slots.of[row * per_row..(row + 1) * per_row];
+        // Probability less truth, by row.
+        let told: Vec<(Vec<f32>, f64)> = batch
+            .par_iter()
+            .with_min_len(64)
+            .map(|&row| {
+                let mut scores = vec![0.0f32; v];
+                for &slot in of(row) {
+                    let value = &local[slot as usize * v..][..v];
+                    scores.iter_mut().zip(value).for_each(|(s, x)| *s += x);
+                }
+                scores.iter_mut().for_each(|s| *s *= share);
+                residual(&scores, self.codes[row], self.config)
+            })
+            .collect();
+        let factor = share / batch.len() as f32;
+        for (&row, (residual, _)) in batch.iter().zip(&told) {
+            for &slot in of(row) {
+                let gradient = &mut self.gradient[slot as usize * v..][..v];
+                let pairs = gradient.iter_mut().zip(residual);
+                pairs.for_each(|(g, r)| *g += factor * r);
+            }
+        }
         told.iter().map(|(_, loss)| loss).sum()
+    }
+
+    /// The same where a network makes the scores, which learns as well unless it is frozen.
+    fn by_network(
+        &mut self,
+        batch: &[usize],
+        local: &[f32],
+        per_row: usize,
+        network: &mut Network,
+    ) -> f64 {
+        let v = self.width;
+        let slots = self.slots;
+        let of = |row: usize| &slots.of[row * per_row..(row + 1) * per_row];
+        let told: Vec<_> = batch
+            .par_iter()
+            .with_min_len(16)
+            .map(|&row| {
+                let values: Vec<f32> = of(row)
+                    .iter()
+                    .flat_map(|slot| &local[*slot as usize * v..][..v])
+                    .copied()
+                    .collect();
+                let passed = network.forward(&values);
+                let (d, loss) = residual(&passed.scores, self.codes[row], self.config);
+                let (by_values, inner) = network.backward(&passed, &d);
+                (values, passed, d, by_values, inner, loss)
+            })
+            .collect();
+        let factor = 1.0 / batch.len() as f32;
+        let mut sum = 0.0;
+        for (&row, (values, passed, d, by_values, inner, loss)) in batch.iter().zip(&told) {
+            for (slot, part) in of(row).iter().zip(by_values.chunks_exact(v)) {
+                let gradient = &mut self.gradient[*slot as usize * v..][..v];
+                keyfold_kernels::axpy(gradient, factor, part);
+            }
+            if !network.frozen {
+                network.collect(&mut self.training, values, (passed, d, inner), factor);
+            }
+            sum += loss;
+        }
+        if !network.frozen {
+            network.step(&mut self.training, self.config.decoder_lr);
+        }
+        sum
     }
 }
 
-/// Turns scores into probability less (smoothed) truth; gives the cross-entropy.
-fn residual(
-    scores: &mut [f32],
-    code: usize,
-    spread: f32,
-    config: &KeyValueBottleneckConfig,
-) -> (Vec<f32>, f64) {
+/// Probability less (smoothed) truth, and the cross-entropy.
+fn residual(scores: &[f32], code: usize, config: &KeyValueBottleneckConfig) -> (Vec<f32>, f64) {
+    let spread = config.label_smoothing / scores.len() as f32;
     let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = scores.iter().map(|s| f64::from(s - most).exp()).sum();
     let log = f64::from(most) + sum.ln();

@@ -2,7 +2,7 @@
 
 use keyfold_core::NoProgress;
 use keyfold_predict::Labels;
-use keyfold_predict::key_value_bottleneck::{KeyValueBottleneck, KeyValueBottleneckConfig};
+use keyfold_predict::key_value_bottleneck::{KeyValueBottleneck, KeyValueBottleneckConfig, Split};
 
 use super::{close, fixture, numbers, table};
 
@@ -74,5 +74,37 @@ fn keys_pairs_and_values_are_the_authors() {
         let found = model.look_up(&asked, learned).unwrap();
         let found: Vec<f64> = found.into_iter().map(f64::from).collect();
         assert_eq!(found, numbers(&all[name]), "{name}");
+    }
+}
+
+#[test]
+fn a_learned_projection_makes_the_authors_heads() {
+    let all = fixture("key_value_bottleneck");
+    let asked = table(&all["asked"]);
+    let config = KeyValueBottleneckConfig {
+        num_codebooks: 4,
+        dim_keys: 8,
+        splitting_mode: Split::LearnedProjection,
+        ..Default::default()
+    };
+    let projection = single(numbers(&all["learned_projection"]));
+    let heads = numbers(&all["learned_heads"]);
+    // With a key at each of the authors' heads, every row finds the one of its own.
+    let rows = heads.len() / 32;
+    let mut keys = Vec::new();
+    for book in 0..4 {
+        for heads in heads.chunks_exact(32) {
+            keys.extend(heads[book * 8..][..8].iter().map(|x| *x as f32));
+        }
+    }
+    let config = KeyValueBottleneckConfig {
+        key_value_pairs_per_codebook: rows,
+        ..config
+    };
+    let model = KeyValueBottleneck::new(20, &config).unwrap();
+    let model = model.with_keys(Some(&projection), &keys).unwrap();
+    let found = model.look_up(&asked, false).unwrap();
+    for (row, found) in found.chunks_exact(4).enumerate() {
+        assert_eq!(found, [row as u32; 4]);
     }
 }

@@ -1,7 +1,7 @@
 //! Rows that are sums of known vectors: two names, an order, noise.
 
 use keyfold_core::Progress;
-use keyfold_dictionary::sae::{SaeConfig, SaeMethod};
+use keyfold_dictionary::sae::{BiasInit, SaeConfig, SaeMethod};
 use keyfold_inspect::sae_evaluation::scores::Scores;
 use keyfold_inspect::sae_evaluation::{Attribute, SupervisedDictionary, train_sae, unexplained};
 use rand::rngs::StdRng;
@@ -14,6 +14,9 @@ use crate::{BenchError, BenchOptions, Scale};
 
 const D: usize = 64;
 const NAMES: usize = 40;
+
+/// The autoencoder whose `b_dec` begins at 0 and not at the mean of rows.
+const FROM_ZERO: &str = "l1 1.5, biases from 0";
 
 /// What was found.
 pub(super) struct Planted {
@@ -133,6 +136,7 @@ pub(super) fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Pla
         ("autoencoder, l1 0.5", 0.5, 4.0, "35, -, 0.56 / 0.58 / 0.81"),
         ("l1 1.5, s of 5.5", 1.5, 5.5, "io 0.71, s 0.77"),
         ("l1 1.5, s of 8", 1.5, 8.0, ""),
+        (FROM_ZERO, 1.5, 4.0, "as l1 1.5"),
     ];
     for (name, l1, size, then) in cases {
         let rows = match size == 4.0 {
@@ -147,10 +151,14 @@ pub(super) fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Pla
             normalize_decoder: true,
             lr: 1e-3,
             batch_size: 512.min(count / 4),
+            b_dec_init_method: match name {
+                FROM_ZERO => BiasInit::Zeros,
+                _ => BiasInit::Mean,
+            },
             seed: options.seed,
             ..SaeConfig::default()
         };
-        let sae = train_sae(&rows.rows, D, config, epochs, progress)?;
+        let sae = train_sae(&rows.rows, D, None, config, epochs, progress)?;
         let coded = sae.code(&rows.rows)?;
         let left = unexplained(&rows.rows, &coded.rows, D);
         let scores: Vec<Scores> = rows

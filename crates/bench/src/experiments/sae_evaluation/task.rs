@@ -260,14 +260,25 @@ fn at_layer(
         l1_coefficient: 1.0,
         ..base
     };
+    let batches = prompts.len().div_ceil(standard.batch_size);
+    let recipe = with_recipe(&standard, epochs, batches);
+    let attribution = SaeConfig {
+        architecture: SaeMethod::Attribution,
+        ..recipe.clone()
+    };
+    let gradients = model.gradients_at(prompts, layer)?;
     let cases = [
         ("ReLU, l1 1", standard.clone(), epochs),
+        ("ReLU, l1 1, dead codes anew", recipe, epochs),
+        ("attribution, l1 1", attribution, epochs),
         ("top 12", top_k, epochs),
         ("gated, l1 1", gated, epochs),
         ("not trained", standard, 0),
     ];
     for (name, config, epochs) in cases {
-        let sae = train_sae(rows, d, config, epochs, progress)?;
+        let metric =
+            (config.architecture == SaeMethod::Attribution).then_some(gradients.as_slice());
+        let sae = train_sae(rows, d, metric, config, epochs, progress)?;
         let learned = sae.code(rows)?;
         let scores: Vec<Scores> = known
             .iter()
@@ -332,6 +343,20 @@ fn at_layer(
         bars,
         values: json!({"layer": layer, "patch_io": patch, "dictionaries": values}),
     })
+}
+
+/// The authors' recipe, drawn together from their 2,000 passes: dead codes begin anew after one and two
+/// quarters, the rate then warms up for a twentieth, and falls in the last quarter.
+fn with_recipe(config: &SaeConfig, epochs: usize, batches: usize) -> SaeConfig {
+    let at = |part: f64| ((epochs as f64 * part).round() as u64).max(1) * batches as u64;
+    SaeConfig {
+        dead_feature_window: batches as u64,
+        resample_steps: vec![at(0.25), at(0.5)],
+        resample_warm_up_steps: at(0.05),
+        lr_decay_start: at(0.75),
+        lr_decay_end: at(1.0) + 1,
+        ..config.clone()
+    }
 }
 
 /// Outcomes of edits of each attribute, and the mean weight of features changed for `io`; the

@@ -1,6 +1,6 @@
 //! `keyfold dictionary fit`.
 
-mod transcoder;
+mod pairs;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use keyfold_core::Progress;
 use keyfold_dictionary::batch::{self, BatchConfig};
 use keyfold_dictionary::sae::layouts::{Layout, OPENAI_FILE, SaeFile};
-use keyfold_dictionary::sae::{SaeConfig, Training};
+use keyfold_dictionary::sae::{SaeConfig, SaeMethod, Training};
 use keyfold_dictionary::{
     Dictionary, FrankWolfe, FrankWolfeConfig, Learner, Online, OnlineConfig, Saved, State,
 };
@@ -24,6 +24,7 @@ use super::model::check_width;
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::progress::StderrProgress;
+use pairs::With;
 
 /// Rows that are kept to measure on.
 const MEASURED: usize = 4096;
@@ -75,7 +76,11 @@ impl Theirs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Streams are learned from as they come; the state is written every minute, at Ctrl-C and at the end, and \
---resume goes on from it, to the same bits as without the pause.")]
+--resume goes on from it, to the same bits as without the pause.
+
+A sparse autoencoder: --set architecture=standard|topk|batchtopk|gated|jumprelu, d_sae, k, l1_coefficient, \
+lr, batch_size; dead codes begin anew after the steps of resample_steps=[500,1000] (dead: unused for \
+dead_feature_window steps). An unknown name is answered with the list.")]
 pub(super) struct FitArgs {
     /// Files of rows (.npy, .npz, .csv, .tsv, .parquet, .safetensors), or - for standard input
     #[arg(required = true, value_name = "DATA")]
@@ -95,6 +100,10 @@ pub(super) struct FitArgs {
     /// Times that files are gone through, by the methods for streams
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
+    /// Read on as the file grows (.csv, .tsv, or bare floats with --width), until Ctrl-C; with --resume
+    /// behind the rows that were learned from
+    #[arg(long, conflicts_with = "epochs")]
+    watch: bool,
     /// Go on with the dictionary in the folder, with its settings
     #[arg(long, conflicts_with_all = ["components", "set"])]
     resume: bool,
@@ -104,6 +113,10 @@ pub(super) struct FitArgs {
     /// With --method sae: rows that are to be told from those of DATA, one for each (a transcoder)
     #[arg(long, value_name = "FILE")]
     targets: Option<PathBuf>,
+    /// With --method sae: the gradient of what a model answers by each row of DATA, as of 'model inspect
+    /// --gradients' (attribution: features that matter to the answer)
+    #[arg(long, value_name = "FILE", conflicts_with = "targets")]
+    gradients: Option<PathBuf>,
     /// With --method sae: whose files are written as well
     #[arg(long, value_name = "WHOSE", default_value = "saelens")]
     layout: Theirs,
@@ -129,12 +142,28 @@ pub(super) fn run(args: &FitArgs, globals: &Globals) -> anyhow::Result<Outcome> 
             args.out.display()
         )));
     }
-    let plain = args.targets.is_none() && args.layout == Theirs::Saelens;
-    if args.method != Method::Sae && !plain {
-        return Err(wrong_use("--targets and --layout are for --method sae"));
+    let with = match (&args.targets, &args.gradients) {
+        (Some(path), _) => Some(With::Target(path)),
+        (None, Some(path)) => Some(With::Gradient(path)),
+        (None, None) => None,
+    };
+    if args.method != Method::Sae && (with.is_some() || args.layout != Theirs::Saelens) {
+        return Err(wrong_use(
+            "--targets, --gradients and --layout are for --method sae",
+        ));
     }
-    if let Some(targets) = &args.targets {
-        return transcoder::learn(args, targets, globals);
+    let streams = matches!(
+        args.method,
+        Method::FrankWolfe | Method::Online | Method::Sae
+    );
+    let one = args.data.len() == 1 && args.data[0] != Path::new("-");
+    if args.watch && (with.is_some() || !streams || !one) {
+        return Err(wrong_use(
+            "--watch is for one file and a method for streams (frank-wolfe, online, sae)",
+        ));
+    }
+    if let Some(with) = with {
+        return pairs::learn(args, with, globals);
     }
     match args.method {
         Method::FrankWolfe | Method::Online | Method::Sae => stream(args, globals),
@@ -161,7 +190,7 @@ fn learner(args: &FitArgs, globals: &Globals, width: usize) -> anyhow::Result<Bo
     if args.resume {
         let saved = Saved::load(&args.out)?;
         if args.method == Method::Sae {
-            let training = writable(args, Training::resume(&saved)?)?;
+            let training = by_rows(writable(args, Training::resume(&saved)?)?)?;
             check_width(width, training.sae().d_in)?;
             return Ok(Box::new(training));
         }
@@ -188,7 +217,7 @@ fn learner(args: &FitArgs, globals: &Globals, width: usize) -> anyhow::Result<Bo
                 ..SaeConfig::default()
             };
             let training = Training::new(settings(args, &defaults)?, width)?;
-            Box::new(writable(args, training)?)
+            Box::new(by_rows(writable(args, training)?)?)
         }
         _ => {
             let defaults = OnlineConfig {
@@ -207,6 +236,16 @@ fn writable(args: &FitArgs, training: Training) -> anyhow::Result<Training> {
     Ok(training)
 }
 
+/// The same, where rows are all that it learns from.
+fn by_rows(training: Training) -> anyhow::Result<Training> {
+    match training.config().architecture {
+        SaeMethod::Attribution => Err(wrong_use(
+            "architecture=attribution needs the gradients of a metric, --gradients FILE",
+        )),
+        _ => Ok(training),
+    }
+}
+
 /// Learns from rows as they come.
 fn stream(args: &FitArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let progress = StderrProgress::new(globals.quiet, 20);
@@ -214,16 +253,24 @@ fn stream(args: &FitArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     // Some rows to measure on.
     let mut some: Vec<f32> = Vec::new();
     let mut stopped = false;
+    // Rows of a watched file that were learned from before.
+    let mut known = match args.watch && args.resume {
+        true => Saved::load(&args.out)?.rows_taken(),
+        false => 0,
+    };
     progress.start("learn", "rows", None);
     'all: for _ in 0..args.epochs {
         for path in &args.data {
-            let mut chunks = Chunks::open(&args.rows, path)?;
+            let mut chunks = match args.watch {
+                true => Chunks::watch(&args.rows, path)?,
+                false => Chunks::open(&args.rows, path)?,
+            };
             loop {
                 if progress.cancelled() {
                     stopped = true;
                     break 'all;
                 }
-                let rows = match chunks.next()? {
+                let mut rows = match chunks.next()? {
                     Next::Rows(rows) => rows,
                     Next::Nothing => continue,
                     Next::End => break,
@@ -240,6 +287,12 @@ fn stream(args: &FitArgs, globals: &Globals) -> anyhow::Result<Outcome> {
                         path.display(),
                         rows.width
                     )));
+                }
+                let behind = known.min(rows.len() as u64);
+                known -= behind;
+                rows.values.drain(..behind as usize * width);
+                if rows.values.is_empty() {
+                    continue;
                 }
                 learner.partial_fit(&rows.values)?;
                 progress.advance(rows.len() as u64);

@@ -1,5 +1,7 @@
 //! Rows of numbers that the user names.
 
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -41,7 +43,7 @@ impl RowArgs {
     /// Opens a file, or standard input for `-`.
     pub(super) fn open(&self, path: &Path) -> anyhow::Result<RowReader> {
         if path == Path::new("-") {
-            return Ok(self.stream()?);
+            return Ok(self.stream(None)?);
         }
         if self.width.is_some() {
             return Err(wrong_use(
@@ -51,15 +53,42 @@ impl RowArgs {
         Ok(RowReader::open(path, &self.options())?)
     }
 
-    fn stream(&self) -> Result<RowReader, RowsError> {
+    /// Standard input, or a file that is read on as it grows.
+    fn stream(&self, growing: Option<&Path>) -> Result<RowReader, RowsError> {
         let format = match self.width {
             Some(width) => StreamFormat::Floats {
                 width: width as usize,
             },
             None => StreamFormat::Detect,
         };
-        let input = Box::new(std::io::stdin());
-        RowReader::stream(input, "standard input", format, &self.options())
+        let Some(path) = growing else {
+            let input = Box::new(io::stdin());
+            return RowReader::stream(input, "standard input", format, &self.options());
+        };
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|source| RowsError::Io {
+            name: name.clone(),
+            source,
+        })?;
+        RowReader::stream(Box::new(Growing(file)), &name, format, &self.options())
+    }
+}
+
+/// A file that others write on: at its end, more is waited for.
+struct Growing(File);
+
+impl Read for Growing {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let count = self.0.read(out)?;
+            if count > 0 || out.is_empty() {
+                return Ok(count);
+            }
+            if self.0.metadata()?.len() < self.0.stream_position()? {
+                return Err(io::Error::other("it became shorter while it was watched"));
+            }
+            std::thread::sleep(SILENCE);
+        }
     }
 }
 
@@ -90,15 +119,33 @@ pub(super) enum Chunks {
 impl Chunks {
     /// Opens a file, or standard input for `-`.
     pub(super) fn open(args: &RowArgs, path: &Path) -> anyhow::Result<Self> {
-        if path != Path::new("-") {
-            return Ok(Self::File(Box::new(args.open(path)?)));
+        match path == Path::new("-") {
+            true => Ok(Self::stream(args, None)),
+            false => Ok(Self::File(Box::new(args.open(path)?))),
         }
+    }
+
+    /// A file whose rows never end: at its end, more is waited for.
+    pub(super) fn watch(args: &RowArgs, path: &Path) -> anyhow::Result<Self> {
+        let ending = path.extension().and_then(|e| e.to_str());
+        if args.width.is_none() && !matches!(ending, Some("csv" | "tsv" | "txt")) {
+            return Err(wrong_use(format!(
+                "{}: --watch reads .csv and .tsv as they grow, or bare 32-bit floats with --width",
+                path.display()
+            )));
+        }
+        // Now, and not in a thread: a file that is not there is no stream that is silent.
+        File::open(path).map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
+        Ok(Self::stream(args, Some(path.to_owned())))
+    }
+
+    fn stream(args: &RowArgs, growing: Option<PathBuf>) -> Self {
         // Reading waits for a stream, so it has a thread of its own, which hands over row by
         // row: no row waits there for others.
         let (sender, rows) = mpsc::sync_channel(TOGETHER);
         let args = args.clone();
         std::thread::spawn(move || {
-            let mut reader = match args.stream() {
+            let mut reader = match args.stream(growing.as_deref()) {
                 Ok(reader) => reader,
                 Err(error) => return drop(sender.send(Err(error))),
             };
@@ -114,7 +161,7 @@ impl Chunks {
                 }
             }
         });
-        Ok(Self::Stream { rows, failed: None })
+        Self::Stream { rows, failed: None }
     }
 
     /// Some rows, soon.
@@ -175,4 +222,31 @@ pub(super) fn check_data(data: &[PathBuf]) -> anyhow::Result<()> {
         return Err(wrong_use("standard input, '-', cannot be mixed with files"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_growing_file_is_read_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.csv");
+        std::fs::write(&path, "1,2\n3,").unwrap();
+        let mut growing = Growing(File::open(&path).unwrap());
+        let mut read = [0; 64];
+        assert_eq!(growing.read(&mut read).unwrap(), 6);
+        let mut file = File::options().append(true).open(&path).unwrap();
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(SILENCE);
+            file.write_all(b"4\n").unwrap();
+        });
+        assert_eq!(growing.read(&mut read).unwrap(), 2);
+        assert_eq!(&read[..2], b"4\n");
+        writer.join().unwrap();
+        std::fs::write(&path, "1").unwrap();
+        assert!(growing.read(&mut read).is_err());
+    }
 }

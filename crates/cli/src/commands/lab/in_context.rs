@@ -1,5 +1,7 @@
 //! `keyfold lab in-context`.
 
+mod circuits;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -8,9 +10,6 @@ use keyfold_data::rows::write_csv;
 use keyfold_inspect::in_context::algorithms::{Comparison, Predictor, compare, implied_weights};
 use keyfold_inspect::in_context::learner::{Learner, LearnerConfig};
 use keyfold_inspect::in_context::probe::{self, ProbeConfig};
-use keyfold_inspect::in_context::softmax::{
-    Estimator, Prompts, SoftmaxConfig, SoftmaxModel, train, two_head_step,
-};
 use keyfold_inspect::in_context::{Distribution, Sequence, Task};
 use serde_json::json;
 
@@ -18,6 +17,7 @@ use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::output::terminal::BOLD;
 use crate::progress::StderrProgress;
+use circuits::CircuitArgs;
 
 /// Sequences on which a model is set beside estimators.
 const TESTS: usize = 1000;
@@ -26,9 +26,6 @@ const TESTS: usize = 1000;
 /// states at most, above [`TESTS`] sequences.
 const PROBED: usize = 5000;
 const PROBED_NUMBERS: usize = 1 << 26;
-
-/// Prompts on which heads are measured.
-const PROMPTS: usize = 20_000;
 
 /// Probes that tell the weights which predictions imply.
 const PROBES: usize = 64;
@@ -42,9 +39,12 @@ is trained, and each head is read: what it compares (omega) and what it writes (
 
 Examples:
   keyfold lab in-context --layers 4 --steps 6000 --predictors ols,ridge:0.25,gd:0.02,knn:3
-  keyfold lab in-context --noise 0.5 --x normal*2.5+0
+  keyfold lab in-context --noise 0.5 --save learner.safetensors
+  keyfold lab in-context --load learner.safetensors --x normal*2.5+0 --w normal*1+2.5
   keyfold lab in-context --heads 2 --save heads.safetensors
-  keyfold lab in-context --heads 2 --load heads.safetensors --lengths 10,40,100")]
+  keyfold lab in-context --heads 2 --load heads.safetensors --lengths 10,40,100
+  keyfold lab in-context --heads 3 --tasks 2 --d 6
+  keyfold lab in-context --heads 2 --stack 2")]
 pub(super) struct InContextArgs {
     /// Train one layer of softmax attention with so many heads, and read its circuits
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2",
@@ -53,9 +53,19 @@ pub(super) struct InContextArgs {
     /// Numbers of x [default: 4, with --heads 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     d: Option<u16>,
-    /// Steps of the training [default: 3000, with --heads 20000]
+    /// Steps of the training [default: 3000, with --heads 20000, with --stack 3000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
+    /// File for the weights (.safetensors; with --heads the names of the authors' code)
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Read weights instead of training
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["steps", "save"]
+    )]
+    load: Option<PathBuf>,
     #[command(flatten)]
     transformer: TransformerArgs,
     #[command(flatten)]
@@ -77,9 +87,12 @@ struct TransformerArgs {
     /// Standard deviation of the noise on y
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     noise: f64,
-    /// Where x of the tests comes from, as in normal*2.5+0 (learned is normal*1+0)
+    /// Where x of the tests comes from, as in normal*2.5+0 or uniform*2+-1 (learned is normal*1+0)
     #[arg(long, value_name = "DISTRIBUTION", default_value = "normal*1+0")]
     x: Distribution,
+    /// Where the functions w of the tests come from, as in normal*1+2.5 (learned is normal*1+0)
+    #[arg(long, value_name = "DISTRIBUTION", default_value = "normal*1+0")]
+    w: Distribution,
     /// Estimators to compare with: ols, ridge:A, constant, sgd:R, gd:R, steps:NxR, knn:K, knn-near:K
     #[arg(
         long,
@@ -93,70 +106,35 @@ struct TransformerArgs {
     out: Option<PathBuf>,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Circuits (with --heads)")]
-struct CircuitArgs {
-    /// Examples of a prompt
-    #[arg(long, value_name = "N", default_value_t = 40, requires = "heads",
-          value_parser = clap::value_parser!(u16).range(1..))]
-    length: u16,
-    /// Variance of the noise
-    #[arg(long, value_name = "X", default_value_t = 0.1, requires = "heads")]
-    sigma2: f64,
-    /// Linear functions at once, each of a part of x
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "heads",
-          value_parser = clap::value_parser!(u16).range(1..))]
-    tasks: u16,
-    /// Standard deviations of the numbers of x, where these are not 1
-    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "heads")]
-    spread: Vec<f64>,
-    /// Lengths of prompts at which the error is told
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "10,20,40,100",
-        requires = "heads"
-    )]
-    lengths: Vec<usize>,
-    /// File for the weights (.safetensors, with the names of the authors' code)
-    #[arg(long, value_name = "FILE", requires = "heads")]
-    save: Option<PathBuf>,
-    /// Read weights instead of training
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "heads",
-        conflicts_with = "steps"
-    )]
-    load: Option<PathBuf>,
-}
-
 pub(super) fn run(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     match args.heads {
-        Some(heads) => circuits(args, heads, globals),
+        Some(heads) => circuits::run(args, heads, globals),
         None => algorithms(args, globals),
     }
 }
 
 fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let t = &args.transformer;
-    let task = Task {
-        d: args.d.map_or(4, usize::from),
-        n: t.n.into(),
-        x: Distribution::default(),
-        w: Distribution::default(),
-        noise: t.noise,
-    };
-    let steps = args.steps.unwrap_or(3000) as usize;
-    let mut config = LearnerConfig::small(task, t.layers.into(), steps, globals.seed);
-    // Wider models bear smaller steps only.
-    config.learning_rate *= (config.hidden_size as f64 / t.hidden.max(1) as f64).min(1.0);
-    config.hidden_size = t.hidden;
-    let mut model = Learner::new(config).map_err(|e| wrong_use(e.to_string()))?;
     let progress = StderrProgress::new(globals.quiet, 20);
-    let curve = model.train(&progress)?;
-    let test = Task { x: t.x, ..task };
+    let (model, curve) = match &args.load {
+        Some(path) => (loaded(args, path)?, Vec::new()),
+        None => trained(args, globals, &progress)?,
+    };
+    if let Some(path) = &args.save {
+        model.save(path).context("cannot keep the weights")?;
+    }
+    let LearnerConfig {
+        task,
+        n_layers,
+        hidden_size,
+        steps,
+        ..
+    } = *model.config();
+    let test = Task {
+        x: t.x,
+        w: t.w,
+        ..task
+    };
     let sequences = test.sample(TESTS, globals.seed ^ 0x7e57);
     let found = compare(&sequences, &model.predict(&sequences)?, &t.predictors)?;
     if let Some(out) = &t.out {
@@ -164,7 +142,7 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     }
     let at = (2 * task.d).min(task.n - 1);
     let line = linearity(&model, &test, at, globals.seed)?;
-    let numbers = (2 * at + 1) * t.hidden * (usize::from(t.layers) + 1);
+    let numbers = (2 * at + 1) * hidden_size * (n_layers + 1);
     let probed = (PROBED_NUMBERS / numbers).clamp(TESTS, PROBED);
     let probed = test.sample(probed, globals.seed ^ 0x9a9a);
     let config = ProbeConfig {
@@ -175,7 +153,7 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     let mut out = anstream::stdout().lock();
     if globals.json {
         let value = json!({
-            "task": test, "layers": t.layers, "steps": steps, "weights": model.weight_count(),
+            "task": test, "layers": n_layers, "steps": steps, "weights": model.weight_count(),
             "comparison": found, "curve": curve, "pairs": at, "r2_of_a_line": line, "probes": probes,
         });
         writeln!(out, "{value:#}")?;
@@ -183,8 +161,8 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     }
     writeln!(
         out,
-        "{BOLD}{} layers, {} weights, {steps} steps{BOLD:#}; squared errors as parts of the variance of y",
-        t.layers,
+        "{BOLD}{n_layers} layers, {} weights, {steps} steps{BOLD:#}; squared errors as parts of the variance \
+         of y",
         model.weight_count()
     )?;
     let shown: Vec<usize> = [1, task.d / 2, task.d, at, task.n - 1]
@@ -235,6 +213,42 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     Ok(Outcome::Done)
 }
 
+/// The model of a file; the settings are its own.
+fn loaded(args: &InContextArgs, path: &std::path::Path) -> anyhow::Result<Learner> {
+    let model = Learner::load(path)?;
+    match args.d {
+        Some(d) if usize::from(d) != model.config().task.d => Err(wrong_use(format!(
+            "{} has x of {} numbers, not {d}",
+            path.display(),
+            model.config().task.d
+        ))),
+        _ => Ok(model),
+    }
+}
+
+fn trained(
+    args: &InContextArgs,
+    globals: &Globals,
+    progress: &StderrProgress,
+) -> anyhow::Result<(Learner, Vec<f64>)> {
+    let t = &args.transformer;
+    let task = Task {
+        d: args.d.map_or(4, usize::from),
+        n: t.n.into(),
+        x: Distribution::default(),
+        w: Distribution::default(),
+        noise: t.noise,
+    };
+    let steps = args.steps.unwrap_or(3000) as usize;
+    let mut config = LearnerConfig::small(task, t.layers.into(), steps, globals.seed);
+    // Wider models bear smaller steps only.
+    config.learning_rate *= (config.hidden_size as f64 / t.hidden.max(1) as f64).min(1.0);
+    config.hidden_size = t.hidden;
+    let mut model = Learner::new(config).map_err(|e| wrong_use(e.to_string()))?;
+    let curve = model.train(progress)?;
+    Ok((model, curve))
+}
+
 /// Every prefix: the model's error, and of each estimator error and difference.
 fn write_table(path: &std::path::Path, found: &Comparison) -> anyhow::Result<()> {
     let mut columns = vec!["pairs".to_owned(), "model mse".to_owned()];
@@ -280,113 +294,4 @@ fn linearity(model: &Learner, task: &Task, pairs: usize, seed: u64) -> anyhow::R
         sum += implied_weights(x, task.d, &told)?.r2 / contexts.len() as f64;
     }
     Ok(sum)
-}
-
-fn circuits(args: &InContextArgs, heads: u16, globals: &Globals) -> anyhow::Result<Outcome> {
-    let c = &args.circuits;
-    let mut config = SoftmaxConfig {
-        d: args.d.map_or(5, usize::from),
-        length: c.length.into(),
-        heads: heads.into(),
-        sigma2: c.sigma2,
-        tasks: c.tasks.into(),
-        spread: c.spread.clone(),
-        steps: args.steps.unwrap_or(20_000) as usize,
-        seed: globals.seed,
-        ..SoftmaxConfig::default()
-    };
-    if let Some(zero) = c.lengths.iter().find(|l| **l == 0) {
-        return Err(wrong_use(format!(
-            "a prompt of {zero} examples tells nothing"
-        )));
-    }
-    let progress = StderrProgress::new(globals.quiet, 20);
-    let loaded = c.load.as_deref().map(SoftmaxModel::load).transpose()?;
-    if let Some(model) = &loaded {
-        (config.d, config.tasks, config.heads) = (model.d, model.tasks, model.heads);
-    }
-    // Refuses what does not go together, of weights that were read as well.
-    SoftmaxModel::new(&config).map_err(|e| wrong_use(e.to_string()))?;
-    let (model, curve) = match loaded {
-        Some(model) => (model, Vec::new()),
-        None => train(&config, &progress)?,
-    };
-    if let Some(path) = &c.save {
-        model.save(path).context("cannot keep the weights")?;
-    }
-    let circuits = model.circuits();
-    // The theory is for one task of even x.
-    let plain = config.tasks == 1 && config.spread.is_empty();
-    let mut errors = Vec::new();
-    for length in &c.lengths {
-        let prompts = Prompts::sample(&config, *length, PROMPTS, globals.seed ^ 0xabcd);
-        let mut row = vec![("the model", model.error(&prompts)?)];
-        if plain {
-            let step = two_head_step(config.d, config.length, config.sigma2);
-            let alpha = config.sigma2 * config.d as f64;
-            row.push((
-                "descent",
-                Estimator::GradientDescent { step }.error(&prompts)?,
-            ));
-            row.push((
-                "centred descent",
-                Estimator::Debiased { step }.error(&prompts)?,
-            ));
-            row.push(("ridge (Bayes)", Estimator::Ridge { alpha }.error(&prompts)?));
-        }
-        errors.push((*length, row));
-    }
-    let mut out = anstream::stdout().lock();
-    if globals.json {
-        let rows: Vec<_> = errors
-            .iter()
-            .map(|(length, row)| {
-                let errors: serde_json::Map<String, serde_json::Value> = row
-                    .iter()
-                    .map(|(n, e)| ((*n).to_owned(), json!(e)))
-                    .collect();
-                json!({"length": length, "errors": errors})
-            })
-            .collect();
-        let value =
-            json!({"settings": config, "circuits": circuits, "errors": rows, "curve": curve});
-        writeln!(out, "{value:#}")?;
-        return Ok(Outcome::Done);
-    }
-    writeln!(
-        out,
-        "{BOLD}{:>4}  {:>8}  {:>9}  {:<20}  role{BOLD:#}",
-        "head", "omega", "away", "mu"
-    )?;
-    for (i, head) in circuits.iter().enumerate() {
-        let mu: Vec<String> = head.mu.iter().map(|m| format!("{m:.3}")).collect();
-        writeln!(
-            out,
-            "{:>4}  {:>8.3}  {:>9.3}  {:<20}  {}",
-            i + 1,
-            head.omega,
-            head.spread,
-            mu.join(" "),
-            head.role
-        )?;
-    }
-    let step: f64 = circuits.iter().map(|h| h.omega * h.mu[0]).sum();
-    let sum: f64 = circuits.iter().map(|h| h.mu[0]).sum();
-    writeln!(
-        out,
-        "\nsum of mu {sum:.3}, step (sum of omega mu) {step:.3}"
-    )?;
-    if plain {
-        let formula = two_head_step(config.d, config.length, config.sigma2);
-        writeln!(out, "the step of the theory for two heads: {formula:.3}")?;
-    }
-    writeln!(
-        out,
-        "\n{BOLD}squared error on {PROMPTS} fresh prompts{BOLD:#}"
-    )?;
-    for (length, row) in &errors {
-        let cells: Vec<String> = row.iter().map(|(n, e)| format!("{n} {e:.3}")).collect();
-        writeln!(out, "{length:>5} examples  {}", cells.join("  "))?;
-    }
-    Ok(Outcome::Done)
 }

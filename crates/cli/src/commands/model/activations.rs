@@ -11,6 +11,7 @@ use keyfold_lm::session::{HookPoint, Observer, Policy, Session, Site};
 use keyfold_lm::store::CacheType;
 use keyfold_lm::{SpecialTokens, Tokenizer};
 
+use super::place::{Hook, Part};
 use crate::args::Globals;
 use crate::commands::lm::setup::Loaded;
 use crate::failure::wrong_use;
@@ -141,16 +142,22 @@ impl Subject {
         }
     }
 
-    /// Numbers of a row at a place, refused where the model has no such layer or place.
-    pub(super) fn width(&self, point: HookPoint) -> anyhow::Result<usize> {
-        let (layers, width) = match self {
+    /// Where the numbers of a hook lie, refused where the model has no such layer, place or head.
+    pub(super) fn part(&self, hook: Hook) -> anyhow::Result<Part> {
+        let point = hook.point;
+        let (layers, heads, row) = match self {
             Self::Language { loaded, .. } => {
                 let dims = loaded.decoder.config().dims;
-                let width = match point.site {
-                    Site::Z => dims.heads * dims.head_dim,
-                    _ => dims.hidden,
+                let heads = match point.site {
+                    Site::Z | Site::Q => dims.heads,
+                    Site::K | Site::V => dims.kv_heads,
+                    _ => 0,
                 };
-                (dims.layers, width)
+                let row = match heads {
+                    0 => dims.hidden,
+                    heads => heads * dims.head_dim,
+                };
+                (dims.layers, heads, row)
             }
             Self::Small(_) if point.site != Site::Z => {
                 return Err(wrong_use(format!(
@@ -158,7 +165,10 @@ impl Subject {
                     point.layer
                 )));
             }
-            Self::Small(model) => (model.config().layers, model.config().d_model),
+            Self::Small(model) => {
+                let config = model.config();
+                (config.layers, config.heads, config.d_model)
+            }
         };
         if point.layer >= layers {
             return Err(wrong_use(format!(
@@ -166,7 +176,27 @@ impl Subject {
                 layers - 1
             )));
         }
-        Ok(width)
+        let (from, width) = match hook.head {
+            None => (0, row),
+            Some(_) if heads == 0 => {
+                return Err(wrong_use(format!(
+                    "{hook}: only attn.hook_q, hook_k, hook_v and hook_z have heads"
+                )));
+            }
+            Some(head) if head >= heads => {
+                return Err(wrong_use(format!(
+                    "{hook}: there are {heads} heads, 0 to {}",
+                    heads - 1
+                )));
+            }
+            Some(head) => (head * (row / heads), row / heads),
+        };
+        Ok(Part {
+            point,
+            row,
+            from,
+            width,
+        })
     }
 
     /// Reads tokens; `observer` sees the pass. Gives the logits after the last.
@@ -193,15 +223,36 @@ impl Subject {
         }
     }
 
+    /// The gradient, for prompts one after the other, of one token's logit less another's (`pairs`) by
+    /// a hook at the last token.
+    pub(super) fn gradients(
+        &self,
+        tokens: &[u32],
+        pairs: &[(u32, u32)],
+        part: &Part,
+    ) -> anyhow::Result<Vec<f32>> {
+        let Self::Small(model) = self else {
+            return Err(wrong_use(
+                "gradients are made of models of 'keyfold train indirect-object'; for other models write \
+                 them with TransformerLens, one row for each of --activations",
+            ));
+        };
+        let mut rows = model.difference_gradients(tokens, pairs, part.point.layer)?;
+        let count = rows.len() / part.row;
+        let parts: Vec<Vec<f32>> = (0..count).map(|i| part.of(&mut rows, i).to_vec()).collect();
+        Ok(parts.concat())
+    }
+
     /// Rows at a place for every text.
     pub(super) fn activations(
         &self,
         texts: &[String],
-        point: HookPoint,
+        hook: Hook,
         pool: Pool,
         progress: &StderrProgress,
     ) -> anyhow::Result<Seen> {
-        let width = self.width(point)?;
+        let part = self.part(hook)?;
+        let width = part.width;
         let mut seen = Seen {
             rows: Vec::new(),
             width,
@@ -218,7 +269,7 @@ impl Subject {
                 continue;
             }
             let mut keep = Keep {
-                point,
+                part,
                 rows: Vec::new(),
             };
             self.read(&tokens, &mut keep)?;
@@ -249,14 +300,17 @@ impl Subject {
 
 /// Keeps the rows of one place.
 struct Keep {
-    point: HookPoint,
+    part: Part,
     rows: Vec<f32>,
 }
 
 impl Observer for Keep {
     fn at(&mut self, point: HookPoint, rows: &mut [f32]) {
-        if point == self.point {
-            self.rows.extend_from_slice(rows);
+        if point != self.part.point {
+            return;
+        }
+        for token in 0..rows.len() / self.part.row {
+            self.rows.extend_from_slice(self.part.of(rows, token));
         }
     }
 }

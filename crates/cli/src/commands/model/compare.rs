@@ -10,10 +10,10 @@ use keyfold_inspect::convergent::{
     Activations, Cluster, Correlations, OneToOne, Pair, Prediction, clusters, correlations, greedy,
     matching, mutual_information, sparse_prediction,
 };
-use keyfold_lm::session::HookPoint;
 use serde_json::json;
 
 use super::activations::{Pool, Seen, Subject, is_rows, of_file, texts};
+use super::place::Hook;
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::output::terminal::BOLD;
@@ -30,7 +30,8 @@ const LISTED: usize = 10;
 #[command(after_help = "\
 A and B are files of activations (one row per sample, of the same samples in the same order), or language \
 models that read the lines of --data: then --hook names a place as TransformerLens does \
-(hook_resid_pre, attn.hook_z, hook_attn_out, hook_resid_mid, hook_mlp_out, hook_resid_post).
+(hook_resid_pre, attn.hook_q, attn.hook_k, attn.hook_v, attn.hook_z, hook_attn_out, hook_resid_mid, \
+hook_mlp_out, hook_resid_post); ':6' behind it takes one head.
 
 Examples:
   keyfold model compare a.npy b.npy
@@ -45,12 +46,12 @@ pub(super) struct CompareArgs {
     /// A file of texts, one a line, for models to read
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// The place in the models, as in blocks.3.hook_resid_post
+    /// The place in the models, as in blocks.3.hook_resid_post or blocks.3.attn.hook_q:6
     #[arg(long, value_name = "NAME")]
-    hook: Option<HookPoint>,
+    hook: Option<Hook>,
     /// The place in the second model, where it is another
     #[arg(long, value_name = "NAME", requires = "hook")]
-    hook_b: Option<HookPoint>,
+    hook_b: Option<Hook>,
     /// What becomes of the tokens of a text, or of the places of a map
     #[arg(long, default_value = "none")]
     pool: Pool,
@@ -116,7 +117,7 @@ fn activations(
     globals: &Globals,
     progress: &StderrProgress,
 ) -> anyhow::Result<(Activations, Activations)> {
-    let read = |name: &str, hook: Option<HookPoint>| -> anyhow::Result<Seen> {
+    let read = |name: &str, hook: Option<Hook>| -> anyhow::Result<Seen> {
         if is_rows(name) {
             return of_file(name, args.tensor.as_deref());
         }

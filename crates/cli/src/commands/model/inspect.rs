@@ -11,13 +11,13 @@ use keyfold_data::rows::write_rows;
 use keyfold_dictionary::sae::layouts::SaeFile;
 use keyfold_inspect::sae_evaluation::scores::{Meaning, Scores};
 use keyfold_inspect::sae_evaluation::{
-    ScaledSae, SupervisedDictionary, edits, recovered, unexplained,
+    Attribute, Coded, ScaledSae, SupervisedDictionary, edits, recovered, unexplained,
 };
-use keyfold_lm::session::HookPoint;
 use serde::Serialize;
 use serde_json::json;
 
 use super::activations::Subject;
+use super::place::{Part, Site};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 use crate::output::terminal::BOLD;
@@ -38,10 +38,14 @@ The task is a file of JSON Lines, with prompts of one length in tokens and answe
 A dictionary computed from the attributes is the yardstick. --dict adds a sparse autoencoder of SAELens, \
 sparsify, OpenAI or 'keyfold dictionary fit --method sae'; --activations keeps the rows to train one on.
 
+Places are named as TransformerLens does; ':6' behind attn.hook_q, hook_k, hook_v or hook_z takes one head, \
+'@2' the token that is two before the last. Several are replaced and edited together.
+
 Examples:
   keyfold model inspect MODEL --task task.jsonl --site blocks.6.hook_resid_post --activations rows.npy
   keyfold dictionary fit rows.npy --method sae --out sae
   keyfold model inspect MODEL --task task.jsonl --site blocks.6.hook_resid_post --dict sae
+  keyfold model inspect MODEL --task task.jsonl --site blocks.9.attn.hook_q:6,blocks.9.attn.hook_q:9
 
 'keyfold train indirect-object' makes a small model and a file of its task to try this with.")]
 pub(super) struct InspectArgs {
@@ -51,15 +55,21 @@ pub(super) struct InspectArgs {
     /// The task
     #[arg(long, value_name = "FILE")]
     task: PathBuf,
-    /// The place in the model, as in blocks.6.hook_resid_post or blocks.9.attn.hook_z
-    #[arg(long, value_name = "NAME")]
-    site: HookPoint,
-    /// The token at the place, counted from the last, which is 0
+    /// The places in the model, as in blocks.6.hook_resid_post or blocks.9.attn.hook_q:6
+    #[arg(
+        long,
+        value_name = "NAME,..",
+        value_delimiter = ',',
+        num_args = 1,
+        required = true
+    )]
+    site: Vec<Site>,
+    /// The token at places that name none, counted from the last, which is 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     from_end: usize,
-    /// A sparse autoencoder for rows of this place
-    #[arg(long, value_name = "PATH")]
-    dict: Option<PathBuf>,
+    /// Sparse autoencoders for rows of the places, one for each
+    #[arg(long, value_name = "PATH,..", value_delimiter = ',', num_args = 1)]
+    dict: Vec<PathBuf>,
     /// How the dictionary from the attributes is computed
     #[arg(long, default_value = "mse")]
     supervised: Supervised,
@@ -80,6 +90,10 @@ pub(super) struct InspectArgs {
     /// File for the rows of all prompts at the place (.npy, .csv, .tsv or .safetensors)
     #[arg(long, value_name = "FILE")]
     activations: Option<PathBuf>,
+    /// File for the gradient of the logit difference by each of these rows, for 'dictionary fit
+    /// --gradients'; of models of 'keyfold train indirect-object'
+    #[arg(long, value_name = "FILE")]
+    gradients: Option<PathBuf>,
 }
 
 /// How codes are computed from attributes.
@@ -109,7 +123,7 @@ struct Edited {
     weight: Option<f64>,
 }
 
-/// One dictionary.
+/// One dictionary, or those of all places together.
 #[derive(Debug, Clone, Serialize)]
 struct Standing {
     dictionary: String,
@@ -117,9 +131,16 @@ struct Standing {
     unexplained: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     active: Option<f64>,
-    /// By attribute: what features stand for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    explained: Vec<(String, Vec<Meaning>)>,
+    explained: Vec<Explained>,
+}
+
+/// What features stand for.
+#[derive(Debug, Clone, Serialize)]
+struct Explained {
+    site: String,
+    attribute: String,
+    features: Vec<Meaning>,
 }
 
 pub(super) fn run(args: &InspectArgs, globals: &Globals) -> anyhow::Result<Outcome> {
@@ -127,39 +148,70 @@ pub(super) fn run(args: &InspectArgs, globals: &Globals) -> anyhow::Result<Outco
     if args.edits.contains(&0) {
         return Err(wrong_use("an edit changes at least one feature"));
     }
-    let subject = Subject::open(&args.model, globals, &progress)?;
-    let width = subject.width(args.site)?;
-    let dictionary = args.dict.as_deref().map(SaeFile::load).transpose()?;
-    if dictionary.as_ref().is_some_and(|d| d.needs_input_scale) {
-        progress.note(
-            "this autoencoder was trained on rows multiplied by a number that its folder does not hold",
-        );
+    if !args.dict.is_empty() && args.dict.len() != args.site.len() {
+        return Err(wrong_use(format!(
+            "{} autoencoders for {} places; --dict names one for each --site",
+            args.dict.len(),
+            args.site.len()
+        )));
     }
-    let sae = dictionary.map(|file| ScaledSae {
-        sae: file.sae,
-        scale: 1.0,
-    });
-    if let Some(sae) = &sae {
-        sae.check(width).map_err(|e| wrong_use(e.to_string()))?;
+    let one = args.site.len() == 1;
+    if !one && (args.activations.is_some() || args.gradients.is_some()) {
+        return Err(wrong_use(
+            "--activations and --gradients keep the rows of one place; name one --site",
+        ));
+    }
+    let subject = Subject::open(&args.model, globals, &progress)?;
+    let parts = args.site.iter().map(|site| subject.part(site.hook));
+    let parts: Vec<_> = parts.collect::<anyhow::Result<_>>()?;
+    let mut saes = Vec::new();
+    for (path, part) in args.dict.iter().zip(&parts) {
+        let file = SaeFile::load(path)?;
+        if file.needs_input_scale {
+            progress.note(
+                "this autoencoder was trained on rows multiplied by a number that its folder does not \
+                 hold",
+            );
+        }
+        let sae = ScaledSae {
+            sae: file.sae,
+            scale: 1.0,
+        };
+        sae.check(part.width)
+            .map_err(|e| wrong_use(e.to_string()))?;
+        saes.push(sae);
     }
     let task = Task::read(&args.task, &subject, args.test, globals.seed)?;
-    let place = task.length.checked_sub(args.from_end + 1).ok_or_else(|| {
-        wrong_use(format!(
-            "prompts have {} tokens; --from-end goes beyond",
-            task.length
-        ))
-    })?;
-    let at = task::Place {
-        point: args.site,
-        token: place,
-        width,
+    let place = |(site, part): (&Site, &Part)| {
+        let from_end = site.from_end.unwrap_or(args.from_end);
+        let token = task.length.checked_sub(from_end + 1).ok_or_else(|| {
+            wrong_use(format!(
+                "prompts have {} tokens; {from_end} from the end (--from-end, or @{from_end}) goes beyond",
+                task.length
+            ))
+        });
+        token.map(|token| task::Place { part: *part, token })
     };
+    let at = args.site.iter().zip(&parts).map(place);
+    let at: Vec<task::Place> = at.collect::<anyhow::Result<_>>()?;
+    if args.gradients.is_some() && at[0].token + 1 != task.length {
+        return Err(wrong_use("--gradients are made at the last token"));
+    }
     progress.start("reading prompts", "prompts", Some(task.prompts() as u64));
     let learned = task.rows(&subject, &at, &task.learn, &progress)?;
     let tested = task.rows(&subject, &at, &task.test, &progress)?;
     progress.finish();
+    let width = at[0].part.width;
     if let Some(path) = &args.activations {
-        write_rows(path, &[&learned.rows[..], &tested.rows].concat(), width)?;
+        write_rows(
+            path,
+            &[&learned.rows[0][..], &tested.rows[0]].concat(),
+            width,
+        )?;
+    }
+    if let Some(path) = &args.gradients {
+        let of = |lines| task.gradients(&subject, &at[0], lines);
+        write_rows(path, &[of(&task.learn)?, of(&task.test)?].concat(), width)?;
     }
     let tests = Tests {
         subject: &subject,
@@ -168,7 +220,7 @@ pub(super) fn run(args: &InspectArgs, globals: &Globals) -> anyhow::Result<Outco
         tested,
         progress: &progress,
     };
-    let report = tests.report(args, &learned.rows, sae.as_ref())?;
+    let report = tests.report(args, &learned.rows, &saes)?;
     let mut out = anstream::stdout().lock();
     if globals.json {
         writeln!(out, "{:#}", report.json(args, &task))?;
@@ -181,7 +233,7 @@ pub(super) fn run(args: &InspectArgs, globals: &Globals) -> anyhow::Result<Outco
 struct Tests<'a> {
     subject: &'a Subject,
     task: &'a Task,
-    at: task::Place,
+    at: Vec<task::Place>,
     tested: Answers,
     progress: &'a StderrProgress,
 }
@@ -195,31 +247,69 @@ struct Report {
     edits: Vec<Edited>,
 }
 
+/// An autoencoder of a place, with what it makes of the tests and what its features stand for.
+struct Looked<'s> {
+    sae: &'s ScaledSae,
+    coded: Coded,
+    /// By attribute.
+    scores: Vec<Scores>,
+}
+
 impl Tests<'_> {
-    fn answers(&self, rows: &[f32]) -> anyhow::Result<Answers> {
+    fn answers(&self, rows: &[Vec<f32>]) -> anyhow::Result<Answers> {
         self.task
             .replaced(self.subject, &self.at, rows, self.progress)
+    }
+
+    fn width(&self, place: usize) -> usize {
+        self.at[place].part.width
+    }
+
+    /// What part of the variance of all places is not in these rows.
+    fn unexplained(&self, told: &[Vec<f32>]) -> f64 {
+        let total = self.at.iter().map(|at| at.part.width).sum();
+        let joined = |rows: &[Vec<f32>]| -> Vec<f32> {
+            let row = |i: usize| {
+                let parts = rows.iter().zip(&self.at);
+                parts.flat_map(move |(rows, at)| &rows[i * at.part.width..][..at.part.width])
+            };
+            (0..self.task.test.len()).flat_map(row).copied().collect()
+        };
+        unexplained(&joined(&self.tested.rows), &joined(told), total)
     }
 
     fn report(
         &self,
         args: &InspectArgs,
-        learned: &[f32],
-        sae: Option<&ScaledSae>,
+        learned: &[Vec<f32>],
+        saes: &[ScaledSae],
     ) -> anyhow::Result<Report> {
-        let (d, task) = (self.at.width, self.task);
+        let task = self.task;
         let known = task.attributes(&task.learn);
-        let supervised = match args.supervised {
-            Supervised::Mean => SupervisedDictionary::mean_codes(learned, d, &known)?,
-            Supervised::Mse => SupervisedDictionary::mse_codes(learned, d, &known)?,
+        let by_place = |known: &[Attribute], mse: bool| -> anyhow::Result<Vec<_>> {
+            let one = |(i, rows): (usize, &Vec<f32>)| match mse {
+                false => SupervisedDictionary::mean_codes(rows, self.width(i), known),
+                true => SupervisedDictionary::mse_codes(rows, self.width(i), known),
+            };
+            Ok(learned
+                .iter()
+                .enumerate()
+                .map(one)
+                .collect::<Result<_, _>>()?)
         };
-        let mean = SupervisedDictionary::mean_codes(learned, d, &[])?.b;
-        let ablated = self.answers(&mean.repeat(task.test.len()))?.difference;
+        let supervised = by_place(&known, args.supervised == Supervised::Mse)?;
+        let means: Vec<Vec<f32>> = (by_place(&[], false)?.into_iter())
+            .map(|mean| mean.b.repeat(task.test.len()))
+            .collect();
+        let ablated = self.answers(&means)?.difference;
         let clean = self.tested.difference;
-        let keeps = |rows: &[f32]| -> anyhow::Result<f64> {
+        let keeps = |rows: &[Vec<f32>]| -> anyhow::Result<f64> {
             Ok(recovered(self.answers(rows)?.difference, ablated, clean))
         };
-        let told = supervised.reconstruct(&task.attributes(&task.test));
+        let attributes = task.attributes(&task.test);
+        let told: Vec<Vec<f32>> = (supervised.iter())
+            .map(|s| s.reconstruct(&attributes))
+            .collect();
         let mut report = Report {
             clean,
             ablated,
@@ -227,29 +317,38 @@ impl Tests<'_> {
             standings: vec![Standing {
                 dictionary: "from attributes".to_owned(),
                 recovered: keeps(&told)?,
-                unexplained: unexplained(&self.tested.rows, &told, d),
+                unexplained: self.unexplained(&told),
                 active: None,
                 explained: Vec::new(),
             }],
             edits: Vec::new(),
         };
-        let coded = sae.map(|sae| sae.code(&self.tested.rows)).transpose()?;
-        let mut scores = Vec::new();
-        if let (Some(sae), Some(coded)) = (sae, &coded) {
+        let mut looked = Vec::new();
+        for (sae, (tested, learned)) in saes.iter().zip(self.tested.rows.iter().zip(learned)) {
             let on_learned = sae.code(learned)?;
-            scores = known
-                .iter()
-                .map(|a| Scores::of(&on_learned.codes, a))
-                .collect();
-            let named = known.iter().zip(&scores);
+            let scores = known.iter().map(|a| Scores::of(&on_learned.codes, a));
+            looked.push(Looked {
+                sae,
+                coded: sae.code(tested)?,
+                scores: scores.collect(),
+            });
+        }
+        if !looked.is_empty() {
+            let told: Vec<Vec<f32>> = looked.iter().map(|l| l.coded.rows.clone()).collect();
+            let explained = looked.iter().zip(&args.site).flat_map(|(l, site)| {
+                let named = known.iter().zip(&l.scores);
+                named.map(move |(a, scores)| Explained {
+                    site: site.to_string(),
+                    attribute: a.name.clone(),
+                    features: scores.meanings(args.f1),
+                })
+            });
             report.standings.push(Standing {
                 dictionary: "autoencoder".to_owned(),
-                recovered: keeps(&coded.rows)?,
-                unexplained: unexplained(&self.tested.rows, &coded.rows, d),
-                active: Some(coded.codes.mean_active()),
-                explained: named
-                    .map(|(a, s)| (a.name.clone(), s.meanings(args.f1)))
-                    .collect(),
+                recovered: keeps(&told)?,
+                unexplained: self.unexplained(&told),
+                active: Some(looked.iter().map(|l| l.coded.codes.mean_active()).sum()),
+                explained: explained.collect(),
             });
         }
         for (attribute, known) in known.iter().enumerate() {
@@ -259,7 +358,7 @@ impl Tests<'_> {
                 continue;
             };
             let patch = self.answers(&target.rows)?;
-            let mut add = |way, features, rows: &[f32], weight| -> anyhow::Result<()> {
+            let mut add = |way, features, rows: &[Vec<f32>], weight| -> anyhow::Result<()> {
                 let found = self.answers(rows)?;
                 report.edits.push(Edited {
                     attribute: known.name.clone(),
@@ -274,38 +373,27 @@ impl Tests<'_> {
             };
             add("patch", None, &target.rows, None)?;
             let mut rows = self.tested.rows.clone();
-            for (row, line) in rows.chunks_exact_mut(d).zip(task.tests()) {
-                supervised.edit(
-                    row,
-                    attribute,
-                    line.values[attribute],
-                    line.changed(attribute).1,
-                );
+            for (place, (rows, supervised)) in rows.iter_mut().zip(&supervised).enumerate() {
+                let rows = rows.chunks_exact_mut(self.width(place));
+                for (row, line) in rows.zip(task.tests()) {
+                    let (old, new) = (line.values[attribute], line.changed(attribute).1);
+                    supervised.edit(row, attribute, old, new);
+                }
             }
             add("supervised", Some(1), &rows, None)?;
-            let (Some(sae), Some(coded)) = (sae, &coded) else {
+            if looked.is_empty() {
                 continue;
-            };
-            let coded_target = sae.code(&target.rows)?;
-            let ranking = scores[attribute].ranking();
+            }
+            let targets = looked.iter().zip(&target.rows).map(|(l, t)| l.sae.code(t));
+            let targets: Vec<Coded> = targets.collect::<Result<_, _>>()?;
             for way in ["greedy", "by meaning"] {
                 for &m in &args.edits {
-                    let clean = (&self.tested.rows[..], coded);
-                    let edit = |i: usize, line: &task::Line| match way {
-                        "greedy" => {
-                            edits::greedy(sae, clean, (&target.rows[..], &coded_target), i, m)
-                        }
-                        _ => {
-                            let (old, new) = (line.values[attribute], line.changed(attribute).1);
-                            let chosen = (&ranking[old][..], &ranking[new][..]);
-                            edits::by_score(sae, clean, &coded_target, i, chosen, m)
-                        }
-                    };
-                    let made = task.tests().enumerate().map(|(i, line)| edit(i, line));
                     let (mut rows, mut weight) = (Vec::new(), 0.0);
-                    for edit in made {
-                        weight += edit.weight / task.test.len() as f64;
-                        rows.extend(edit.row);
+                    for (place, looked) in looked.iter().enumerate() {
+                        let to = (&target.rows[place][..], &targets[place]);
+                        let made = self.edited((way, m), looked, place, to, attribute);
+                        weight += made.1 / self.at.len() as f64;
+                        rows.push(made.0);
                     }
                     add(way, Some(m), &rows, Some(weight))?;
                 }
@@ -313,12 +401,39 @@ impl Tests<'_> {
         }
         Ok(report)
     }
+
+    /// The rows of a place with `m` features changed, and the mean weight of these.
+    fn edited(
+        &self,
+        (way, m): (&str, usize),
+        looked: &Looked,
+        place: usize,
+        target: (&[f32], &Coded),
+        attribute: usize,
+    ) -> (Vec<f32>, f64) {
+        let clean = (&self.tested.rows[place][..], &looked.coded);
+        let ranking = looked.scores[attribute].ranking();
+        let (mut rows, mut weight) = (Vec::new(), 0.0);
+        for (i, line) in self.task.tests().enumerate() {
+            let made = match way {
+                "greedy" => edits::greedy(looked.sae, clean, target, i, m),
+                _ => {
+                    let (old, new) = (line.values[attribute], line.changed(attribute).1);
+                    let chosen = (&ranking[old][..], &ranking[new][..]);
+                    edits::by_score(looked.sae, clean, target.1, i, chosen, m)
+                }
+            };
+            weight += made.weight / self.task.test.len() as f64;
+            rows.extend(made.row);
+        }
+        (rows, weight)
+    }
 }
 
 impl Report {
     fn json(&self, args: &InspectArgs, task: &Task) -> serde_json::Value {
         json!({
-            "site": args.site.to_string(),
+            "sites": args.site.iter().map(Site::to_string).collect::<Vec<_>>(),
             "prompts": {"learned": task.learn.len(), "tested": task.test.len(), "tokens": task.length},
             "answered_right": self.right,
             "logit_difference": {"clean": self.clean, "mean_ablated": self.ablated},
@@ -332,7 +447,7 @@ impl Report {
             out,
             "{BOLD}{}{BOLD:#}: {} prompts learned from, {} tested; {:.1} % answered right, logit difference \
              {:.3} (with the mean activation {:.3})\n",
-            args.site,
+            names(&args.site),
             task.learn.len(),
             task.test.len(),
             100.0 * self.right,
@@ -370,14 +485,19 @@ impl Report {
                 e.weight.map_or(String::new(), |w| format!("{w:.3}"))
             )?;
         }
-        for (name, meanings) in self.standings.iter().flat_map(|s| &s.explained) {
+        for e in self.standings.iter().flat_map(|s| &s.explained) {
+            let name = &e.attribute;
+            let place = match args.site.len() {
+                1 => String::new(),
+                _ => format!("{}: ", e.site),
+            };
             writeln!(
                 out,
-                "\n{} features stand for {name} (F1 above {})",
-                meanings.len(),
+                "\n{place}{} features stand for {name} (F1 above {})",
+                e.features.len(),
                 args.f1
             )?;
-            for m in meanings.iter().take(LISTED) {
+            for m in e.features.iter().take(LISTED) {
                 let values: Vec<&str> =
                     m.values.iter().map(|v| task.value_name(name, *v)).collect();
                 writeln!(
@@ -391,4 +511,9 @@ impl Report {
         }
         Ok(())
     }
+}
+
+fn names(sites: &[Site]) -> String {
+    let names: Vec<String> = sites.iter().map(Site::to_string).collect();
+    names.join(", ")
 }

@@ -25,8 +25,9 @@ they are right.
 
 Settings for --set, by method: naive-bayes variances=shared|per-class, floor; logistic c, tol; \
 supervised-dictionary n_components, xi, variant=filter|feature, solver=bcd|lpgd; key-value-bottleneck \
-num_codebooks, key_value_pairs_per_codebook, dim_keys, epochs; cs-bottleneck loss=cs|mse|huber, beta, \
-sigma, epochs. An unknown name is answered with the list.")]
+num_codebooks, key_value_pairs_per_codebook, dim_keys, epochs, \
+splitting_mode=random_projection|chunk|learned_projection, \
+decoder=codebook-voting-logits|linear-probe|mlp; cs-bottleneck loss=cs|mse|huber, beta, sigma, epochs. An unknown name is answered with the list.")]
 pub(super) struct FitArgs {
     /// A file of rows (.npy, .npz, .csv, .tsv, .parquet, .safetensors), - for standard input, or a
     /// folder with one sub-folder of texts for each class

@@ -95,6 +95,7 @@ impl Training {
         &mut self,
         rows: &[f32],
         targets: &[f32],
+        metric: Option<&[f32]>,
     ) -> (Gradients, Losses) {
         let sae = &self.sae;
         let (d_in, d_sae, d_out) = (sae.d_in, sae.d_sae, sae.d_out);
@@ -102,7 +103,7 @@ impl Training {
         let mut x = rows.to_vec();
         let h = sae.products(&mut x, rayon::current_num_threads());
         let norms = sae.norms();
-        if sae.activation == Activation::Relu {
+        if sae.activation == Activation::Relu && metric.is_none() {
             let used = h
                 .par_chunks(64 * d_sae)
                 .map(|h| h.iter().filter(|x| **x > 0.0).count());
@@ -134,7 +135,8 @@ impl Training {
 
         let mut gradients = Gradients::zeros(sae);
         let scale = 2.0 / n as f32;
-        let g: Vec<f32> = error.iter().map(|e| e * scale).collect();
+        let mut g: Vec<f32> = error.iter().map(|e| e * scale).collect();
+        let unexplained = metric.map_or(0.0, |metric| self.unexplained(&error, metric, &mut g));
         let by_code = active.by_code(d_sae);
         by_code.gather(&mut gradients.w_dec, &g, &active.values, d_out);
         for row in g.chunks_exact(d_out) {
@@ -157,8 +159,12 @@ impl Training {
             );
         }
         let mut slopes = active.dots(&g, &sae.w_dec, d_out);
-        losses.other =
-            self.through_activation(&active, &mut slopes, &norms, &by_code, &mut gradients, n);
+        losses.other = unexplained
+            + self.through_activation(&active, &mut slopes, &norms, &by_code, &mut gradients, n);
+        if let Some(metric) = metric {
+            let w_dec = &mut gradients.w_dec;
+            losses.other += self.attribute(&active, &mut slopes, &by_code, w_dec, metric);
+        }
         by_code.gather(&mut gradients.w_enc, &x, &slopes, d_in);
         // What every code's product passes on to the biases.
         let mut sums = by_code.sums(&slopes);

@@ -1,7 +1,7 @@
 //! A training as a learner whose state can be saved.
 
 use super::gradients::weights_mut;
-use super::{Losses, SaeConfig, Training};
+use super::{Losses, SaeConfig, SaeMethod, Training};
 use crate::error::check_rows;
 use crate::learner::{Learner, nothing_yet};
 use crate::store::{Numbers, Saved, State};
@@ -35,6 +35,9 @@ impl Training {
         }
         this.unused = saved.f32s("unused", this.sae.d_sae)?;
         this.threshold = saved.f64s("threshold", 1)?[0];
+        if !this.config.resample_steps.is_empty() {
+            this.resampled = saved.f64s("resampled", 1)?[0] as u64;
+        }
         this.batches.waiting = saved.waiting(d_in)?;
         (this.steps, this.rows) = (saved.steps(), saved.rows());
         Ok(this)
@@ -43,6 +46,11 @@ impl Training {
 
 impl Learner for Training {
     fn partial_fit(&mut self, rows: &[f32]) -> Result<(), DictionaryError> {
+        if self.config.architecture == SaeMethod::Attribution {
+            return Err(DictionaryError::settings(
+                "attribution learns from rows and gradients together, by its steps",
+            ));
+        }
         if self.config.d_out != 0 {
             return Err(DictionaryError::settings(
                 "a transcoder learns from rows and targets together, by its steps",
@@ -94,6 +102,10 @@ impl Learner for Training {
                 let x = Numbers::F32(std::mem::take(x));
                 state = state.with(&format!("weight.{part}"), x);
             }
+        }
+        if !self.config.resample_steps.is_empty() {
+            let resampled = Numbers::F64(vec![self.resampled as f64]);
+            state = state.with("resampled", resampled);
         }
         state
             .with("unused", Numbers::F32(self.unused.clone()))

@@ -11,10 +11,12 @@ fn task(d: usize, n: usize) -> Task {
         x: Distribution {
             scale: 0.5,
             shift: 0.0,
+            ..Distribution::default()
         },
         w: Distribution {
             scale: 0.5,
             shift: 0.0,
+            ..Distribution::default()
         },
         noise: 0.1,
     }

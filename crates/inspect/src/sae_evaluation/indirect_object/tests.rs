@@ -59,6 +59,43 @@ fn the_gradient_is_that_of_differences() {
 }
 
 #[test]
+fn the_gradient_at_the_heads_is_that_of_what_is_put_there() {
+    let config = SmallModelConfig {
+        d_model: 8,
+        heads: 2,
+        ..SmallModelConfig::default()
+    };
+    let model = SmallModel::new(config).unwrap();
+    let prompts = Prompt::sample(20, 40, 3).unwrap();
+    let heads = model.pass(&prompts, None).unwrap().heads;
+    for (layer, rows) in heads.iter().enumerate() {
+        let gradient = model.gradients_at(&prompts, layer).unwrap();
+        assert_eq!(gradient.len(), rows.len());
+        let step = 1e-2;
+        let difference = |at: usize, by: f32| {
+            let mut rows = rows.clone();
+            rows[at] += by;
+            let pass = model.pass(&prompts, Some((layer, &rows))).unwrap();
+            pass.logit_difference(&prompts) * prompts.len() as f64
+        };
+        for at in (0..rows.len()).step_by(7) {
+            let found = (difference(at, step) - difference(at, -step)) / f64::from(2.0 * step);
+            let analytic = f64::from(gradient[at]);
+            assert!(
+                (analytic - found).abs() < 2e-3 * (1.0 + found.abs()),
+                "layer {layer}, {at}: {analytic} {found}"
+            );
+        }
+    }
+    assert!(model.gradients_at(&prompts, 2).is_err());
+    assert!(
+        model
+            .difference_gradients(&[1; 16], &[(0, 9999)], 0)
+            .is_err()
+    );
+}
+
+#[test]
 fn a_pass_with_its_own_activations_is_the_same_pass() {
     let model = SmallModel::new(SmallModelConfig::default()).unwrap();
     let prompts = Prompt::sample(20, 40, 3).unwrap();

@@ -14,6 +14,7 @@ use rand::seq::SliceRandom;
 use serde::Deserialize;
 
 use super::super::activations::Subject;
+use super::super::place::Part;
 use crate::failure::wrong_use;
 use crate::progress::StderrProgress;
 
@@ -64,16 +65,16 @@ impl Line {
 }
 
 /// A place in a prompt.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    pub(super) point: HookPoint,
+    pub(super) part: Part,
     pub(super) token: usize,
-    pub(super) width: usize,
 }
 
 /// What a model answers.
 pub(super) struct Answers {
-    /// Activations at the place, `[prompts, width]`.
-    pub(super) rows: Vec<f32>,
+    /// Activations, `[prompts, width]`, of each place.
+    pub(super) rows: Vec<Vec<f32>>,
     /// Mean logit of the answer less that of the wrong one.
     pub(super) difference: f64,
     /// The likeliest token of each prompt.
@@ -264,7 +265,7 @@ impl Task {
     pub(super) fn rows(
         &self,
         subject: &Subject,
-        at: &Place,
+        at: &[Place],
         lines: &[usize],
         progress: &StderrProgress,
     ) -> anyhow::Result<Answers> {
@@ -279,7 +280,7 @@ impl Task {
     pub(super) fn counterfactuals(
         &self,
         subject: &Subject,
-        at: &Place,
+        at: &[Place],
         attribute: usize,
         progress: &StderrProgress,
     ) -> anyhow::Result<Option<Answers>> {
@@ -300,12 +301,12 @@ impl Task {
         )?))
     }
 
-    /// Answers of the tests once the place holds these rows.
+    /// Answers of the tests once the places hold these rows.
     pub(super) fn replaced(
         &self,
         subject: &Subject,
-        at: &Place,
-        rows: &[f32],
+        at: &[Place],
+        rows: &[Vec<f32>],
         progress: &StderrProgress,
     ) -> anyhow::Result<Answers> {
         self.ask(
@@ -320,13 +321,13 @@ impl Task {
     fn ask<'l>(
         &self,
         subject: &Subject,
-        at: &Place,
+        at: &[Place],
         asked: impl Iterator<Item = (&'l Line, &'l Vec<u32>)>,
-        replace: Option<&[f32]>,
+        replace: Option<&[Vec<f32>]>,
         progress: &StderrProgress,
     ) -> anyhow::Result<Answers> {
         let mut out = Answers {
-            rows: Vec::new(),
+            rows: vec![Vec::new(); at.len()],
             difference: 0.0,
             best: Vec::new(),
         };
@@ -336,11 +337,11 @@ impl Task {
             }
             let mut look = Look {
                 at,
-                replace: replace.map(|rows| &rows[i * at.width..][..at.width]),
-                row: Vec::new(),
+                replace,
+                prompt: i,
+                rows: &mut out.rows,
             };
             let logits = subject.read(tokens, &mut look)?;
-            out.rows.extend(look.row);
             let of = |token: u32| f64::from(logits[token as usize]);
             out.difference += of(line.answer) - of(line.wrong);
             out.best.push(argmax(&logits));
@@ -348,6 +349,19 @@ impl Task {
         }
         out.difference /= out.best.len().max(1) as f64;
         Ok(out)
+    }
+
+    /// The gradient of the answer's logit less the wrong one's by the rows of a place.
+    pub(super) fn gradients(
+        &self,
+        subject: &Subject,
+        at: &Place,
+        lines: &[usize],
+    ) -> anyhow::Result<Vec<f32>> {
+        let lines = || lines.iter().map(|i| &self.lines[*i]);
+        let tokens: Vec<u32> = lines().flat_map(|l| l.tokens.clone()).collect();
+        let pairs: Vec<(u32, u32)> = lines().map(|l| (l.answer, l.wrong)).collect();
+        subject.gradients(&tokens, &pairs, &at.part)
     }
 
     /// Share of the tests whose likeliest token is what `of` says.
@@ -361,22 +375,27 @@ impl Task {
     }
 }
 
-/// Keeps the row of a place, and puts another there.
+/// Keeps the rows of places, and puts others there.
 struct Look<'a> {
-    at: &'a Place,
-    replace: Option<&'a [f32]>,
-    row: Vec<f32>,
+    at: &'a [Place],
+    /// `[prompts, width]` of each place.
+    replace: Option<&'a [Vec<f32>]>,
+    prompt: usize,
+    rows: &'a mut [Vec<f32>],
 }
 
 impl Observer for Look<'_> {
     fn at(&mut self, point: HookPoint, rows: &mut [f32]) {
-        if point != self.at.point {
-            return;
+        for (i, at) in self.at.iter().enumerate() {
+            if at.part.point != point {
+                continue;
+            }
+            let row = at.part.of(rows, at.token);
+            if let Some(replace) = self.replace {
+                let width = at.part.width;
+                row.copy_from_slice(&replace[i][self.prompt * width..][..width]);
+            }
+            self.rows[i].extend_from_slice(row);
         }
-        let row = &mut rows[self.at.token * self.at.width..][..self.at.width];
-        if let Some(replace) = self.replace {
-            row.copy_from_slice(replace);
-        }
-        self.row = row.to_vec();
     }
 }

@@ -1,16 +1,30 @@
-//! A sparse autoencoder that gives other rows than those it reads.
+//! A sparse autoencoder that learns from two rows at a time: what it reads, and what that is to
+//! become (a transcoder) or what it does to a metric (attribution).
 
 use super::*;
 
-/// Learns the rows of `targets` from those of the data, batch by batch.
-pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow::Result<Outcome> {
+/// What goes with each row.
+#[derive(Clone, Copy)]
+pub(super) enum With<'a> {
+    /// The row to be told from it.
+    Target(&'a Path),
+    /// The gradient of a metric by it.
+    Gradient(&'a Path),
+}
+
+/// Learns from the rows of the data and those of another file, batch by batch.
+pub(super) fn learn(args: &FitArgs, with: With, globals: &Globals) -> anyhow::Result<Outcome> {
+    let (option, targets) = match with {
+        With::Target(path) => ("--targets", path),
+        With::Gradient(path) => ("--gradients", path),
+    };
     let [data] = &args.data[..] else {
-        return Err(wrong_use("--targets goes with one file of rows"));
+        return Err(wrong_use(format!("{option} goes with one file of rows")));
     };
     if args.rows.skip_missing {
-        return Err(wrong_use(
-            "--targets needs a row for each of DATA; --skip-missing may leave out one of a pair",
-        ));
+        return Err(wrong_use(format!(
+            "{option} needs a row for each of DATA; --skip-missing may leave out one of a pair"
+        )));
     }
     let progress = StderrProgress::new(globals.quiet, 20);
     let rows = args.rows.open(data)?.read_all()?;
@@ -25,6 +39,9 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
         )));
     }
     check_patch(args.patch, told.width)?;
+    if matches!(with, With::Gradient(_)) {
+        check_width(told.width, rows.width)?;
+    }
     let training = match args.resume {
         true => {
             let training = Training::resume(&Saved::load(&args.out)?)?;
@@ -35,7 +52,14 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
         false => {
             let defaults = SaeConfig {
                 d_sae: args.components.map_or(0, |n| n as usize),
-                d_out: told.width,
+                d_out: match with {
+                    With::Target(_) => told.width,
+                    With::Gradient(_) => 0,
+                },
+                architecture: match with {
+                    With::Target(_) => SaeMethod::default(),
+                    With::Gradient(_) => SaeMethod::Attribution,
+                },
                 seed: globals.seed,
                 ..SaeConfig::default()
             };
@@ -55,7 +79,10 @@ pub(super) fn learn(args: &FitArgs, targets: &Path, globals: &Globals) -> anyhow
                 stopped = true;
                 break 'all;
             }
-            training.step(part, told)?;
+            match with {
+                With::Target(_) => training.step(part, told)?,
+                With::Gradient(_) => training.step_attributed(part, told)?,
+            };
             progress.advance((part.len() / rows.width) as u64);
             progress.status(&training.status());
             if saved.elapsed() > SAVE_EVERY {
