@@ -26,11 +26,12 @@ pub(crate) struct CandidateArgs {
     #[arg(long, value_name = "LIKE", default_value = "stanford")]
     plaid: PlaidArg,
     /// Plaid: centroids less near to the query (cosine) are left out; -1 leaves out none
-    /// [default: 0.5, 0.45 or 0.4 by --limit; next-plaid: 0.4]
+    /// [default: 0.5, 0.45 or 0.4 by how many are wanted; next-plaid: 0.4]
     #[arg(long, value_name = "X", value_parser = cosine, allow_negative_numbers = true)]
     threshold: Option<f32>,
     /// Plaid: passages that are scored by centroids; a quarter of them is compared exactly
-    /// [default: 256, 1024 or 4096 by --limit; next-plaid, fast-plaid: 4096; pylate: 8192]
+    /// [default: 256, 1024 or 4096 by how many are wanted; next-plaid, fast-plaid: 4096; pylate:
+    /// 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     full_scores: Option<u32>,
     /// Warp: vectors after which what was not looked up counts as no better [default: by the
@@ -79,7 +80,7 @@ pub(crate) enum CandidatesArg {
 /// Whose PLAID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum PlaidArg {
-    /// The authors': two rounds; 1, 2 or 4 centroids by --limit
+    /// The authors': two rounds; 1, 2 or 4 centroids by how many passages are wanted
     Stanford,
     /// One round, far centroids are not looked up; 8 centroids
     NextPlaid,
