@@ -139,7 +139,7 @@ fn crisp_learns_writes_a_model_that_is_read_and_goes_on_from_it() {
     let read = |path: &Path| load(path.to_str().unwrap(), &LoadOptions { threads: 1 });
     assert_eq!(read(&whole).unwrap().trained_fold(), None);
     assert_eq!(read(&few).unwrap().trained_fold(), Some("c2x4"));
-    std::fs::write(few.join("crisp.json"), "{\"fold\": \"c2\"}").unwrap();
+    std::fs::write(few.join("crisp.json"), "{\"fold\": \"two\"}").unwrap();
     let error = read(&few).err().unwrap().to_string();
     assert!(error.contains("crisp.json"), "{error}");
 }

@@ -423,9 +423,9 @@ mod tests {
             base: SoftmaxConfig {
                 d: 3,
                 length: 8,
-                batch_size: 32,
-                steps: 150,
-                learning_rate: 5e-3,
+                batch_size: 64,
+                steps: 2000,
+                learning_rate: 3e-3,
                 ..SoftmaxConfig::default()
             },
             ..StackConfig::default()
@@ -464,7 +464,8 @@ mod tests {
     fn a_stack_learns_and_comes_back_from_its_file() {
         let mut model = Stack::new(config()).unwrap();
         let curve = model.train(&NoProgress).unwrap();
-        assert!(curve[curve.len() - 1] < 0.95 * curve[0], "{curve:?}");
+        // Means of twenty steps each; nothing learned is 1, the variance of what is asked for.
+        assert!(curve[curve.len() - 1] < 0.8 * curve[0], "{curve:?}");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stack.safetensors");
         model.save(&path).unwrap();
