@@ -23,7 +23,7 @@ pub(super) const SEARCH: &str = "search";
 pub(super) const LOW_MEMORY: &str = "search-low-memory";
 
 /// What the process does by which Keyfold measures itself as it measures other engines.
-/// The arguments are the bits of a number, `build`, [`SEARCH`] or [`LOW_MEMORY`], the folder of the vectors,
+/// The arguments are the bits of a number, `build`, `search` or `search-low-memory`, the folder of the vectors,
 /// that of the index, and to search with one setting only its name. Results go to `say`, one line each.
 pub fn peer(arguments: &[String], say: &mut dyn FnMut(Value)) -> Result<(), BenchError> {
     let wrong = || {
