@@ -20,6 +20,7 @@ mod block;
 
 use std::ops::Range;
 
+use keyfold_core::Progress;
 use keyfold_kernels::learn::{AdamStep, adamw};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -245,6 +246,37 @@ impl Adam {
         };
         adamw(weights, gradient, &mut self.first, &mut self.second, step);
     }
+}
+
+/// Makes steps, each of which gives its loss; gives the mean loss of each hundredth of them, which
+/// is told as `what`.
+///
+/// # Errors
+/// When a step fails, or the user asked to stop.
+pub(crate) fn train_steps(
+    name: &str,
+    what: &str,
+    steps: usize,
+    progress: &dyn Progress,
+    mut step: impl FnMut(usize) -> Result<f64, InspectError>,
+) -> Result<Vec<f64>, InspectError> {
+    let every = (steps / 100).max(1);
+    let (mut curve, mut sum) = (Vec::new(), 0.0);
+    progress.start(name, "steps", Some(steps as u64));
+    for number in 0..steps {
+        if progress.cancelled() {
+            return Err(InspectError::Cancelled);
+        }
+        sum += step(number)?;
+        if (number + 1) % every == 0 {
+            curve.push(sum / every as f64);
+            progress.status(&format!("{what} {:.4}", sum / every as f64));
+            sum = 0.0;
+        }
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(curve)
 }
 
 /// Linear up to a fifth of the steps, then half a cosine down to 0.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Sequence, Task};
 use crate::InspectError;
 use crate::small_transformer::{
-    Adam, BlockConfig, Blocks, Layout, Linear, Trace, by_parts, draw, warm_cosine,
+    Adam, BlockConfig, Blocks, Layout, Linear, Trace, by_parts, draw, train_steps, warm_cosine,
 };
 
 /// Sequences whose gradient is made together; of one size whatever the number of threads is, so
@@ -273,30 +273,22 @@ impl Learner {
     pub fn train(&mut self, progress: &dyn Progress) -> Result<Vec<f64>, InspectError> {
         let config = self.config.clone();
         let mut adam = Adam::new(self.weights.len(), (0.9, 0.98), 1e-9);
-        let every = (config.steps / 100).max(1);
-        let (mut curve, mut sum) = (Vec::new(), 0.0);
-        progress.start("learning in context", "steps", Some(config.steps as u64));
-        for step in 0..config.steps {
-            if progress.cancelled() {
-                return Err(InspectError::Cancelled);
-            }
-            // Other sequences than any seed of a test gives.
-            let seed = keyfold_core::seed_of(&format!("in context {} {step}", config.seed));
-            let batch = config.task.sample(config.batch_size, seed);
-            let total = batch.len() * config.task.n;
-            let (loss, gradient) = by_parts(&batch, PART, |part| self.gradient(part, total));
-            let rate = warm_cosine(step, config.steps, config.learning_rate);
-            adam.step(&mut self.weights, &gradient, rate);
-            sum += loss / total as f64;
-            if (step + 1) % every == 0 {
-                curve.push(sum / every as f64);
-                progress.status(&format!("error {:.4}", sum / every as f64));
-                sum = 0.0;
-            }
-            progress.advance(1);
-        }
-        progress.finish();
-        Ok(curve)
+        train_steps(
+            "learning in context",
+            "error",
+            config.steps,
+            progress,
+            |step| {
+                // Other sequences than any seed of a test gives.
+                let seed = keyfold_core::seed_of(&format!("in context {} {step}", config.seed));
+                let batch = config.task.sample(config.batch_size, seed);
+                let total = batch.len() * config.task.n;
+                let (loss, gradient) = by_parts(&batch, PART, |part| self.gradient(part, total));
+                let rate = warm_cosine(step, config.steps, config.learning_rate);
+                adam.step(&mut self.weights, &gradient, rate);
+                Ok(loss / total as f64)
+            },
+        )
     }
 }
 

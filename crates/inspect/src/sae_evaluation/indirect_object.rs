@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use crate::InspectError;
 use crate::small_transformer::{
-    Adam, BlockConfig, Blocks, Edit, Layout, Trace, by_parts, draw, warm_cosine,
+    Adam, BlockConfig, Blocks, Edit, Layout, Trace, by_parts, draw, train_steps, warm_cosine,
 };
 
 pub use prompts::{ATTRIBUTES, Prompt, attributes, vocabulary};
@@ -238,23 +238,9 @@ impl SmallModel {
     pub fn train(&mut self, progress: &dyn Progress) -> Result<Vec<f64>, InspectError> {
         let config = self.config;
         let mut adam = self.adam();
-        let every = (config.steps / 100).max(1);
-        let (mut curve, mut sum) = (Vec::new(), 0.0);
-        progress.start("small model", "steps", Some(config.steps as u64));
-        for step in 0..config.steps {
-            if progress.cancelled() {
-                return Err(InspectError::Cancelled);
-            }
-            sum += self.step(&mut adam, step)?;
-            if (step + 1) % every == 0 {
-                curve.push(sum / every as f64);
-                progress.status(&format!("loss {:.4}", sum / every as f64));
-                sum = 0.0;
-            }
-            progress.advance(1);
-        }
-        progress.finish();
-        Ok(curve)
+        train_steps("small model", "loss", config.steps, progress, |step| {
+            self.step(&mut adam, step)
+        })
     }
 
     /// Reads prompts; where `replace` is given, the heads' outputs of its layer at the last word

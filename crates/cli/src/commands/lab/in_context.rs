@@ -63,7 +63,7 @@ pub(super) struct InContextArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["steps", "save"]
+        conflicts_with_all = ["steps", "save", "n", "layers", "hidden", "noise"]
     )]
     load: Option<PathBuf>,
     #[command(flatten)]

@@ -184,7 +184,8 @@ pub(super) fn run(args: &InspectArgs, globals: &Globals) -> anyhow::Result<Outco
     let task = Task::read(&args.task, &subject, args.test, globals.seed)?;
     let place = |(site, part): (&Site, &Part)| {
         let from_end = site.from_end.unwrap_or(args.from_end);
-        let token = task.length.checked_sub(from_end + 1).ok_or_else(|| {
+        let token = (task.length.checked_sub(1)).and_then(|last| last.checked_sub(from_end));
+        let token = token.ok_or_else(|| {
             wrong_use(format!(
                 "prompts have {} tokens; {from_end} from the end (--from-end, or @{from_end}) goes beyond",
                 task.length

@@ -13,6 +13,7 @@
 mod saved;
 
 use keyfold_core::{Progress, seed_of};
+use keyfold_kernels::learn::softmax_backward;
 use keyfold_kernels::{self as kernels, Matrix, product};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Head, Prompts, SoftmaxConfig, mean_square, named_roles};
 use crate::InspectError;
-use crate::small_transformer::{Adam, by_parts, draw};
+use crate::small_transformer::{Adam, by_parts, draw, train_steps};
 
 /// Prompts whose gradient is made together.
 const PART: usize = 16;
@@ -234,9 +235,9 @@ impl Stack {
             let read = Matrix::new(weights, n);
             product(&mut dv[at..], wide, read.t(), d_head, 1.0, false, 1);
             // Weights of rows that are hidden are 0, and so are their slopes.
-            softmax_backward(&mut slopes, weights, n);
+            softmax_backward(weights, &mut slopes, n, 1.0);
             if self.config.compat {
-                softmax_backward(&mut slopes, &t.inner[head * m * n..][..m * n], n);
+                softmax_backward(&t.inner[head * m * n..][..m * n], &mut slopes, n, 1.0);
             }
             let slopes = Matrix::new(&slopes, n);
             let keys = Matrix::strided(&t.k[at..], n, row, wide);
@@ -345,27 +346,13 @@ impl Stack {
     pub fn train(&mut self, progress: &dyn Progress) -> Result<Vec<f64>, InspectError> {
         let base = self.config.base.clone();
         let mut adam = Adam::new(self.weights.len(), (0.9, 0.999), 1e-8);
-        let every = (base.steps / 100).max(1);
-        let (mut curve, mut sum) = (Vec::new(), 0.0);
-        progress.start("attention", "steps", Some(base.steps as u64));
-        for step in 0..base.steps {
-            if progress.cancelled() {
-                return Err(InspectError::Cancelled);
-            }
+        train_steps("attention", "error", base.steps, progress, |step| {
             let seed = seed_of(&format!("softmax stack {} {step}", base.seed));
             let prompts = Prompts::sample(&base, base.length, base.batch_size, seed);
             let (loss, gradient) = self.gradient(&prompts);
             adam.step(&mut self.weights, &gradient, base.learning_rate);
-            sum += loss;
-            if (step + 1) % every == 0 {
-                curve.push(sum / every as f64);
-                progress.status(&format!("error {:.4}", sum / every as f64));
-                sum = 0.0;
-            }
-            progress.advance(1);
-        }
-        progress.finish();
-        Ok(curve)
+            Ok(loss)
+        })
     }
 
     /// What the heads of each layer do; `mu` are the entries of `O_h V_h` from each `y` to itself.
@@ -400,15 +387,6 @@ impl StackConfig {
             true => 1,
             false => self.n_layers,
         }
-    }
-}
-
-/// Slopes of a softmax's result become those of what it was taken of.
-fn softmax_backward(slopes: &mut [f32], weights: &[f32], n: usize) {
-    for (slopes, weights) in slopes.chunks_exact_mut(n).zip(weights.chunks_exact(n)) {
-        let mean = kernels::dot(slopes, weights);
-        let both = slopes.iter_mut().zip(weights);
-        both.for_each(|(slope, w)| *slope = w * (*slope - mean));
     }
 }
 

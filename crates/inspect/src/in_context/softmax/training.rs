@@ -7,7 +7,7 @@
 use keyfold_core::Progress;
 
 use super::*;
-use crate::small_transformer::Adam;
+use crate::small_transformer::{Adam, train_steps};
 
 /// Prompts side by side.
 const LANES: usize = 8;
@@ -303,13 +303,7 @@ pub fn train(
     let mut parts: Vec<Prompts> = (0..config.batch_size.div_ceil(PART))
         .map(|_| Prompts::sample(config, config.length, 0, 0))
         .collect();
-    let every = (config.steps / 100).max(1);
-    let (mut curve, mut sum) = (Vec::new(), 0.0);
-    progress.start("attention", "steps", Some(config.steps as u64));
-    for step in 0..config.steps {
-        if progress.cancelled() {
-            return Err(InspectError::Cancelled);
-        }
+    let curve = train_steps("attention", "error", config.steps, progress, |step| {
         parts.par_iter_mut().enumerate().for_each(|(at, part)| {
             let count = (config.batch_size - at * PART).min(PART);
             let seed = seed_of(&format!("softmax {} {step} {at}", config.seed));
@@ -322,14 +316,7 @@ pub fn train(
         model.k.copy_from_slice(&weights[square..2 * square]);
         model.v.copy_from_slice(&weights[2 * square..3 * square]);
         model.o.copy_from_slice(&weights[3 * square..]);
-        sum += loss;
-        if (step + 1) % every == 0 {
-            curve.push(sum / every as f64);
-            progress.status(&format!("error {:.4}", sum / every as f64));
-            sum = 0.0;
-        }
-        progress.advance(1);
-    }
-    progress.finish();
+        Ok(loss)
+    })?;
     Ok((model, curve))
 }
