@@ -23,11 +23,11 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
+use crate::layers::{Layers, Optimiser, Pass};
 use crate::metrics;
 use crate::tensors::Tensors;
 use crate::{PredictError, Table};
 use divergence::Sigma;
-use network::{Network, Optimiser};
 
 /// What is made small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -116,7 +116,7 @@ const LEAST: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct CauchySchwarz {
     config: CauchySchwarzConfig,
-    network: Network,
+    network: Layers,
     offset: f64,
     scale: f64,
     losses: Vec<f64>,
@@ -157,7 +157,7 @@ impl CauchySchwarz {
         let targets: Vec<f64> = y.iter().map(|y| (y - offset) / scale).collect();
         let mut rng = SmallRng::seed_from_u64(config.seed);
         let widths = (x.columns(), config.hidden, config.code_dim);
-        let mut network = Network::random(widths, &mut rng);
+        let mut network = network::random(widths, &mut rng);
         let mut optimiser = Optimiser::new(&network);
         let mut order: Vec<usize> = (0..x.rows()).collect();
         let mut losses = Vec::with_capacity(config.epochs);
@@ -175,7 +175,8 @@ impl CauchySchwarz {
                 let pass = network.forward(&rows.to_f32());
                 let (loss, told, code) = gradients(config, &rows, &truth, &pass)?;
                 sum += loss * batch.len() as f64;
-                let gradient = network.backward(&pass, &told, code.as_deref());
+                let gradient =
+                    network.backward(&pass, &told, code.as_deref().map(|d| (network::CODE, d)));
                 optimiser.step(&mut network, &gradient, rate as f32);
             }
             let mean = sum / x.rows() as f64;
@@ -227,7 +228,7 @@ impl CauchySchwarz {
     pub fn transform(&self, x: &Table) -> Result<Vec<f64>, PredictError> {
         x.expect_columns(self.columns())?;
         let pass = self.network.forward(&x.to_f32());
-        Ok(pass.code().iter().map(|&z| f64::from(z)).collect())
+        Ok(network::code(&pass).iter().map(|&z| f64::from(z)).collect())
     }
 
     /// Share of the variance that is explained.
@@ -305,7 +306,7 @@ impl CauchySchwarz {
     }
 
     pub(crate) fn save(&self, tensors: &mut Tensors) {
-        self.network.save(tensors);
+        network::save(&self.network, tensors);
         tensors.put("target", &[2], vec![self.offset, self.scale]);
         tensors.put("losses", &[self.losses.len()], self.losses.clone());
     }
@@ -320,7 +321,7 @@ impl CauchySchwarz {
         let epochs = tensors.shape("losses").map_or(0, |shape| shape[0]);
         let target: Vec<f64> = tensors.shaped("target", &[2])?;
         Ok(Self {
-            network: Network::load(widths, tensors)?,
+            network: network::load(widths, tensors)?,
             losses: tensors.shaped("losses", &[epochs])?,
             config,
             offset: target[0],
@@ -335,7 +336,7 @@ fn gradients(
     config: &CauchySchwarzConfig,
     rows: &Table,
     truth: &[f64],
-    pass: &network::Pass,
+    pass: &Pass,
 ) -> Result<(f64, Vec<f32>, Option<Vec<f32>>), PredictError> {
     let told: Vec<f64> = pass.told().iter().map(|&t| f64::from(t)).collect();
     let n = told.len() as f64;
@@ -375,7 +376,7 @@ fn gradients(
     if config.beta == 0.0 {
         return Ok((loss, single(gradient), None));
     }
-    let codes: Vec<f64> = pass.code().iter().map(|&z| f64::from(z)).collect();
+    let codes: Vec<f64> = network::code(pass).iter().map(|&z| f64::from(z)).collect();
     if !codes.iter().all(|z| z.is_finite()) {
         return Ok((f64::NAN, single(gradient), None));
     }

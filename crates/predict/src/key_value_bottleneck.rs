@@ -38,6 +38,9 @@ use values::{Moments, Values};
 
 pub use config::{Decoder, InitMode, KeyValueBottleneckConfig, Optimizer, Split};
 
+/// Rows that a decoder with weights reads together.
+const ROWS: usize = 1024;
+
 /// A table of keys and values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeyValueBottleneck {
@@ -232,7 +235,7 @@ impl KeyValueBottleneck {
         let place = known.codes()[0];
         match &mut self.network {
             None => self.values.remove(place),
-            Some(network) => network.remove(place),
+            Some(network) => network.layers.remove(place),
         }
         self.classes.remove(place);
         self.moments = Moments::default();
@@ -310,10 +313,10 @@ impl KeyValueBottleneck {
             return self.values.row(codebook, pair).to_vec();
         };
         let mut values = self.values.of(found);
-        let whole = network.forward(&values).scores;
+        let whole = network.scores(&values);
         let width = self.values.width;
         values[codebook * width..][..width].fill(0.0);
-        let without = network.forward(&values).scores;
+        let without = network.scores(&values);
         whole.iter().zip(&without).map(|(a, b)| a - b).collect()
     }
 
@@ -372,11 +375,6 @@ impl KeyValueBottleneck {
         Ok(heads)
     }
 
-    fn network_of(&self, width: usize, rng: &mut SmallRng) -> Option<Box<Network>> {
-        let inputs = self.config.num_codebooks * width;
-        Network::new(self.config.decoder, inputs, self.config.decoder_hidden, rng)
-    }
-
     fn grow(&mut self, classes: &[String]) {
         let new: Vec<String> = (classes.iter())
             .filter(|c| !self.classes.contains(c))
@@ -401,10 +399,10 @@ impl KeyValueBottleneck {
                 width => width,
             };
             self.values.grow(width, config.init_values, seed);
-            self.network = self.network_of(width, &mut rng);
+            self.network = Network::new(&config, width, &mut rng);
         }
         if let Some(network) = &mut self.network {
-            network.grow(self.classes.len(), &mut rng);
+            network.layers.grow(self.classes.len(), &mut rng);
         }
     }
 }
@@ -430,13 +428,17 @@ impl Classifier for KeyValueBottleneck {
         let Some(network) = &self.network else {
             return Ok(self.values.scores(&found, per_row));
         };
-        let told = |found: &[u32]| network.forward(&self.values.of(found)).scores;
-        let scores = found.par_chunks(per_row).flat_map_iter(told);
+        // Some rows at a time: all of their values lie side by side.
+        let values = |found: &[u32]| -> Vec<f32> {
+            let rows = found.par_chunks(per_row);
+            rows.flat_map_iter(|found| self.values.of(found)).collect()
+        };
+        let parts = found.chunks(per_row * ROWS);
+        let scores = parts.flat_map(|found| network.scores(&values(found)));
         Ok(scores.map(f64::from).collect())
     }
 }
 
-/// A number of the normal distribution.
 fn normal(rng: &mut SmallRng) -> f32 {
     keyfold_core::normal(|| rng.random()) as f32
 }

@@ -17,6 +17,7 @@ mod error;
 mod folder;
 pub mod key_value_bottleneck;
 pub mod label_budgets;
+mod layers;
 pub mod lbfgs;
 mod linear;
 pub mod logistic;

@@ -100,7 +100,7 @@ fn targets_that_are_told_exactly_have_no_divergence_and_far_ones_a_finite_one() 
 #[test]
 fn gradients_of_the_network_agree_with_differences() {
     let mut rng = SmallRng::seed_from_u64(3);
-    let network = Network::random((3, 7, 4), &mut rng);
+    let network = network::random((3, 7, 4), &mut rng);
     let rows: Vec<f32> = uniform(15, 4).iter().map(|&x| x as f32).collect();
     let y = uniform(5, 5);
     let loss = |rows: &[f32]| -> f64 {

@@ -1,8 +1,5 @@
 //! The tensors of a table, under the names of the authors' state dict.
 
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
-
 use super::keys::Keys;
 use super::values::{Moments, Values};
 use super::{
@@ -93,17 +90,7 @@ impl KeyValueBottleneck {
                 Some(turned(&all, columns, k))
             }
         };
-        let hidden = config.decoder_hidden;
-        if config.decoder == Decoder::Mlp
-            && tensors.shape("decoder.0.weight") != Some(&[hidden, c * v][..])
-        {
-            return Err("its decoder is not of the size that its settings say".to_owned());
-        }
-        let mut rng = SmallRng::seed_from_u64(0);
-        let mut network = Network::new(config.decoder, c * v, hidden, &mut rng);
-        if let Some(network) = &mut network {
-            network.load(classes.len(), tensors)?;
-        }
+        let network = Network::load(&config, (v, classes.len()), tensors)?;
         let width = c * config.topk;
         let rows = tensors.shape("learned").map_or(0, |shape| shape[0]);
         let learned: Vec<u32> = tensors.shaped("learned", &[rows, width])?;

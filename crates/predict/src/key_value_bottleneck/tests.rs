@@ -243,8 +243,8 @@ fn decoders_with_weights_learn_first_and_then_hold_still() {
         }
         // What was learned with the first classes is as it was; those that came later were drawn.
         let mut grown = networks[1].clone();
-        grown.remove(3);
-        grown.remove(2);
+        grown.layers.remove(3);
+        grown.layers.remove(2);
         assert_eq!(grown, networks[0], "{decoder:?}");
         assert_eq!(model.values().len(), 8 * 32 * 6);
         let (x, names) = groups(&[0, 1, 2, 3], 30, 3);

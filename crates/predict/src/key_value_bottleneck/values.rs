@@ -7,9 +7,10 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
-use super::decoder::{self, Network};
+use super::decoder::Network;
 use super::{KeyValueBottleneckConfig, Optimizer, normal};
 use crate::PredictError;
+use crate::layers::Optimiser;
 
 /// The values of all pairs.
 #[derive(Debug, Clone, PartialEq)]
@@ -163,7 +164,7 @@ impl Values {
             width: v,
             books: self.books,
             network,
-            training: decoder::Training::default(),
+            optimiser: None,
             gradient: vec![0.0; local.len()],
         };
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -240,7 +241,8 @@ struct Learning<'a> {
     width: usize,
     books: usize,
     network: &'a mut Option<Box<Network>>,
-    training: decoder::Training,
+    /// Of a network that is not frozen.
+    optimiser: Option<Optimiser>,
     /// `[slots, width]`.
     gradient: Vec<f32>,
 }
@@ -329,35 +331,33 @@ impl Learning<'_> {
         let v = self.width;
         let slots = self.slots;
         let of = |row: usize| &slots.of[row * per_row..(row + 1) * per_row];
-        let told: Vec<_> = batch
-            .par_iter()
-            .with_min_len(16)
-            .map(|&row| {
-                let values: Vec<f32> = of(row)
-                    .iter()
-                    .flat_map(|slot| &local[*slot as usize * v..][..v])
-                    .copied()
-                    .collect();
-                let passed = network.forward(&values);
-                let (d, loss) = residual(&passed.scores, self.codes[row], self.config);
-                let (by_values, inner) = network.backward(&passed, &d);
-                (values, passed, d, by_values, inner, loss)
-            })
+        let found = batch.iter().flat_map(|row| of(*row));
+        let values: Vec<f32> = found
+            .flat_map(|slot| &local[*slot as usize * v..][..v])
+            .copied()
             .collect();
+        let pass = network.layers.forward(&values);
+        let classes = pass.told().len() / batch.len();
         let factor = 1.0 / batch.len() as f32;
-        let mut sum = 0.0;
-        for (&row, (values, passed, d, by_values, inner, loss)) in batch.iter().zip(&told) {
-            for (slot, part) in of(row).iter().zip(by_values.chunks_exact(v)) {
-                let gradient = &mut self.gradient[*slot as usize * v..][..v];
-                keyfold_kernels::axpy(gradient, factor, part);
-            }
-            if !network.frozen {
-                network.collect(&mut self.training, values, (passed, d, inner), factor);
-            }
+        let (mut d, mut sum) = (Vec::with_capacity(pass.told().len()), 0.0);
+        for (scores, row) in pass.told().chunks_exact(classes).zip(batch) {
+            let (residual, loss) = residual(scores, self.codes[*row], self.config);
+            d.extend(residual.into_iter().map(|r| factor * r));
             sum += loss;
         }
+        let by_values = network.layers.pull_to_rows(&pass, &d);
+        let slots = batch.iter().flat_map(|row| of(*row));
+        for (slot, part) in slots.zip(by_values.chunks_exact(v)) {
+            let gradient = &mut self.gradient[*slot as usize * v..][..v];
+            keyfold_kernels::add_assign(gradient, part);
+        }
         if !network.frozen {
-            network.step(&mut self.training, self.config.decoder_lr);
+            let gradients = network.layers.backward(&pass, &d, None);
+            let rate = self.config.decoder_lr;
+            let optimiser = self
+                .optimiser
+                .get_or_insert_with(|| Optimiser::new(&network.layers));
+            optimiser.step(&mut network.layers, &gradients, rate);
         }
         sum
     }
