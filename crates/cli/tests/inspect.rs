@@ -350,6 +350,7 @@ fn tasks_without_sense_are_refused_by_line() {
     run(&["--seed", "3", "--from-end", "40"]).fails(2, &[]);
     notes.write("t.jsonl", &line("A to", "A").repeat(10));
     run(&["--from-end", "40"]).fails(2, &["--from-end"]);
+    run(&["--from-end", &usize::MAX.to_string()]).fails(2, &["--from-end"]);
     run(&["--edits", "0"]).fails(2, &["at least one feature"]);
 }
 
@@ -438,6 +439,7 @@ fn a_transformer_is_trained_and_compared() {
     assert!(start["circuits"][0]["omega"].as_f64().unwrap().abs() < 1e-3);
     lab(&[&stack[..], &["--init", "small_id"]].concat()).fails(2, &["init"]);
     lab(&["--load", "m.safetensors", "--d", "3"]).fails(2, &["2 numbers"]);
+    lab(&["--load", "m.safetensors", "--layers", "2"]).fails(2, &["--layers"]);
     lab(&["--w", "even*1+0"]).fails(2, &["no distribution"]);
     notes
         .run(&["lab", "in-context", "--predictors", "svm"])
