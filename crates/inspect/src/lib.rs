@@ -24,5 +24,6 @@ pub mod route;
 pub mod sae_evaluation;
 mod small_transformer;
 mod state;
+mod weights;
 
 pub use error::InspectError;

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use keyfold_core::atomic;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 
 use super::{RandomFeaturePredictor, RandomFeatures, RandomFeaturesConfig};
-use crate::InspectError;
+use crate::{InspectError, weights};
 
 impl RandomFeaturePredictor {
     /// Writes the predictor as safetensors, whole or not at all.
@@ -44,17 +44,10 @@ impl RandomFeaturePredictor {
     pub fn load(path: &Path) -> Result<Self, InspectError> {
         let bytes = std::fs::read(path).map_err(|e| InspectError::io(path, e))?;
         let damaged = |what: &str| InspectError::format(path, what);
-        let none = || damaged("it is no predictor of 'keyfold lab random-features'");
-        let (_, head) = SafeTensors::read_metadata(&bytes).map_err(|_| none())?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|_| none())?;
-        let notes = head.metadata().as_ref().ok_or_else(none)?;
+        let none = || damaged(&format!("it is no {KIND}"));
+        let notes = weights::notes(path, &bytes, FORMAT, KIND)?;
+        let file = weights::parse(path, &bytes)?;
         let note = |name: &str| notes.get(name).ok_or_else(none);
-        if note("format")? != FORMAT {
-            return Err(damaged(&format!(
-                "it is of the format '{}'; '{FORMAT}' is read",
-                note("format")?
-            )));
-        }
         let number = |name: &str| note(name)?.parse::<usize>().map_err(|_| none());
         let numbers = |name: &str| -> Result<Vec<f64>, InspectError> {
             let tensor = file.tensor(name).map_err(|_| none())?;
@@ -94,5 +87,7 @@ fn checksum([d, set_size]: [usize; 2], config: &str, numbers: [f64; 3], v: &[f64
     blake3::hash(&bytes).to_hex()[..32].to_owned()
 }
 
+/// What such a file is.
+const KIND: &str = "predictor of 'keyfold lab random-features'";
 /// With its version.
 const FORMAT: &str = "keyfold-random-features-1";

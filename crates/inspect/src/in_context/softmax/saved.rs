@@ -2,11 +2,8 @@
 
 use std::path::Path;
 
-use keyfold_core::atomic;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-
 use super::SoftmaxModel;
-use crate::InspectError;
+use crate::{InspectError, weights};
 
 impl SoftmaxModel {
     /// Writes safetensors with the authors' names.
@@ -14,21 +11,11 @@ impl SoftmaxModel {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), InspectError> {
-        let row = self.row();
-        let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let parts = self
+        let tensors = self
             .named()
-            .map(|(name, numbers, shape)| (name, bytes(numbers), shape));
-        let mut views = Vec::new();
-        for (name, bytes, shape) in &parts {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes)
-                .map_err(|e| InspectError::format(path, e.to_string()))?;
-            views.push((name.as_str(), view));
-        }
-        let tasks = [("tasks".to_owned(), (row - self.d).to_string())];
-        let bytes = safetensors::serialize(views, Some(tasks.into()))
-            .map_err(|e| InspectError::format(path, e.to_string()))?;
-        atomic::write(path, &bytes).map_err(|e| InspectError::io(path, e))
+            .map(|(name, numbers, shape)| (name, shape.to_vec(), &numbers[..]));
+        let tasks = [("tasks".to_owned(), self.tasks.to_string())];
+        weights::write(path, &tensors, Some(tasks.into()))
     }
 
     fn named(&self) -> [(String, &Vec<f32>, [usize; 2]); 4] {
@@ -49,23 +36,13 @@ impl SoftmaxModel {
     pub fn load(path: &Path) -> Result<Self, InspectError> {
         let bytes = std::fs::read(path).map_err(|e| InspectError::io(path, e))?;
         let damaged = |what: String| InspectError::format(path, what);
-        let file = SafeTensors::deserialize(&bytes)
-            .map_err(|e| damaged(format!("it is no safetensors file ({e})")))?;
+        let file = weights::parse(path, &bytes)?;
         let read = |part: &str| {
             let name = format!("attention_layer.{part}_proj.weight");
-            let view = file
-                .tensor(&name)
-                .map_err(|_| damaged(format!("it has no tensor '{name}'")))?;
-            if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
-                return Err(damaged(format!("'{name}' is no matrix of 32-bit floats")));
-            }
-            let numbers = view.data().as_chunks::<4>().0.iter();
-            let numbers: Vec<f32> = numbers.map(|b| f32::from_le_bytes(*b)).collect();
-            match numbers.iter().all(|x| x.is_finite()) {
-                true => Ok((numbers, view.shape().to_vec())),
-                false => Err(damaged(format!(
-                    "'{name}' holds numbers that are not finite"
-                ))),
+            let (numbers, shape) = weights::tensor(path, &file, &name)?;
+            match shape.len() {
+                2 => Ok((numbers, shape)),
+                _ => Err(damaged(format!("'{name}' is no matrix"))),
             }
         };
         let (q, shape) = read("q")?;

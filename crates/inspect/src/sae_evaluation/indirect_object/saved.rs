@@ -10,12 +10,11 @@ use std::path::Path;
 use keyfold_core::atomic;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{ATTRIBUTES, NAMES, Prompt, SmallModel, SmallModelConfig, vocabulary};
-use crate::InspectError;
+use crate::{InspectError, weights};
 
 const FORMAT: &str = "keyfold-indirect-object-1";
 const CONFIG: &str = "config.json";
@@ -58,7 +57,7 @@ impl SmallModel {
             let path = folder.join(name);
             std::fs::read(&path).map_err(|e| InspectError::io(&path, e))
         };
-        let (config, weights) = (read(CONFIG)?, read(WEIGHTS)?);
+        let (config, bytes) = (read(CONFIG)?, read(WEIGHTS)?);
         let path = folder.join(CONFIG);
         let wrong = |what: String| InspectError::format(&path, what);
         let config: Config = serde_json::from_slice(&config).map_err(|e| wrong(e.to_string()))?;
@@ -68,7 +67,7 @@ impl SmallModel {
                 config.format
             )));
         }
-        if config.weights != blake3::hash(&weights).to_hex().as_str() {
+        if config.weights != blake3::hash(&bytes).to_hex().as_str() {
             return Err(InspectError::format(
                 &folder.join(WEIGHTS),
                 "its checksum is not the one in config.json: it is damaged, or of another model",
@@ -82,12 +81,11 @@ impl SmallModel {
         }
         let path = folder.join(WEIGHTS);
         let wrong = |what: String| InspectError::format(&path, what);
-        let file = SafeTensors::deserialize(&weights).map_err(|e| wrong(e.to_string()))?;
+        let file = weights::parse(&path, &bytes)?;
         // Before numbers are drawn: a wrong size must not ask for endless memory.
         let d = config.d_model;
         let block = 4 * d * d + 4 * d;
-        if file.tensors().len() != 3 + 4 * config.layers
-            || block * config.layers * 4 > weights.len()
+        if file.tensors().len() != 3 + 4 * config.layers || block * config.layers * 4 > bytes.len()
         {
             return Err(wrong(
                 "its tensors are not those that config.json tells of".to_owned(),
@@ -102,23 +100,10 @@ impl SmallModel {
         let mut model = Self::new(sizes)
             .map_err(|e| InspectError::format(&folder.join(CONFIG), e.to_string()))?;
         for (name, shape, range) in model.tensors() {
-            let view = file.tensor(&name).map_err(|e| wrong(e.to_string()))?;
-            if view.dtype() != Dtype::F32 || view.shape() != shape {
-                return Err(wrong(format!(
-                    "tensor '{name}' is {:?} of {:?} and not of F32, {shape:?}",
-                    view.shape(),
-                    view.dtype()
-                )));
-            }
-            let numbers = view.data().as_chunks::<4>().0.iter();
-            for (weight, bytes) in model.weights[range].iter_mut().zip(numbers) {
-                *weight = f32::from_le_bytes(*bytes);
-            }
+            let numbers = weights::shaped(&path, &file, &name, &shape)?;
+            model.weights[range].copy_from_slice(&numbers);
         }
-        match model.weights.iter().all(|w| w.is_finite()) {
-            true => Ok(model),
-            false => Err(wrong("it holds a number that is not finite".to_owned())),
-        }
+        Ok(model)
     }
 
     /// Writes the model into a folder, which is made.
@@ -128,21 +113,10 @@ impl SmallModel {
     pub fn save(&self, folder: &Path) -> Result<(), InspectError> {
         std::fs::create_dir_all(folder).map_err(|e| InspectError::io(folder, e))?;
         let path = folder.join(WEIGHTS);
-        let tensors = self.tensors();
-        let bytes: Vec<Vec<u8>> = tensors
-            .iter()
-            .map(|(_, _, range)| {
-                let numbers = self.weights[range.clone()].iter();
-                numbers.flat_map(|x| x.to_le_bytes()).collect()
-            })
+        let tensors: Vec<_> = (self.tensors().into_iter())
+            .map(|(name, shape, range)| (name, shape, &self.weights[range]))
             .collect();
-        let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-            TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view))
-        });
-        let views: Result<Vec<_>, _> = views.collect();
-        let file = views
-            .and_then(|views| safetensors::serialize(views, None))
-            .map_err(|e| InspectError::format(&path, e.to_string()))?;
+        let file = weights::to_bytes(&path, &tensors, None)?;
         atomic::write(&path, &file).map_err(|e| InspectError::io(&path, e))?;
         let config = Config {
             format: FORMAT.to_owned(),

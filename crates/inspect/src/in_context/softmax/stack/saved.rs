@@ -1,12 +1,10 @@
 //! Files of stacks, with the names of the authors' code.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use keyfold_core::atomic;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-
 use super::{Stack, StackConfig};
-use crate::InspectError;
+use crate::{InspectError, weights};
 
 impl Stack {
     /// Name and shape of each tensor, and where it lies; tied layers lie in one place.
@@ -35,22 +33,10 @@ impl Stack {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), InspectError> {
-        let bytes = |at: usize, [a, b]: [usize; 2]| -> Vec<u8> {
-            let numbers = self.weights[at..][..a * b].iter();
-            numbers.flat_map(|x| x.to_le_bytes()).collect()
-        };
-        let parts: Vec<_> = (self.tensors().into_iter())
-            .map(|(name, shape, at)| (name, shape, bytes(at, shape)))
+        let tensors: Vec<_> = (self.tensors().into_iter())
+            .map(|(name, [a, b], at)| (name, vec![a, b], &self.weights[at..][..a * b]))
             .collect();
-        let mut views = Vec::new();
-        for (name, shape, bytes) in &parts {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes)
-                .map_err(|e| InspectError::format(path, e.to_string()))?;
-            views.push((name.as_str(), view));
-        }
-        let bytes = safetensors::serialize(views, None)
-            .map_err(|e| InspectError::format(path, e.to_string()))?;
-        atomic::write(path, &bytes).map_err(|e| InspectError::io(path, e))
+        weights::write(path, &tensors, None)
     }
 
     /// Reads what [`save`](Self::save) wrote, or the authors' weights as safetensors; the settings say
@@ -61,42 +47,23 @@ impl Stack {
     pub fn load(path: &Path, config: StackConfig) -> Result<Self, InspectError> {
         let bytes = std::fs::read(path).map_err(|e| InspectError::io(path, e))?;
         let damaged = |what: String| InspectError::format(path, what);
-        let file = SafeTensors::deserialize(&bytes)
-            .map_err(|e| damaged(format!("it is no safetensors file ({e})")))?;
+        let file = weights::parse(path, &bytes)?;
         let mut model = Self::new(config)?;
-        if file.tensors().len() != model.tensors().len() {
+        let tensors = model.tensors();
+        if file.tensors().len() != tensors.len() {
             return Err(damaged(format!(
                 "it has {} tensors; a stack of {} layers has {}",
                 file.tensors().len(),
                 model.config.n_layers,
-                model.tensors().len()
+                tensors.len()
             )));
         }
-        for (i, (name, shape, at)) in model.tensors().into_iter().enumerate() {
-            let view = file
-                .tensor(&name)
-                .map_err(|_| damaged(format!("it has no tensor '{name}'")))?;
-            if view.dtype() != Dtype::F32 || view.shape() != shape {
-                return Err(damaged(format!(
-                    "tensor '{name}' is {:?} of {:?} and not of F32, {shape:?}",
-                    view.shape(),
-                    view.dtype()
-                )));
-            }
-            let numbers = view.data().as_chunks::<4>().0.iter();
-            let numbers: Vec<f32> = numbers.map(|b| f32::from_le_bytes(*b)).collect();
-            if !numbers.iter().all(|x| x.is_finite()) {
-                return Err(damaged(format!(
-                    "'{name}' holds numbers that are not finite"
-                )));
-            }
+        // Of tied layers the second and later ones lie where the first does.
+        let mut read = HashSet::new();
+        for (name, shape, at) in tensors {
+            let numbers = weights::shaped(path, &file, &name, &shape)?;
             let place = &mut model.weights[at..][..numbers.len()];
-            // Of tied layers the second and later ones must repeat the first.
-            if model.config.weight_tying
-                && i >= 4
-                && at < 4 * numbers.len()
-                && *place != numbers[..]
-            {
+            if !read.insert(at) && *place != numbers[..] {
                 return Err(damaged(format!(
                     "'{name}' is not as in the first layer: its layers are not tied"
                 )));
