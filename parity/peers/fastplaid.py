@@ -3,8 +3,8 @@
     pip install fast-plaid==1.7.0.2100 torch==2.10.0
     keyfold bench peers --peer "fast-plaid=python parity/peers/fastplaid.py"
 
-SAMPLE_DOCUMENTS=N lets it cluster the vectors of N documents only, where its own choice
-would take hours.
+SAMPLE_DOCUMENTS=N lets it cluster the vectors of N documents only, and CENTROIDS=N gives it so
+many centroids, where its own choices would take hours.
 """
 
 import json
@@ -37,9 +37,19 @@ def say(line):
     print(json.dumps(line), flush=True)
 
 
+def with_centroids(count):
+    """Its own clustering, but with so many centroids."""
+    from fast_plaid.search import fast_plaid as own
+
+    cluster = own.compute_kmeans
+    own.compute_kmeans = lambda **options: cluster(**options, num_partitions=count)
+
+
 def build(vectors, index):
     documents = read(vectors, "documents")
     sample = os.environ.get("SAMPLE_DOCUMENTS")
+    if centroids := os.environ.get("CENTROIDS"):
+        with_centroids(int(centroids))
     clock, cpu = time.perf_counter(), time.process_time()
     search.FastPlaid(index=index, device="cpu").create(
         documents_embeddings=documents,

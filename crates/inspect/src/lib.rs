@@ -22,6 +22,7 @@ mod random;
 pub mod random_features;
 pub mod route;
 pub mod sae_evaluation;
+mod small_mamba;
 mod small_transformer;
 mod state;
 mod weights;

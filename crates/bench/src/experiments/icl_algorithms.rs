@@ -127,15 +127,11 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
 
 /// Programs beside the estimators that they compute: a table, and the greatest differences.
 fn constructed(seed: u64) -> Result<(Shown, [f64; 2]), BenchError> {
-    let half = Distribution {
-        scale: 0.5,
-        shift: 0.0,
-        ..Distribution::default()
-    };
+    let half = Distribution::normal(0.5, 0.0);
     let task = Task {
         d: 3,
         n: 7,
-        x: half,
+        x: half.clone(),
         w: half,
         noise: 0.1,
     };

@@ -3,7 +3,7 @@
 //! Of all codes few are in use, so a row's part of a gradient is made for those alone: the
 //! encoder's product is the only dense one of a step, the rest costs `d` for each code in
 //! use. Parts are gathered by code, so that threads share no gradient. While many codes are in
-//! use, as at the start of a ReLU's training, dense products are faster and are made instead.
+//! use, as at the start of training, dense products are faster and are made instead.
 
 use keyfold_kernels as kernels;
 use rayon::prelude::*;

@@ -109,33 +109,74 @@ fn losses_and_gradients_are_those_of_pytorch() {
 }
 
 #[test]
-fn a_step_of_a_relu_is_the_same_by_lists_and_by_dense_products() {
+fn a_step_is_the_same_by_lists_and_by_dense_products() {
     let (d, m) = (6, 64);
-    let config = SaeConfig {
-        architecture: SaeMethod::Standard,
-        d_sae: m,
-        decoder_init_norm: 1.0,
-        l1_coefficient: 0.3,
-        ..SaeConfig::default()
-    };
-    let rows = rows(150, d, 5);
-    let mut by_lists = Training::new(config, d).unwrap();
-    let largest = rows.iter().fold(0f32, |m, x| m.max(x.abs()));
-    by_lists.sae.b_enc.fill(-largest);
-    let mut x = rows.clone();
-    let products = by_lists.sae.products(&mut x, 1);
-    let norms = by_lists.sae.norms();
-    let mut dense = by_lists.clone();
-    let (want, losses) = by_lists.gradients(&rows, &rows, None);
-    assert!(losses.l0 > 0.0 && losses.l0 < 0.1 * m as f64, "{losses:?}");
-    let (got, same) = dense.dense_relu(&rows, &rows, &x, products, &norms);
-    assert!((losses.mse - same.mse).abs() < 1e-6 * losses.mse);
-    assert!((losses.other - same.other).abs() < 1e-6 * losses.other);
-    assert_eq!((losses.l0, losses.dead), (same.l0, same.dead));
-    for ((name, want), (_, got)) in want.parts().into_iter().zip(got.parts()) {
-        close(got, want, 2e-5, name);
+    let n = 150;
+    let batch = rows(n, d, 5);
+    let tanh = SparsityLoss::Tanh;
+    let methods = [
+        (SaeMethod::Standard, SparsityLoss::default()),
+        (SaeMethod::Gated, SparsityLoss::default()),
+        (SaeMethod::JumpRelu, SparsityLoss::default()),
+        (SaeMethod::JumpRelu, tanh),
+    ];
+    for (architecture, mode) in methods {
+        let config = SaeConfig {
+            architecture,
+            d_sae: m,
+            decoder_init_norm: 1.0,
+            l1_coefficient: 0.3,
+            l0_coefficient: 0.3,
+            sparsity_warm_up_steps: 0,
+            jumprelu_sparsity_loss_mode: mode,
+            jumprelu_bandwidth: 0.5,
+            apply_b_dec_to_input: true,
+            ..SaeConfig::default()
+        };
+        let mut by_lists = Training::new(config, d).unwrap();
+        let largest = batch.iter().fold(0f32, |m, x| m.max(x.abs()));
+        // So few codes that lists are made.
+        by_lists.sae.b_enc.fill(-largest);
+        by_lists.sae.b_dec.fill(0.1);
+        match &mut by_lists.sae.activation {
+            Activation::Gated { b_mag, r_mag } => {
+                b_mag
+                    .iter_mut()
+                    .step_by(2)
+                    .for_each(|b| *b = -2.0 * largest);
+                r_mag.iter_mut().step_by(3).for_each(|r| *r = 0.5);
+            }
+            Activation::JumpRelu { threshold } => threshold.fill(0.3),
+            _ => {}
+        }
+        let mut x = batch.clone();
+        let products = by_lists.sae.products(&mut x, 1);
+        let norms = by_lists.sae.norms();
+        let mut dense = by_lists.clone();
+        let (want, losses) = by_lists.gradients(&batch, &batch, None);
+        let few = 0.1 * m as f64;
+        assert!(
+            losses.l0 > 0.0 && losses.l0 < few,
+            "{architecture:?} {losses:?}"
+        );
+        let (got, same) = dense.dense(&batch, &batch, &x, &products, &norms);
+        assert!((losses.mse - same.mse).abs() < 1e-6 * losses.mse);
+        let other = (losses.other - same.other).abs();
+        assert!(
+            other < 1e-6 * losses.other,
+            "{architecture:?} {losses:?} {same:?}"
+        );
+        assert_eq!((losses.l0, losses.dead), (same.l0, same.dead));
+        for ((name, want), (_, got)) in want.parts().into_iter().zip(got.parts()) {
+            close(
+                got,
+                want,
+                2e-5,
+                &format!("{architecture:?} {mode:?} {name}"),
+            );
+        }
+        assert!(by_lists == dense, "{architecture:?}: codes in use");
     }
-    assert!(by_lists == dense, "codes in use");
 }
 
 #[test]

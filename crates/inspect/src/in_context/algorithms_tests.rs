@@ -177,7 +177,7 @@ fn predictors_are_written_as_they_are_read() {
 #[test]
 fn distributions_shift_and_scale() {
     let from: Distribution = "normal*2.5+1".parse().unwrap();
-    assert_eq!((from.scale, from.shift), (2.5, 1.0));
+    assert_eq!(from, Distribution::normal(2.5, 1.0));
     assert!("uniform".parse::<Distribution>().is_err());
     let wide = Task {
         x: from,

@@ -1,9 +1,10 @@
-//! A transformer that is trained to learn in context.
+//! A transformer, or Mamba in its place, that is trained to learn in context.
 //!
 //! Tokens are `[0, x]` and `[y, 0 .. 0]` in turn, of `d + 1` numbers; a linear layer and a learned
 //! vector per place make states of them, and a linear read-out at every `x` predicts the `y` after
 //! it. Trained on fresh sequences by the squared error of all predictions, the first among them.
 
+mod body;
 mod saved;
 
 use keyfold_core::Progress;
@@ -14,13 +15,23 @@ use serde::{Deserialize, Serialize};
 
 use super::{Sequence, Task};
 use crate::InspectError;
-use crate::small_transformer::{
-    Adam, BlockConfig, Blocks, Layout, Linear, Trace, by_parts, draw, train_steps, warm_cosine,
-};
+use crate::small_transformer::{Adam, Layout, Linear, by_parts, draw, train_steps, warm_cosine};
+use body::{Body, BodyTrace};
 
 /// Sequences whose gradient is made together; of one size whatever the number of threads is, so
 /// that it changes no bit.
 const PART: usize = 16;
+
+/// What reads a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SequenceModel {
+    /// Blocks of attention and an MLP.
+    #[default]
+    Transformer,
+    /// Blocks of Mamba.
+    Mamba,
+}
 
 /// Settings; names are those of the authors' code.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,9 +39,12 @@ const PART: usize = 16;
 pub struct LearnerConfig {
     /// What is learned from.
     pub task: Task,
+    /// What reads a sequence.
+    #[serde(default)]
+    pub model: SequenceModel,
     /// Number of blocks.
     pub n_layers: usize,
-    /// Heads of a layer.
+    /// Heads of a layer of attention.
     pub n_heads: usize,
     /// Numbers of a state; a head has `hidden_size / n_heads²` of them, as in the authors' code.
     pub hidden_size: usize,
@@ -50,6 +64,7 @@ impl LearnerConfig {
     pub fn small(task: Task, n_layers: usize, steps: usize, seed: u64) -> Self {
         Self {
             task,
+            model: SequenceModel::Transformer,
             n_layers,
             n_heads: 4,
             hidden_size: 64,
@@ -60,40 +75,24 @@ impl LearnerConfig {
         }
     }
 
-    fn check(&self) -> Result<BlockConfig, InspectError> {
+    fn check(&self) -> Result<(), InspectError> {
         self.task.check()?;
-        let square = self.n_heads * self.n_heads;
-        if square == 0 || self.hidden_size == 0 || !self.hidden_size.is_multiple_of(square) {
-            return Err(InspectError::settings(format!(
-                "hidden_size {} must be a multiple of n_heads², which is {square}",
-                self.hidden_size
-            )));
-        }
         if self.batch_size == 0 || self.steps == 0 || self.learning_rate <= 0.0 {
             return Err(InspectError::settings(
                 "batch_size, steps and learning_rate must be above 0",
             ));
         }
-        let config = BlockConfig {
-            width: self.hidden_size,
-            heads: self.n_heads,
-            head_dim: self.hidden_size / square,
-            mlp: 4 * self.hidden_size,
-            norm: true,
-            layers: self.n_layers,
-        };
-        config.check()?;
-        Ok(config)
+        Ok(())
     }
 }
 
-/// A transformer for sequences of a task.
+/// A model for sequences of a task.
 #[derive(Debug, Clone)]
 pub struct Learner {
     config: LearnerConfig,
     input: Linear,
     places: std::ops::Range<usize>,
-    blocks: Blocks,
+    body: Body,
     readout: Linear,
     weights: Vec<f32>,
 }
@@ -104,24 +103,25 @@ impl Learner {
     /// # Errors
     /// When a setting makes no sense.
     pub fn new(config: LearnerConfig) -> Result<Self, InspectError> {
-        let block = config.check()?;
+        config.check()?;
         let mut layout = Layout::default();
         let max_len = 2 * (config.task.n + 1);
-        let input = Linear::new(&mut layout, config.task.d + 1, block.width);
-        let places = layout.take(max_len * block.width);
-        let blocks = Blocks::new(block, &mut layout);
-        let readout = Linear::new(&mut layout, block.width, 1);
+        let width = config.hidden_size;
+        let input = Linear::new(&mut layout, config.task.d + 1, width);
+        let places = layout.take(max_len * width);
+        let body = Body::new(&config, &mut layout)?;
+        let readout = Linear::new(&mut layout, width, 1);
         let mut weights = layout.zeros();
         let mut rng = StdRng::seed_from_u64(config.seed);
         input.init(&mut weights, &mut rng);
         draw(&mut rng, max_len, &mut weights[places.clone()]);
-        blocks.init(&mut weights, &mut rng);
+        body.init(&mut weights, &mut rng);
         readout.init(&mut weights, &mut rng);
         Ok(Self {
             config,
             input,
             places,
-            blocks,
+            body,
             readout,
             weights,
         })
@@ -157,14 +157,14 @@ impl Learner {
         (out, length)
     }
 
-    fn forward(&self, tokens: &[f32], length: usize) -> (Trace, Vec<f32>) {
+    fn forward(&self, tokens: &[f32], length: usize) -> (BodyTrace<'_>, Vec<f32>) {
         let width = self.config.hidden_size;
         let mut x = self.input.forward(&self.weights, tokens);
         let places = &self.weights[self.places.clone()][..length * width];
         x.chunks_exact_mut(places.len())
             .for_each(|x| keyfold_kernels::add_assign(x, places));
-        let trace = self.blocks.forward(&self.weights, x, length, None);
-        let y = self.readout.forward(&self.weights, &trace.out);
+        let trace = self.body.forward(&self.weights, x, length);
+        let y = self.readout.forward(&self.weights, trace.out());
         (trace, y)
     }
 
@@ -230,9 +230,9 @@ impl Learner {
                     out[layer].extend_from_slice(&states[at..at + (2 * pair + 1) * width]);
                 }
             };
-            let states = trace.blocks.iter().map(|b| b.input.as_slice());
+            let states = trace.inputs().into_iter();
             states.enumerate().for_each(|(i, s)| keep(i, s));
-            keep(self.config.n_layers, &trace.out);
+            keep(self.config.n_layers, trace.out());
         }
         Ok(out)
     }
@@ -253,10 +253,8 @@ impl Learner {
             }
         }
         let readout = &self.readout;
-        let d = readout.backward(&self.weights, &trace.out, &dy, &mut gradient);
-        let d = self
-            .blocks
-            .backward(&self.weights, &trace, d, length, &mut gradient);
+        let d = readout.backward(&self.weights, trace.out(), &dy, &mut gradient);
+        let d = trace.backward(&self.weights, d, length, &mut gradient);
         let width = self.config.hidden_size;
         let places = &mut gradient[self.places.clone()][..length * width];
         d.chunks_exact(length * width)
@@ -313,19 +311,32 @@ mod tests {
         let config = LearnerConfig {
             hidden_size: 16,
             n_heads: 2,
-            ..LearnerConfig::small(task(), 1, 200, 5)
+            ..LearnerConfig::small(task(), 1, 300, 5)
         };
-        let mut model = Learner::new(config.clone()).unwrap();
-        let curve = model.train(&NoProgress).unwrap();
-        assert!(curve[99] < 0.8 * curve[0], "{curve:?}");
-        let mut again = Learner::new(config).unwrap();
-        again.train(&NoProgress).unwrap();
-        assert_eq!(model.weights, again.weights);
+        for (model, n_layers) in [(SequenceModel::Transformer, 1), (SequenceModel::Mamba, 2)] {
+            let config = LearnerConfig {
+                model,
+                n_layers,
+                ..config.clone()
+            };
+            let mut model = Learner::new(config.clone()).unwrap();
+            let curve = model.train(&NoProgress).unwrap();
+            let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+            let (first, last) = (mean(&curve[..10]), mean(&curve[90..]));
+            assert!(last < 0.8 * first, "{curve:?}");
+            let mut again = Learner::new(config).unwrap();
+            again.train(&NoProgress).unwrap();
+            assert_eq!(model.weights, again.weights);
+        }
     }
 
     #[test]
     fn a_model_comes_back_from_its_file_and_a_damaged_one_does_not() {
-        let model = Learner::new(LearnerConfig::small(task(), 2, 1, 5)).unwrap();
+        let config = LearnerConfig {
+            model: SequenceModel::Mamba,
+            ..LearnerConfig::small(task(), 2, 1, 5)
+        };
+        let model = Learner::new(config).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         model.save(&path).unwrap();
@@ -345,14 +356,20 @@ mod tests {
 
     #[test]
     fn a_prediction_does_not_see_what_it_predicts() {
-        let model = Learner::new(LearnerConfig::small(task(), 2, 1, 5)).unwrap();
-        let mut sequences = task().sample(3, 1);
-        let before = model.predict(&sequences).unwrap();
-        sequences[1].y[2] += 1.0;
-        let after = model.predict(&sequences).unwrap();
-        assert_eq!(before[1][..3], after[1][..3]);
-        assert_ne!(before[1][3], after[1][3]);
-        assert_eq!(before[2], after[2]);
+        for model in [SequenceModel::Transformer, SequenceModel::Mamba] {
+            let config = LearnerConfig {
+                model,
+                ..LearnerConfig::small(task(), 2, 1, 5)
+            };
+            let model = Learner::new(config).unwrap();
+            let mut sequences = task().sample(3, 1);
+            let before = model.predict(&sequences).unwrap();
+            sequences[1].y[2] += 1.0;
+            let after = model.predict(&sequences).unwrap();
+            assert_eq!(before[1][..3], after[1][..3]);
+            assert_ne!(before[1][3], after[1][3]);
+            assert_eq!(before[2], after[2]);
+        }
     }
 
     #[test]

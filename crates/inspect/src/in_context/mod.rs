@@ -16,10 +16,17 @@ use serde::{Deserialize, Serialize};
 use crate::InspectError;
 use crate::random::normal;
 
-/// A distribution of numbers: `scale · N(0, 1) + shift`, as in `normal*2.5+0`, or
-/// `scale · U(0, 1) + shift`, as in `uniform*2+-1`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// A distribution of numbers: one [`Part`], as in `normal*2.5+0`, or several, as in
+/// `normal*1+0,uniform*2+-1`, of which every number chooses one by chance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "String")]
 pub struct Distribution {
+    parts: Vec<Part>,
+}
+
+/// `scale · N(0, 1) + shift`, or `scale · U(0, 1) + shift`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Part {
     /// What a number of mean 0 and variance 1 is multiplied by.
     pub scale: f64,
     /// What is added.
@@ -31,20 +38,59 @@ pub struct Distribution {
 
 impl Default for Distribution {
     fn default() -> Self {
-        Self {
-            scale: 1.0,
-            shift: 0.0,
-            uniform: false,
-        }
+        Self::normal(1.0, 0.0)
     }
 }
 
-impl std::str::FromStr for Distribution {
+impl Distribution {
+    /// `scale · N(0, 1) + shift`.
+    pub fn normal(scale: f64, shift: f64) -> Self {
+        let uniform = false;
+        Self {
+            parts: vec![Part {
+                scale,
+                shift,
+                uniform,
+            }],
+        }
+    }
+
+    fn draw(&self, rng: &mut StdRng) -> f64 {
+        let part = match &self.parts[..] {
+            [part] => part,
+            parts => &parts[rng.random_range(0..parts.len())],
+        };
+        let number = match part.uniform {
+            true => rng.random(),
+            false => normal(rng),
+        };
+        part.scale * number + part.shift
+    }
+}
+
+impl std::fmt::Display for Distribution {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, part) in self.parts.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            let kind = if part.uniform { "uniform" } else { "normal" };
+            write!(f, "{comma}{kind}*{}+{}", part.scale, part.shift)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Distribution> for String {
+    fn from(distribution: Distribution) -> Self {
+        distribution.to_string()
+    }
+}
+
+impl std::str::FromStr for Part {
     type Err = InspectError;
 
     fn from_str(text: &str) -> Result<Self, InspectError> {
         let read = || {
-            let (kind, numbers) = text.split_once('*')?;
+            let (kind, numbers) = text.trim().split_once('*')?;
             let (scale, shift) = numbers.split_once('+')?;
             Some(Self {
                 uniform: match kind {
@@ -59,14 +105,42 @@ impl std::str::FromStr for Distribution {
         read().ok_or_else(|| {
             InspectError::settings(format!(
                 "'{text}' is no distribution; write it as normal*SCALE+SHIFT or uniform*SCALE+SHIFT, as in \
-                 normal*2.5+0"
+                 normal*2.5+0, or several with commas for a mixture"
             ))
         })
     }
 }
 
+impl std::str::FromStr for Distribution {
+    type Err = InspectError;
+
+    fn from_str(text: &str) -> Result<Self, InspectError> {
+        let parts: Result<Vec<Part>, _> = text.split(',').map(str::parse).collect();
+        Ok(Self { parts: parts? })
+    }
+}
+
+/// A distribution in a file: as text, or as the one part of files before there were mixtures.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Part(Part),
+}
+
+impl TryFrom<Written> for Distribution {
+    type Error = InspectError;
+
+    fn try_from(written: Written) -> Result<Self, InspectError> {
+        match written {
+            Written::Text(text) => text.parse(),
+            Written::Part(part) => Ok(Self { parts: vec![part] }),
+        }
+    }
+}
+
 /// Linear tasks: `w`, then `n` pairs of `x` and `y = <w, x> + noise`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
     /// Numbers of `x`.
@@ -104,21 +178,15 @@ impl Task {
     /// Sequences drawn by a seed.
     pub fn sample(&self, count: usize, seed: u64) -> Vec<Sequence> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut draw = |from: Distribution| {
-            let number = match from.uniform {
-                true => rng.random(),
-                false => normal(&mut rng),
-            };
-            from.scale * number + from.shift
-        };
         let mut sequence = || {
-            let w: Vec<f64> = (0..self.d).map(|_| draw(self.w)).collect();
-            let x: Vec<f64> = (0..self.n * self.d).map(|_| draw(self.x)).collect();
+            let w: Vec<f64> = (0..self.d).map(|_| self.w.draw(&mut rng)).collect();
+            let x = (0..self.n * self.d).map(|_| self.x.draw(&mut rng));
+            let x: Vec<f64> = x.collect();
             let y = x.chunks_exact(self.d).map(|x| dot(x, &w));
             let mut y: Vec<f64> = y.collect();
             if self.noise > 0.0 {
                 y.iter_mut().for_each(|y| {
-                    *y += self.noise * draw(Distribution::default());
+                    *y += self.noise * normal(&mut rng);
                 });
             }
             Sequence { d: self.d, x, y, w }
@@ -174,7 +242,37 @@ mod tests {
         }
         assert!(sequences.iter().any(|s| s.x.iter().any(|x| *x < -0.9)));
         assert!((sum / count - 2.5).abs() < 0.1, "{}", sum / count);
-        assert!("uniform*2".parse::<Distribution>().is_err());
+        for wrong in ["uniform*2", "", "normal*1+0,", "normal*inf+0"] {
+            assert!(wrong.parse::<Distribution>().is_err(), "{wrong}");
+        }
         assert!("even*2+1".parse::<Distribution>().is_err());
+    }
+    #[test]
+    fn every_number_of_a_mixture_chooses_its_part() {
+        let mixed: Distribution = "normal*0+1,normal*0+2, uniform*0.5+5".parse().unwrap();
+        let task = Task {
+            d: 3,
+            n: 200,
+            x: mixed.clone(),
+            w: Distribution::default(),
+            noise: 0.0,
+        };
+        let x = &task.sample(10, 1)[0].x;
+        let share = |near: f64, far: f64| {
+            let inside = x.iter().filter(|x| (near..=far).contains(*x)).count();
+            inside as f64 / x.len() as f64
+        };
+        for (near, far) in [(1.0, 1.0), (2.0, 2.0), (5.0, 5.5)] {
+            let share = share(near, far);
+            assert!((share - 1.0 / 3.0).abs() < 0.06, "{near}: {share}");
+        }
+        // By number, not by row.
+        assert!(x.chunks(3).any(|row| row[0] != row[1]));
+        let text = serde_json::to_string(&mixed).unwrap();
+        assert_eq!(text, r#""normal*0+1,normal*0+2,uniform*0.5+5""#);
+        assert_eq!(serde_json::from_str::<Distribution>(&text).unwrap(), mixed);
+        let before = r#"{"scale": 2.5, "shift": 0.0}"#;
+        let before: Distribution = serde_json::from_str(before).unwrap();
+        assert_eq!(before, Distribution::normal(2.5, 0.0));
     }
 }

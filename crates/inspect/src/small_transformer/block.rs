@@ -19,7 +19,9 @@ type Edit<'a> = &'a mut dyn FnMut(&mut [f32]);
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     pub(crate) w: Range<usize>,
+    /// Empty where there is none.
     pub(crate) b: Range<usize>,
+    outputs: usize,
 }
 
 impl Linear {
@@ -27,20 +29,29 @@ impl Linear {
         Self {
             w: layout.take(inputs * outputs),
             b: layout.take(outputs),
+            outputs,
         }
     }
 
+    pub(crate) fn without_bias(layout: &mut Layout, inputs: usize, outputs: usize) -> Self {
+        Self {
+            w: layout.take(inputs * outputs),
+            b: layout.take(0),
+            outputs,
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        self.w.len() / self.outputs
+    }
+
     pub(crate) fn init(&self, weights: &mut [f32], rng: &mut StdRng) {
-        draw(
-            rng,
-            self.w.len() / self.b.len(),
-            &mut weights[self.w.clone()],
-        );
+        draw(rng, self.inputs(), &mut weights[self.w.clone()]);
         draw(rng, self.b.len(), &mut weights[self.b.clone()]);
     }
 
     pub(crate) fn forward(&self, weights: &[f32], x: &[f32]) -> Vec<f32> {
-        let (outputs, inputs) = (self.b.len(), self.w.len() / self.b.len());
+        let (outputs, inputs) = (self.outputs, self.inputs());
         let w = Matrix::new(&weights[self.w.clone()], inputs);
         let mut y = vec![0.0; x.len() / inputs * outputs];
         kernels::product(
@@ -52,7 +63,9 @@ impl Linear {
             false,
             1,
         );
-        kernels::add_bias(&mut y, &weights[self.b.clone()]);
+        if !self.b.is_empty() {
+            kernels::add_bias(&mut y, &weights[self.b.clone()]);
+        }
         y
     }
 
@@ -64,11 +77,13 @@ impl Linear {
         d: &[f32],
         gradient: &mut [f32],
     ) -> Vec<f32> {
-        let (outputs, inputs) = (self.b.len(), self.w.len() / self.b.len());
+        let (outputs, inputs) = (self.outputs, self.inputs());
         let (dy, x) = (Matrix::new(d, outputs), Matrix::new(x, inputs));
         let dw = &mut gradient[self.w.clone()];
         kernels::product(dw, inputs, dy.t(), x, 1.0, true, 1);
-        add_columns(&mut gradient[self.b.clone()], d);
+        if !self.b.is_empty() {
+            add_columns(&mut gradient[self.b.clone()], d);
+        }
         let w = Matrix::new(&weights[self.w.clone()], inputs);
         let mut dx = vec![0.0; d.len() / outputs * inputs];
         kernels::product(&mut dx, inputs, dy, w, 1.0, false, 1);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use keyfold_data::rows::write_csv;
 use keyfold_inspect::in_context::algorithms::{Comparison, Predictor, compare, implied_weights};
-use keyfold_inspect::in_context::learner::{Learner, LearnerConfig};
+use keyfold_inspect::in_context::learner::{Learner, LearnerConfig, SequenceModel};
 use keyfold_inspect::in_context::probe::{self, ProbeConfig};
 use keyfold_inspect::in_context::{Distribution, Sequence, Task};
 use serde_json::json;
@@ -30,10 +30,10 @@ const PROBED_NUMBERS: usize = 1 << 26;
 /// Probes that tell the weights which predictions imply.
 const PROBES: usize = 64;
 
-/// Train a transformer on linear regression in its context, and say which algorithm it runs
+/// Train a model on linear regression in its context, and say which algorithm it runs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --heads a transformer is trained on sequences x1 y1 x2 y2 ..., and what it predicts is set \
+Without --heads a transformer (or Mamba) is trained on sequences x1 y1 x2 y2 ..., and what it predicts is set \
 beside estimators that are refitted before every y. With --heads one layer of softmax attention \
 is trained, and each head is read: what it compares (omega) and what it writes (mu).
 
@@ -41,6 +41,7 @@ Examples:
   keyfold lab in-context --layers 4 --steps 6000 --predictors ols,ridge:0.25,gd:0.02,knn:3
   keyfold lab in-context --noise 0.5 --save learner.safetensors
   keyfold lab in-context --load learner.safetensors --x normal*2.5+0 --w normal*1+2.5
+  keyfold lab in-context --model mamba --layers 4
   keyfold lab in-context --heads 2 --save heads.safetensors
   keyfold lab in-context --heads 2 --load heads.safetensors --lengths 10,40,100
   keyfold lab in-context --heads 3 --tasks 2 --d 6
@@ -63,31 +64,44 @@ pub(super) struct InContextArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["steps", "save", "n", "layers", "hidden", "noise"]
+        conflicts_with_all = ["steps", "save", "n", "model", "layers", "hidden", "noise"]
     )]
     load: Option<PathBuf>,
     #[command(flatten)]
-    transformer: TransformerArgs,
+    learner: LearnerArgs,
     #[command(flatten)]
     circuits: CircuitArgs,
 }
 
+/// What reads the sequences.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Model {
+    /// Attention and an MLP in every layer
+    Transformer,
+    /// A selective scan in every layer
+    Mamba,
+}
+
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "A transformer (without --heads)")]
-struct TransformerArgs {
+#[command(next_help_heading = "A transformer or Mamba (without --heads)")]
+struct LearnerArgs {
     /// Pairs of a sequence
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(2..))]
     n: u16,
+    /// What reads the sequences
+    #[arg(long, value_enum, default_value = "transformer")]
+    model: Model,
     /// Layers
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     layers: u16,
-    /// Numbers of a hidden state; a multiple of 16
+    /// Numbers of a hidden state; for a transformer a multiple of 16
     #[arg(long, value_name = "N", default_value_t = 64)]
     hidden: usize,
     /// Standard deviation of the noise on y
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     noise: f64,
-    /// Where x of the tests comes from, as in normal*2.5+0 or uniform*2+-1 (learned is normal*1+0)
+    /// Where x of the tests comes from, as in normal*2.5+0 or uniform*2+-1; several with commas
+    /// are a mixture, of which every number chooses one (learned is normal*1+0)
     #[arg(long, value_name = "DISTRIBUTION", default_value = "normal*1+0")]
     x: Distribution,
     /// Where the functions w of the tests come from, as in normal*1+2.5 (learned is normal*1+0)
@@ -114,7 +128,7 @@ pub(super) fn run(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Out
 }
 
 fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    let t = &args.transformer;
+    let t = &args.learner;
     let progress = StderrProgress::new(globals.quiet, 20);
     let (model, curve) = match &args.load {
         Some(path) => (loaded(args, path)?, Vec::new()),
@@ -123,17 +137,13 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     if let Some(path) = &args.save {
         model.save(path).context("cannot keep the weights")?;
     }
-    let LearnerConfig {
-        task,
-        n_layers,
-        hidden_size,
-        steps,
-        ..
-    } = *model.config();
+    let config = model.config();
+    let (n_layers, hidden_size, steps) = (config.n_layers, config.hidden_size, config.steps);
+    let task = &config.task;
     let test = Task {
-        x: t.x,
-        w: t.w,
-        ..task
+        x: t.x.clone(),
+        w: t.w.clone(),
+        ..*task
     };
     let sequences = test.sample(TESTS, globals.seed ^ 0x7e57);
     let found = compare(&sequences, &model.predict(&sequences)?, &t.predictors)?;
@@ -231,7 +241,7 @@ fn trained(
     globals: &Globals,
     progress: &StderrProgress,
 ) -> anyhow::Result<(Learner, Vec<f64>)> {
-    let t = &args.transformer;
+    let t = &args.learner;
     let task = Task {
         d: args.d.map_or(4, usize::from),
         n: t.n.into(),
@@ -244,6 +254,10 @@ fn trained(
     // Wider models bear smaller steps only.
     config.learning_rate *= (config.hidden_size as f64 / t.hidden.max(1) as f64).min(1.0);
     config.hidden_size = t.hidden;
+    config.model = match t.model {
+        Model::Transformer => SequenceModel::Transformer,
+        Model::Mamba => SequenceModel::Mamba,
+    };
     let mut model = Learner::new(config).map_err(|e| wrong_use(e.to_string()))?;
     let curve = model.train(progress)?;
     Ok((model, curve))
@@ -277,7 +291,7 @@ fn linearity(model: &Learner, task: &Task, pairs: usize, seed: u64) -> anyhow::R
     for (i, context) in contexts.iter().enumerate() {
         let probes = Task {
             n: PROBES.max(2 * task.d + 2),
-            ..*task
+            ..task.clone()
         }
         .sample(1, seed ^ (i as u64 + 1));
         let x = &probes[0].x;

@@ -4,7 +4,7 @@ use keyfold_kernels as kernels;
 use rayon::prelude::*;
 
 use super::{Losses, SaeMethod, SparsityLoss, Training};
-use crate::sae::backward::{Active, ByCode, is_dense};
+use crate::sae::backward::{Active, ByCode};
 use crate::sae::{Activation, Sae, largest};
 
 /// The gradient of every weight, or a moment of it.
@@ -103,13 +103,8 @@ impl Training {
         let mut x = rows.to_vec();
         let h = sae.products(&mut x, rayon::current_num_threads());
         let norms = sae.norms();
-        if sae.activation == Activation::Relu && metric.is_none() {
-            let used = h
-                .par_chunks(64 * d_sae)
-                .map(|h| h.iter().filter(|x| **x > 0.0).count());
-            if is_dense(used.sum(), n, d_sae) {
-                return self.dense_relu(rows, targets, &x, h, &norms);
-            }
+        if metric.is_none() && self.is_dense(&h) {
+            return self.dense(rows, targets, &x, &h, &norms);
         }
         let active = self.active(&h, &norms);
 

@@ -8,16 +8,8 @@ fn task(d: usize, n: usize) -> Task {
     Task {
         d,
         n,
-        x: Distribution {
-            scale: 0.5,
-            shift: 0.0,
-            ..Distribution::default()
-        },
-        w: Distribution {
-            scale: 0.5,
-            shift: 0.0,
-            ..Distribution::default()
-        },
+        x: Distribution::normal(0.5, 0.0),
+        w: Distribution::normal(0.5, 0.0),
         noise: 0.1,
     }
 }

@@ -66,7 +66,7 @@ impl Learner {
             config.task.d,
             config.task.n,
         ];
-        let block = 8 * config.hidden_size.min(MOST).pow(2) * config.n_layers.min(MOST);
+        let block = 6 * config.hidden_size.min(MOST).pow(2) * config.n_layers.min(MOST);
         if sizes.iter().any(|n| *n > MOST) || block > numbers.len() {
             return Err(damaged("it has fewer weights than its settings ask for"));
         }
