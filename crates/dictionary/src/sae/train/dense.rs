@@ -145,7 +145,8 @@ impl Training {
 
         let mut other = 0.0;
         let mut gate = Vec::new();
-        if matches!(sae.activation, Activation::Gated { .. }) {
+        let gated = matches!(sae.activation, Activation::Gated { .. });
+        if gated {
             gate = self.open_gates(h);
             self.miss(&mut error, &gate, rows, targets);
             other += squares(&error) / n as f64;
@@ -158,7 +159,6 @@ impl Training {
         let (out, x) = (&mut gradients.w_enc, Matrix::new(x, d_in));
         kernels::product(out, d_in, slopes.t(), x, 1.0, false, threads);
 
-        let gated = matches!(sae.activation, Activation::Gated { .. });
         gradients.b_enc = if gated {
             sums.gate
         } else {
