@@ -399,11 +399,20 @@ fn a_transformer_is_trained_and_compared() {
     let plain = lab(&[&sizes[..], &["--save", "m.safetensors", "--json"]].concat()).json();
     let again = lab(&["--load", "m.safetensors", "--json"]).json();
     assert_eq!(plain["comparison"]["model"], again["comparison"]["model"]);
-    let shift = ["--w", "normal*1+2.5", "--x", "uniform*2+-1"];
+    let shift = ["--w", "normal*1+2.5", "--x", "uniform*2+-1,normal*1+0"];
     let shifted = lab(&[&["--load", "m.safetensors", "--json"][..], &shift].concat()).json();
-    assert_eq!(shifted["task"]["w"]["shift"], 2.5);
+    assert_eq!(shifted["task"]["w"], "normal*1+2.5");
     let variance = |found: &serde_json::Value| found["comparison"]["variance"].as_f64().unwrap();
     assert!(variance(&shifted) > 1.5 * variance(&plain), "{shifted}");
+    let mamba = [
+        &sizes[..],
+        &["--model", "mamba", "--save", "s6.safetensors"],
+    ]
+    .concat();
+    let mamba = lab(&[&mamba[..], &["--json"]].concat()).json();
+    assert_ne!(mamba["weights"], plain["weights"]);
+    let again = lab(&["--load", "s6.safetensors", "--json"]).json();
+    assert_eq!(mamba["comparison"]["model"], again["comparison"]["model"]);
     let heads = [
         "--heads",
         "2",
@@ -440,6 +449,7 @@ fn a_transformer_is_trained_and_compared() {
     lab(&[&stack[..], &["--init", "small_id"]].concat()).fails(2, &["init"]);
     lab(&["--load", "m.safetensors", "--d", "3"]).fails(2, &["2 numbers"]);
     lab(&["--load", "m.safetensors", "--layers", "2"]).fails(2, &["--layers"]);
+    lab(&["--load", "m.safetensors", "--model", "mamba"]).fails(2, &["--model"]);
     lab(&["--w", "even*1+0"]).fails(2, &["no distribution"]);
     notes
         .run(&["lab", "in-context", "--predictors", "svm"])
