@@ -353,7 +353,10 @@ impl PolicyArgs {
                 Some(Box::new(prefill))
             }
             PrefillArg::Hyper => {
-                let mut config = HyperConfig::default();
+                let mut config = HyperConfig {
+                    seed: loaded.seed,
+                    ..HyperConfig::default()
+                };
                 config.block_size = self.block.unwrap_or(config.block_size);
                 config.sample_size = self.sample.unwrap_or(config.sample_size);
                 config.lsh_num_projs = self.proj.unwrap_or(config.lsh_num_projs);

@@ -96,6 +96,8 @@ pub(crate) struct Loaded {
     pub(crate) team: Arc<Team>,
     /// Of `--cache kvquant`; sessions share it.
     pub(super) calibration: OnceCell<Calibration>,
+    /// Of what a method draws, as the directions of `--prefill hyper`.
+    pub(super) seed: u64,
 }
 
 impl Loaded {
@@ -134,6 +136,7 @@ impl Loaded {
             bases,
             team: Arc::new(Team::new(globals.threads.map_or(0, usize::from))),
             calibration: OnceCell::new(),
+            seed: globals.seed,
         })
     }
 }
