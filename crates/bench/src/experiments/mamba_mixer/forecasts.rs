@@ -63,7 +63,7 @@ impl Sizes {
                 },
                 batch: 16,
                 rate: 2e-3,
-                steps: 120,
+                steps: 600,
                 measured: 400,
                 rows: 6000,
             },
@@ -100,7 +100,11 @@ impl Sizes {
             seed,
             run: RunConfig {
                 checkpoint_every: 0,
-                validate_every: if self.steps == 0 { 60 } else { self.steps / 4 },
+                validate_every: if self.steps == 0 {
+                    60
+                } else {
+                    (self.steps / 12).max(1)
+                },
                 ..whole.run
             },
             ..whole
