@@ -411,6 +411,10 @@ fn a_transformer_is_trained_and_compared() {
     .concat();
     let mamba = lab(&[&mamba[..], &["--json"]].concat()).json();
     assert_ne!(mamba["weights"], plain["weights"]);
+    assert_eq!(
+        (&plain["model"], &mamba["model"]),
+        (&"transformer".into(), &"mamba".into())
+    );
     let again = lab(&["--load", "s6.safetensors", "--json"]).json();
     assert_eq!(mamba["comparison"]["model"], again["comparison"]["model"]);
     let heads = [

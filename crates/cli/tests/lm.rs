@@ -143,6 +143,38 @@ fn texts_are_scored_and_files_measured() {
 }
 
 #[test]
+fn a_seed_says_which_keys_hyper_attention_draws() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    std::fs::write(notes.file("book.txt"), PROMPT.repeat(40)).unwrap();
+    let args = [
+        "lm",
+        "perplexity",
+        "book.txt",
+        "--model",
+        &llama,
+        "--context",
+        "128",
+        "--prefill",
+        "hyper",
+        "--block",
+        "8",
+        "--sample",
+        "8",
+        "--min-len",
+        "16",
+        "--json",
+    ];
+    let of = |seed: &str| {
+        let told = notes.run(&[&args[..], &["--seed", seed]].concat()).json();
+        told["nats_per_token"].as_f64().unwrap()
+    };
+    let (first, again, other) = (of("1"), of("1"), of("2"));
+    assert_eq!(first.to_bits(), again.to_bits());
+    assert_ne!(first.to_bits(), other.to_bits());
+}
+
+#[test]
 fn calibration_writes_the_published_layout_and_is_read_again() {
     let notes = Notes::new();
     let llama = model("llama");

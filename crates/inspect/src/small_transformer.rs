@@ -290,4 +290,4 @@ pub(crate) fn warm_cosine(step: usize, steps: usize, rate: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -97,6 +97,7 @@ impl Trained {
 }
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
+    use SequenceModel::{Mamba, Transformer};
     let (steps, tests, probe_steps) = match options.scale {
         Scale::Smoke => (60, 200, 20),
         Scale::Small => (4_000, 1000, 2000),
@@ -104,7 +105,6 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     };
     let (programs, program_errors) = constructed(options.seed)?;
     let mut trained = Vec::new();
-    use SequenceModel::{Mamba, Transformer};
     for (kind, layers, noise) in [
         (Transformer, 1, 0.0),
         (Transformer, 2, 0.0),

@@ -230,8 +230,9 @@ impl Learner {
                     out[layer].extend_from_slice(&states[at..at + (2 * pair + 1) * width]);
                 }
             };
-            let states = trace.inputs().into_iter();
-            states.enumerate().for_each(|(i, s)| keep(i, s));
+            for (layer, states) in trace.inputs().into_iter().enumerate() {
+                keep(layer, states);
+            }
             keep(self.config.n_layers, trace.out());
         }
         Ok(out)

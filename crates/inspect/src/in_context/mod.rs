@@ -16,24 +16,24 @@ use serde::{Deserialize, Serialize};
 use crate::InspectError;
 use crate::random::normal;
 
-/// A distribution of numbers: one [`Part`], as in `normal*2.5+0`, or several, as in
-/// `normal*1+0,uniform*2+-1`, of which every number chooses one by chance.
+/// A distribution of numbers: `scale · N(0, 1) + shift`, as in `normal*2.5+0`, or `scale · U(0, 1) + shift`, as
+/// in `uniform*2+-1`; or several with commas, of which every number chooses one by chance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
 pub struct Distribution {
     parts: Vec<Part>,
 }
 
-/// `scale · N(0, 1) + shift`, or `scale · U(0, 1) + shift`.
+/// One of the distributions that are mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub struct Part {
+struct Part {
     /// What a number of mean 0 and variance 1 is multiplied by.
-    pub scale: f64,
+    scale: f64,
     /// What is added.
-    pub shift: f64,
+    shift: f64,
     /// Whether numbers are even from 0 to 1, in place of normal.
     #[serde(default)]
-    pub uniform: bool,
+    uniform: bool,
 }
 
 impl Default for Distribution {

@@ -29,8 +29,19 @@ fn check(config: BlockConfig) {
     let mut gradient = layout.zeros();
     let trace = blocks.forward(&w, x.clone(), length, None);
     let dx = blocks.backward(&w, &trace, c.clone(), length, &mut gradient);
+    gradients_match((&w, &gradient), (&x, &dx), &|w, x| {
+        loss(&blocks, w, x, &c, length)
+    });
+}
+
+/// Compares gradients of `loss` by some weights and by all inputs with differences.
+pub(crate) fn gradients_match(
+    (w, gradient): (&[f32], &[f32]),
+    (x, dx): (&[f32], &[f32]),
+    loss: &dyn Fn(&[f32], &[f32]) -> f64,
+) {
     let step = 4e-3;
-    let close = |analytic: f32, at: &str, difference: f64| {
+    let close = |analytic: f32, difference: f64, at: &str| {
         let difference = difference / (2.0 * f64::from(step));
         let error = (f64::from(analytic) - difference).abs();
         assert!(
@@ -38,27 +49,20 @@ fn check(config: BlockConfig) {
             "{at}: {analytic} {difference}"
         );
     };
+    let moved = |numbers: &[f32], i: usize| {
+        [step, -step].map(|by| {
+            let mut numbers = numbers.to_vec();
+            numbers[i] += by;
+            numbers
+        })
+    };
     for i in (0..w.len()).step_by(7) {
-        let mut moved = w.clone();
-        moved[i] += step;
-        let up = loss(&blocks, &moved, &x, &c, length);
-        moved[i] -= 2.0 * step;
-        close(
-            gradient[i],
-            &format!("weight {i}"),
-            up - loss(&blocks, &moved, &x, &c, length),
-        );
+        let [up, down] = moved(w, i).map(|w| loss(&w, x));
+        close(gradient[i], up - down, &format!("weight {i}"));
     }
     for i in 0..x.len() {
-        let mut moved = x.clone();
-        moved[i] += step;
-        let up = loss(&blocks, &w, &moved, &c, length);
-        moved[i] -= 2.0 * step;
-        close(
-            dx[i],
-            &format!("input {i}"),
-            up - loss(&blocks, &w, &moved, &c, length),
-        );
+        let [up, down] = moved(x, i).map(|x| loss(w, &x));
+        close(dx[i], up - down, &format!("input {i}"));
     }
 }
 

@@ -163,7 +163,7 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     let mut out = anstream::stdout().lock();
     if globals.json {
         let value = json!({
-            "task": test, "layers": n_layers, "steps": steps, "weights": model.weight_count(),
+            "task": test, "model": model.config().model, "layers": n_layers, "steps": steps, "weights": model.weight_count(),
             "comparison": found, "curve": curve, "pairs": at, "r2_of_a_line": line, "probes": probes,
         });
         writeln!(out, "{value:#}")?;
@@ -171,8 +171,12 @@ fn algorithms(args: &InContextArgs, globals: &Globals) -> anyhow::Result<Outcome
     }
     writeln!(
         out,
-        "{BOLD}{n_layers} layers, {} weights, {steps} steps{BOLD:#}; squared errors as parts of the variance \
+        "{BOLD}{n_layers} layers{}, {} weights, {steps} steps{BOLD:#}; squared errors as parts of the variance \
          of y",
+        match model.config().model {
+            SequenceModel::Transformer => "",
+            SequenceModel::Mamba => " of Mamba",
+        },
         model.weight_count()
     )?;
     let shown: Vec<usize> = [1, task.d / 2, task.d, at, task.n - 1]

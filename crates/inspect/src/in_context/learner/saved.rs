@@ -11,7 +11,7 @@ const KIND: &str = "model of 'keyfold lab in-context --save'";
 /// The name of its one tensor.
 const WEIGHTS: &str = "weights";
 
-/// The largest numbers of layers, of a state, and of `x` and pairs that are read.
+/// The largest numbers of layers, of heads, of a state, and of `x` and pairs that are read.
 const MOST: usize = 1 << 12;
 
 /// Of the settings as they are written, and of all weights.
@@ -62,6 +62,7 @@ impl Learner {
         // Before weights are drawn: a wrong size must not ask for endless memory.
         let sizes = [
             config.n_layers,
+            config.n_heads,
             config.hidden_size,
             config.task.d,
             config.task.n,
