@@ -333,25 +333,27 @@ mod tests {
 
     #[test]
     fn a_model_comes_back_from_its_file_and_a_damaged_one_does_not() {
-        let config = LearnerConfig {
-            model: SequenceModel::Mamba,
-            ..LearnerConfig::small(task(), 2, 1, 5)
-        };
-        let model = Learner::new(config).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.safetensors");
-        model.save(&path).unwrap();
-        let again = Learner::load(&path).unwrap();
-        assert_eq!(
-            (&again.config, &again.weights),
-            (&model.config, &model.weights)
-        );
-        let bytes = std::fs::read(&path).unwrap();
-        let mut changed = bytes.clone();
-        *changed.last_mut().unwrap() ^= 1;
-        for damaged in [&changed[..], &bytes[..bytes.len() - 8], b"no file"] {
-            std::fs::write(&path, damaged).unwrap();
-            assert!(Learner::load(&path).is_err());
+        for model in [SequenceModel::Transformer, SequenceModel::Mamba] {
+            let config = LearnerConfig {
+                model,
+                ..LearnerConfig::small(task(), 2, 1, 5)
+            };
+            let model = Learner::new(config).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("model.safetensors");
+            model.save(&path).unwrap();
+            let again = Learner::load(&path).unwrap();
+            assert_eq!(
+                (&again.config, &again.weights),
+                (&model.config, &model.weights)
+            );
+            let bytes = std::fs::read(&path).unwrap();
+            let mut changed = bytes.clone();
+            *changed.last_mut().unwrap() ^= 1;
+            for damaged in [&changed[..], &bytes[..bytes.len() - 8], b"no file"] {
+                std::fs::write(&path, damaged).unwrap();
+                assert!(Learner::load(&path).is_err());
+            }
         }
     }
 

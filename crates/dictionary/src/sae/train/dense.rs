@@ -30,7 +30,7 @@ struct Sums {
     r_mag: Vec<f32>,
     /// One row's `tanh`.
     row: Vec<f32>,
-    /// The loss of sparsity of a jump ReLU.
+    /// The loss of sparsity, before its weight.
     loss: f64,
 }
 
@@ -283,11 +283,21 @@ impl Training {
             })
             .collect();
         let mut sums = parts.iter().fold(Sums::zeros(d_sae), Sums::add);
-        if !matches!(self.sae.activation, Activation::JumpRelu { .. }) {
-            let parts = sums.by_norm.iter().zip(codes.norms);
-            sums.loss = parts.map(|(s, n)| f64::from(*s) * f64::from(*n)).sum();
-        }
+        let total = |numbers: &[f32]| numbers.iter().map(|x| f64::from(*x)).sum::<f64>();
+        sums.loss = match (&self.sae.activation, self.counts_codes()) {
+            (Activation::JumpRelu { .. }, true) => total(&sums.used),
+            (Activation::JumpRelu { .. }, false) => sums.loss,
+            _ => {
+                let parts = sums.by_norm.iter().zip(codes.norms);
+                parts.map(|(s, n)| f64::from(*s) * f64::from(*n)).sum()
+            }
+        };
         sums
+    }
+
+    /// Whether the sparsity loss of a jump ReLU is the number of codes in use.
+    fn counts_codes(&self) -> bool {
+        self.config.jumprelu_sparsity_loss_mode == SparsityLoss::Step
     }
 
     fn jump_row(
@@ -301,9 +311,8 @@ impl Training {
         let d_sae = h.len();
         let (norms, weight) = (&codes.norms[..d_sae], codes.weight);
         let width = self.config.jumprelu_bandwidth;
-        let tanh = self.config.jumprelu_sparsity_loss_mode == SparsityLoss::Tanh;
         let threshold = &threshold[..d_sae];
-        if tanh {
+        if !self.counts_codes() {
             let row = &mut sums.row[..d_sae];
             for j in 0..d_sae {
                 row[j] = if h[j] > threshold[j] {
@@ -321,7 +330,11 @@ impl Training {
                 sums.by_norm[j] += f * rise;
             }
         }
-        let step = if tanh { 0.0 } else { weight / width };
+        let step = if self.counts_codes() {
+            weight / width
+        } else {
+            0.0
+        };
         let (used, own) = (&mut sums.used[..d_sae], &mut sums.own[..d_sae]);
         let sum = &mut sums.slopes[..d_sae];
         for (j, slope) in slopes.iter_mut().enumerate() {
@@ -331,10 +344,6 @@ impl Training {
             *slope = if h > t { *slope } else { 0.0 };
             sum[j] += *slope;
             used[j] += if h > t { 1.0 } else { 0.0 };
-        }
-        if !tanh {
-            let open = h.iter().zip(threshold).filter(|(h, t)| h > t).count();
-            sums.loss += open as f64;
         }
     }
 
