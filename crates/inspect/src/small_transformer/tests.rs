@@ -60,9 +60,9 @@ pub(crate) fn gradients_match(
         let [up, down] = moved(w, i).map(|w| loss(&w, x));
         close(gradient[i], up - down, &format!("weight {i}"));
     }
-    for i in 0..x.len() {
+    for (i, slope) in dx.iter().enumerate() {
         let [up, down] = moved(x, i).map(|x| loss(w, &x));
-        close(dx[i], up - down, &format!("input {i}"));
+        close(*slope, up - down, &format!("input {i}"));
     }
 }
 
