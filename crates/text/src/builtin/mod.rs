@@ -12,7 +12,7 @@
 //! [`crate::distill`] and docs/model.md).
 
 pub(crate) mod mixer;
-mod words;
+pub(crate) mod words;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -86,6 +86,14 @@ impl TokenTable {
         Self { codes, scales }
     }
 
+    /// All vectors, `[vocab, dim]`.
+    pub(crate) fn rows(&self, dim: usize) -> Vec<f32> {
+        let ids: Vec<u32> = (0..self.scales.len() as u32).collect();
+        let mut rows = Vec::with_capacity(self.codes.len());
+        self.look_up(&ids, dim, &mut rows);
+        rows
+    }
+
     /// Appends the vectors of `ids` to `out`.
     fn look_up(&self, ids: &[u32], dim: usize, out: &mut Vec<f32>) {
         for &id in ids {
@@ -103,12 +111,42 @@ impl TokenTable {
 /// # Errors
 /// None on a sound build: the model is compiled in.
 pub fn load(threads: usize) -> Result<TokenMixerEncoder, LoadError> {
-    let files = Files {
-        config: include_bytes!("../../model/config.json"),
-        weights: include_bytes!("../../model/model.safetensors"),
-        tokenizer: include_bytes!("../../model/tokenizer.json"),
+    TokenMixerEncoder::from_files(BUILTIN, Path::new("(built in)"), &FILES, threads)
+}
+
+const FILES: Files<'_> = Files {
+    config: include_bytes!("../../model/config.json"),
+    weights: include_bytes!("../../model/model.safetensors"),
+    tokenizer: include_bytes!("../../model/tokenizer.json"),
+};
+
+/// The weights in a folder, or the built-in ones, and the tokenizer's file.
+pub(crate) fn weights(folder: Option<&ModelFolder>) -> Result<(Weights, Vec<u8>), LoadError> {
+    let (path, config, weights, tokenizer) = match folder {
+        None => (
+            Path::new("(built in)"),
+            FILES.config.to_vec(),
+            FILES.weights.to_vec(),
+            FILES.tokenizer.to_vec(),
+        ),
+        Some(folder) => (
+            folder.path.as_path(),
+            folder.read(CONFIG, "it gives the shape of the network")?,
+            folder.read(WEIGHTS, "it holds the weights")?,
+            folder.read(TOKENIZER, "it turns text into tokens")?,
+        ),
     };
-    TokenMixerEncoder::from_files(BUILTIN, Path::new("(built in)"), &files, threads)
+    let config = read_config(path, &config)?;
+    let weights =
+        read_weights(&config, &weights).map_err(|what| invalid(&path.join(WEIGHTS), what))?;
+    Ok((weights, tokenizer))
+}
+
+fn read_config(folder: &Path, bytes: &[u8]) -> Result<MixerConfig, LoadError> {
+    let config: MixerConfig =
+        serde_json::from_slice(bytes).map_err(|e| invalid(&folder.join(CONFIG), e.to_string()))?;
+    check(&config).map_err(|what| invalid(&folder.join(CONFIG), what))?;
+    Ok(config)
 }
 
 /// The contents of a model folder of this kind.
@@ -139,9 +177,7 @@ impl TokenMixerEncoder {
         files: &Files<'_>,
         threads: usize,
     ) -> Result<Self, LoadError> {
-        let config: MixerConfig = serde_json::from_slice(files.config)
-            .map_err(|e| invalid(&folder.join(CONFIG), e.to_string()))?;
-        check(&config).map_err(|what| invalid(&folder.join(CONFIG), what))?;
+        let config = read_config(folder, files.config)?;
         let Weights {
             table,
             query_weight,

@@ -76,7 +76,7 @@ impl Kept {
 }
 
 /// The token ids of a text, without special tokens.
-pub(super) fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
+pub(crate) fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
     let encoding = quietly(|| tokenizer.encode_fast(text, false))?;
     Ok(encoding.get_ids().to_vec())
 }

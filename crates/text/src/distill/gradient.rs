@@ -23,20 +23,47 @@ pub(super) struct Gradient {
 /// `targets` is `[tokens, output]`, its rows of length one; a row of zeros does
 /// not count.
 pub(super) fn gradient(mixer: &Mixer, x: Vec<f32>, starts: &[usize], targets: &[f32]) -> Gradient {
-    let c = &mixer.config;
-    let (h, o) = (c.hidden_size, c.output_size);
-    let n = x.len() / h;
+    let Pass { tape, mut y } = forward(mixer, x, starts);
+    let loss = loss_gradient(&mut y, targets, mixer.config.output_size);
+    let (mixer, tokens) = backward(mixer, &tape, starts, &y);
+    Gradient {
+        loss,
+        mixer,
+        tokens,
+    }
+}
+
+/// A forward pass that a backward pass can follow.
+pub(super) struct Pass {
+    pub(super) tape: Tape,
+    /// Raw outputs, `[tokens, output]`.
+    pub(super) y: Vec<f32>,
+}
+
+/// Runs the token vectors `x` `[tokens, hidden]` of the texts that begin at `starts`.
+pub(super) fn forward(mixer: &Mixer, x: Vec<f32>, starts: &[usize]) -> Pass {
     let mut tape = Tape::default();
     let mut space = Space::with_input(x);
     mixer.forward(&mut space, starts, Some(&mut tape));
-    let mut y = space.y;
-    let loss = loss_gradient(&mut y, targets, o);
+    Pass { tape, y: space.y }
+}
 
+/// The gradients of the weights and of the token vectors `[tokens, hidden]`, from that of the
+/// raw outputs.
+pub(super) fn backward(
+    mixer: &Mixer,
+    tape: &Tape,
+    starts: &[usize],
+    dy: &[f32],
+) -> (Mixer, Vec<f32>) {
+    let c = &mixer.config;
+    let (h, o) = (c.hidden_size, c.output_size);
+    let n = tape.x.len() / h;
     let mut grad = Mixer::zeros(c);
-    grad.output_weight = product_tn(&y, &tape.z, n, o, h);
-    grad.output_bias = column_sums(&y, o);
+    grad.output_weight = product_tn(dy, &tape.z, n, o, h);
+    grad.output_bias = column_sums(dy, o);
     let mut dz = vec![0.0; n * h];
-    kernels::matmul_nn(&mut dz, &y, &mixer.output_weight, n, h, o, 1);
+    kernels::matmul_nn(&mut dz, dy, &mixer.output_weight, n, h, o, 1);
     let mut dx = layer_norm_backward(
         &dz,
         &tape.x,
@@ -48,11 +75,7 @@ pub(super) fn gradient(mixer: &Mixer, x: Vec<f32>, starts: &[usize], targets: &[
     for ((block, grad), tape) in blocks.rev() {
         block_backward(block, grad, tape, starts, &mut dx);
     }
-    Gradient {
-        loss,
-        mixer: grad,
-        tokens: dx,
-    }
+    (grad, dx)
 }
 
 /// Turns outputs into the gradient of the loss, in place; gives the loss.

@@ -14,10 +14,12 @@
 //! with `A` the axes and `μ` the mean of the states. The share of the whole text
 //! in every key makes MaxSim find better and is easier to learn. No labels are
 //! needed, any folder of text will do. The table of token vectors starts at the
-//! teacher's mean state of each token.
+//! teacher's mean state of each token. Where there are pairs of texts, a second stage
+//! ([`ranking`]) teaches the student to rank them as the teacher does.
 
 mod adam;
 mod gradient;
+mod ranking;
 mod targets;
 
 use std::path::{Path, PathBuf};
@@ -29,10 +31,11 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::SentenceEncoder;
 use crate::builtin::mixer::{Mixer, MixerConfig};
 use crate::builtin::{self, TokenTable, Weights};
+use crate::{LoadError, SentenceEncoder};
 use adam::{Moments, Step};
+pub use ranking::{RankingConfig, RankingPairs, RankingReport, rank};
 pub use targets::Targets;
 
 /// How the student is shaped and trained.
@@ -69,6 +72,8 @@ pub struct DistillConfig {
     pub seed: u64,
     /// Threads; 0 means all of the machine's.
     pub threads: usize,
+    /// The second stage, where there are pairs.
+    pub ranking: RankingConfig,
 }
 
 impl Default for DistillConfig {
@@ -89,6 +94,7 @@ impl Default for DistillConfig {
             warmup_steps: 200,
             seed: 0,
             threads: 0,
+            ranking: RankingConfig::default(),
         }
     }
 }
@@ -102,6 +108,9 @@ pub enum DistillError {
     /// A file of the teacher's folder is missing.
     #[error(transparent)]
     Folder(#[from] ModelFolderError),
+    /// The encoder to begin from is none of this kind.
+    #[error(transparent)]
+    Start(#[from] LoadError),
     /// A file could not be written or read.
     #[error("cannot write {path}: {source}")]
     Io {
@@ -163,10 +172,6 @@ pub fn distill(
             what: format!("kernel_size is {}; it must be odd", config.kernel_size),
         });
     }
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| DistillError::Io { path, source }
-    };
     std::fs::create_dir_all(out).map_err(io(out))?;
     let targets = Targets::make(
         teacher,
@@ -180,26 +185,45 @@ pub fn distill(
         .and_then(|t| builtin::keys(&t, targets.table.len() / config.hidden_size))
         .map_err(|what| DistillError::Config { what })?;
     let student = train(&targets, &is_key, config, progress)?;
-    let held_out_cosine = student.held_out_cosine;
-    let weights = student
-        .to_safetensors()
-        .map_err(|what| DistillError::Config { what })?;
-    let mut bytes = 0;
-    for (name, content) in [
-        ("config.json", student.config_json()),
-        ("model.safetensors", weights),
-        ("tokenizer.json", tokenizer),
-    ] {
-        bytes += content.len() as u64;
-        let path = out.join(name);
-        atomic::write(&path, &content).map_err(io(&path))?;
-    }
     Ok(DistillReport {
         texts: texts.len(),
         tokens: targets.ids.len(),
-        held_out_cosine,
-        bytes,
+        held_out_cosine: student.held_out_cosine,
+        bytes: student.save(tokenizer, out)?,
     })
+}
+
+/// Teaches the encoder in `start`, or the built-in one, to rank `pairs` of a query and a document
+/// that belongs to it as `teacher` does; the result goes into the folder `out`. What the teacher says is kept in
+/// `teacher-pairs.safetensors` there.
+///
+/// # Errors
+/// As [`distill`], and when `start` holds no encoder of this kind.
+pub fn distill_ranking(
+    start: Option<&ModelFolder>,
+    teacher: &SentenceEncoder,
+    pairs: &[(&str, &str)],
+    config: &DistillConfig,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<RankingReport, DistillError> {
+    std::fs::create_dir_all(out).map_err(io(out))?;
+    let wrong = |what| DistillError::Config { what };
+    let (weights, tokenizer) = builtin::weights(start)?;
+    let mut student = Student::from(weights);
+    let reader = builtin::read_tokenizer(&tokenizer).map_err(wrong)?;
+    let is_key = builtin::keys(&reader, student.mixer.config.vocab_size).map_err(wrong)?;
+    let cache = out.join("teacher-pairs.safetensors");
+    let pairs = RankingPairs::make(&reader, teacher, pairs, &cache, progress)?;
+    let report = rank(&mut student, &pairs, &is_key, config, progress)?;
+    student.save(tokenizer, out)?;
+    Ok(report)
+}
+
+/// A failed reading or writing of `path` as an error of ours.
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DistillError {
+    let path = path.to_owned();
+    move |source| DistillError::Io { path, source }
 }
 
 /// A trained student.
@@ -211,7 +235,37 @@ pub struct Student {
     pub held_out_cosine: f64,
 }
 
+impl From<Weights> for Student {
+    fn from(weights: Weights) -> Self {
+        let h = weights.mixer.config.hidden_size;
+        Self {
+            table: weights.table.rows(h),
+            query_weight: weights.query_weight,
+            mixer: weights.mixer,
+            held_out_cosine: 0.0,
+        }
+    }
+}
+
 impl Student {
+    /// Writes its three files into a folder; gives their bytes.
+    fn save(&self, tokenizer: Vec<u8>, out: &Path) -> Result<u64, DistillError> {
+        let weights = self
+            .to_safetensors()
+            .map_err(|what| DistillError::Config { what })?;
+        let mut bytes = 0;
+        for (name, content) in [
+            ("config.json", self.config_json()),
+            ("model.safetensors", weights),
+            ("tokenizer.json", tokenizer),
+        ] {
+            bytes += content.len() as u64;
+            let path = out.join(name);
+            atomic::write(&path, &content).map_err(io(&path))?;
+        }
+        Ok(bytes)
+    }
+
     /// Its weights, the table rounded to bytes.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, String> {
         builtin::write_weights(&mut Weights {
@@ -240,14 +294,7 @@ pub fn train(
 ) -> Result<Student, DistillError> {
     let mut rng = StdRng::seed_from_u64(config.seed);
     let mut student = start(targets, config, &mut rng);
-    let mut moments: Vec<Moments> = student
-        .mixer
-        .tensors_mut()
-        .iter()
-        .map(|(_, _, data)| Moments::new(data.len()))
-        .collect();
-    let mut table_moments = Moments::new(student.table.len());
-
+    let mut learning = Learning::new(&mut student);
     let texts = 0..targets.starts.len() - 1;
     let (held_out, learn): (Vec<usize>, Vec<usize>) = texts.partition(|i| i % HOLD_OUT == 0);
     let learn = if learn.is_empty() {
@@ -263,16 +310,15 @@ pub fn train(
         }
         let batch = next_batch(&mut order, &learn, targets, config.batch_tokens, &mut rng);
         let shards = batch_gradients(&student, targets, is_key, &batch, config);
-        let factor = schedule(number, config);
-        if !step(
-            &mut student,
-            &mut moments,
-            &mut table_moments,
-            shards,
-            number,
-            factor,
-            config,
-        ) {
+        let factor = schedule(number, config.warmup_steps, config.steps);
+        let rates = Rates {
+            mixer: factor * config.learning_rate,
+            table: factor * config.table_learning_rate,
+            weight_decay: config.weight_decay,
+        };
+        let count: usize = shards.iter().map(|s| s.count).sum();
+        let mean = 1.0 / count.max(1) as f32;
+        if !learning.step(&mut student, shards, rates, number, mean) {
             return Err(DistillError::NotFinite { step: number });
         }
         progress.advance(1);
@@ -348,9 +394,9 @@ fn next_batch(
 }
 
 /// Half a cosine after a linear rise.
-fn schedule(step: usize, config: &DistillConfig) -> f32 {
-    let rise = (step as f32 / config.warmup_steps.max(1) as f32).min(1.0);
-    let fall = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / config.steps as f32).cos());
+fn schedule(step: usize, warmup_steps: usize, steps: usize) -> f32 {
+    let rise = (step as f32 / warmup_steps.max(1) as f32).min(1.0);
+    let fall = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
     rise * fall
 }
 
@@ -444,63 +490,87 @@ fn add_text(states: &mut [f32], dim: usize, text_share: f32) {
     kernels::normalize_rows(states, dim);
 }
 
-/// One step of Adam on the mean gradient, its length clipped to one; false when
-/// the gradient is not finite.
-fn step(
-    student: &mut Student,
-    moments: &mut [Moments],
-    table_moments: &mut Moments,
-    shards: Vec<Shard>,
-    number: usize,
-    factor: f32,
-    config: &DistillConfig,
-) -> bool {
-    let h = config.hidden_size;
-    let count: usize = shards.iter().map(|s| s.count).sum();
-    let mut rows: std::collections::BTreeMap<u32, Vec<f32>> = Default::default();
-    let mut total: Option<Mixer> = None;
-    for shard in shards {
-        for (id, row) in shard.ids.iter().zip(shard.tokens.chunks_exact(h)) {
-            let sum = rows.entry(*id).or_insert_with(|| vec![0.0; h]);
-            kernels::add_assign(sum, row);
+/// Learning rates of a step.
+#[derive(Clone, Copy)]
+struct Rates {
+    mixer: f32,
+    table: f32,
+    weight_decay: f32,
+}
+
+/// The running means of Adam for a student.
+struct Learning {
+    mixer: Vec<Moments>,
+    table: Moments,
+}
+
+impl Learning {
+    fn new(student: &mut Student) -> Self {
+        let tensors = student.mixer.tensors_mut();
+        let moments = tensors.iter().map(|(_, _, data)| Moments::new(data.len()));
+        Self {
+            mixer: moments.collect(),
+            table: Moments::new(student.table.len()),
         }
-        let mut mixer = shard.mixer;
-        match &mut total {
-            None => total = Some(mixer),
-            Some(total) => {
-                let pairs = total.tensors_mut().into_iter().zip(mixer.tensors_mut());
-                for ((_, _, a), (_, _, b)) in pairs {
-                    kernels::add_assign(a, b);
+    }
+
+    /// One step of Adam on the sum of the shards' gradients times `mean`, its length clipped to
+    /// one; false when the gradient is not finite.
+    fn step(
+        &mut self,
+        student: &mut Student,
+        shards: Vec<Shard>,
+        rates: Rates,
+        number: usize,
+        mean: f32,
+    ) -> bool {
+        let h = student.mixer.config.hidden_size;
+        let mut rows: std::collections::BTreeMap<u32, Vec<f32>> = Default::default();
+        let mut total: Option<Mixer> = None;
+        for shard in shards {
+            for (id, row) in shard.ids.iter().zip(shard.tokens.chunks_exact(h)) {
+                let sum = rows.entry(*id).or_insert_with(|| vec![0.0; h]);
+                kernels::add_assign(sum, row);
+            }
+            let mut mixer = shard.mixer;
+            match &mut total {
+                None => total = Some(mixer),
+                Some(total) => {
+                    let pairs = total.tensors_mut().into_iter().zip(mixer.tensors_mut());
+                    for ((_, _, a), (_, _, b)) in pairs {
+                        kernels::add_assign(a, b);
+                    }
                 }
             }
         }
+        let Some(mut total) = total else { return true };
+        let mut square: f64 = rows.values().map(|r| f64::from(kernels::dot(r, r))).sum();
+        for (_, _, g) in total.tensors_mut() {
+            square += f64::from(kernels::dot(g, g));
+        }
+        let norm = square.sqrt() as f32 * mean;
+        if !norm.is_finite() {
+            return false;
+        }
+        let step = Step {
+            number: number as i32,
+            learning_rate: rates.mixer,
+            weight_decay: rates.weight_decay,
+            scale: mean / norm.max(1.0),
+        };
+        let tensors = student.mixer.tensors_mut().into_iter();
+        let tensors = tensors.zip(total.tensors_mut()).zip(&mut self.mixer);
+        for (((_, _, weights), (_, _, g)), moments) in tensors {
+            moments.update(weights, 0, g, step);
+        }
+        let step = Step {
+            learning_rate: rates.table,
+            ..step
+        };
+        for (id, row) in rows {
+            self.table
+                .update(&mut student.table, id as usize * h, &row, step);
+        }
+        true
     }
-    let Some(mut total) = total else { return true };
-    let mean = 1.0 / count.max(1) as f32;
-    let mut square: f64 = rows.values().map(|r| f64::from(kernels::dot(r, r))).sum();
-    for (_, _, g) in total.tensors_mut() {
-        square += f64::from(kernels::dot(g, g));
-    }
-    let norm = square.sqrt() as f32 * mean;
-    if !norm.is_finite() {
-        return false;
-    }
-    let step = Step {
-        number: number as i32,
-        learning_rate: factor * config.learning_rate,
-        weight_decay: config.weight_decay,
-        scale: mean / norm.max(1.0),
-    };
-    let tensors = student.mixer.tensors_mut().into_iter();
-    for (((_, _, weights), (_, _, g)), moments) in tensors.zip(total.tensors_mut()).zip(moments) {
-        moments.update(weights, 0, g, step);
-    }
-    let step = Step {
-        learning_rate: factor * config.table_learning_rate,
-        ..step
-    };
-    for (id, row) in rows {
-        table_moments.update(&mut student.table, id as usize * h, &row, step);
-    }
-    true
 }
