@@ -68,6 +68,56 @@ fn a_distilled_model_can_be_searched_with() {
 }
 
 #[test]
+fn pairs_teach_a_distilled_model_to_rank() {
+    let notes = Notes::new();
+    let mut pairs = String::new();
+    for i in 0..60 {
+        let words = ["store", "words", "ship", "garden", "sail", "bread"];
+        let (a, b) = (words[i % 6], words[i / 6 % 6]);
+        pairs += &format!(
+            "{{\"query\": \"the {a} and {b} {i}\", \"positive\": \"{b} with a {a}, number {i}\"}}\n"
+        );
+    }
+    notes.write("pairs.jsonl", &pairs);
+    let ranking = [
+        "--set",
+        "ranking.steps=3",
+        "--set",
+        "ranking.fold=c2x4",
+        "--pairs",
+        "pairs.jsonl",
+    ];
+    let train = |more: &[&str]| {
+        let args = ["train", "builtin", "--teacher", TEACHER];
+        notes.run(&[&args[..], &SMALL, &ranking, more].concat())
+    };
+    let both = train(&["--data", "trips", "--out", "model", "--json"]).json();
+    assert_eq!(both["pairs"], 59);
+    assert!(both["texts"].as_u64().unwrap() > 0, "{both}");
+    for name in ["before", "after", "teacher"] {
+        let found = both[name].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&found), "{both}");
+    }
+    // It goes on from a model, whose teacher has been heard, and changes it.
+    let before = std::fs::read(notes.file("model/model.safetensors")).unwrap();
+    let on = train(&["--start", "model", "--out", "model"]);
+    assert!(on.stderr.contains("teacher's vectors in"), "{}", on.stderr);
+    assert!(on.ok().contains("pairs"));
+    assert_ne!(
+        std::fs::read(notes.file("model/model.safetensors")).unwrap(),
+        before
+    );
+    notes.run(&["search", "sail", "--model", "model"]).ok();
+
+    train(&["--start", "no-such-model", "--out", "x"]).fails(1, &["no-such-model"]);
+    train(&["--start", "model", "--data", "trips", "--out", "x"]).fails(2, &["--start"]);
+    train(&["--set", "ranking.fold=heap", "--out", "x"]).fails(1, &["heap"]);
+    train(&["--set", "ranking.stepz=1", "--out", "x"]).fails(2, &["stepz", "pool"]);
+    let alone = ["train", "builtin", "--teacher", TEACHER, "--out", "x"];
+    notes.run(&alone).fails(2, &["--data"]);
+}
+
+#[test]
 fn bad_input_is_named_and_nothing_is_written() {
     let notes = Notes::new();
     notes.write("rows.jsonl", "{\"title\": \"x\"}\n");
