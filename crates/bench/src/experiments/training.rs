@@ -1,20 +1,24 @@
 //! How fast models are trained: steps of forward pass, backward pass and AdamW with dropout,
-//! of one transformer block and of a small BERT on texts of mixed length, beside PyTorch if
-//! a `--peer` runs it (parity/peers/torch_training.py) with the same number of threads.
+//! of one transformer block and of a small BERT on texts of mixed length, and whole steps of the
+//! built-in encoder's distillation, beside PyTorch if a `--peer` runs it
+//! (parity/peers/torch_training.py) with the same number of threads.
 //!
 //! Ours packs texts without padding; the peer pads them to the longest, as is usual. Rates
 //! are of real tokens, by the fastest step.
 //!
 //! A peer is called as `COMMAND train REQUEST -`, with JSON in the file REQUEST: `config`
-//! (fields of a BERT configuration), `lengths` (tokens of the texts of the batch), `threads`
+//! (fields of a BERT configuration, or of the built-in encoder's with `model_type`
+//! `keyfold_token_mixer`), `lengths` (tokens of the texts of the batch), `threads`
 //! and `steps`; it prints `{"steps": [[forward, backward, optimiser], ..]}`, milliseconds.
 
 use std::time::Instant;
 
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
-use keyfold_core::Progress;
+use half::f16;
+use keyfold_core::{NoProgress, Progress};
 use keyfold_nn::{AdamW, Bert, BertConfig, random};
+use keyfold_text::distill::{self, DistillConfig, Targets};
 use serde_json::{Value, json};
 
 use super::peers::Engine;
@@ -25,7 +29,7 @@ use crate::{BenchError, BenchOptions, Experiment, Scale};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "training",
-    about: "training steps of a transformer block and of a small BERT, beside PyTorch (--peer)",
+    about: "training steps of a transformer block, a small BERT and the built-in encoder, beside PyTorch (--peer)",
     run,
 };
 
@@ -55,12 +59,20 @@ fn cases(options: &BenchOptions) -> Vec<Case> {
         (0..texts).map(|i| length(i) as usize).collect()
     };
     if options.scale == Scale::Smoke {
-        return vec![Case {
-            name: "a tiny BERT, 4 texts of 16 to 32 tokens",
-            config: config([2, 32, 2, 64, 100]),
-            lengths: lengths(4, 32),
-            steps: 3,
-        }];
+        return vec![
+            Case {
+                name: "a tiny BERT, 4 texts of 16 to 32 tokens",
+                config: config([2, 32, 2, 64, 100]),
+                lengths: lengths(4, 32),
+                steps: 3,
+            },
+            Case {
+                name: "a tiny encoder of the built-in kind, 4 texts of 16 to 32 tokens",
+                config: mixer([16, 1, 3, 8, 8, 100]),
+                lengths: lengths(4, 32),
+                steps: 3,
+            },
+        ];
     }
     let times = if options.scale == Scale::Full { 4 } else { 1 };
     vec![
@@ -77,7 +89,24 @@ fn cases(options: &BenchOptions) -> Vec<Case> {
             lengths: lengths(16, 128),
             steps: 4 * times,
         },
+        Case {
+            name: "the built-in encoder, 28 texts of 16 to 128 tokens",
+            config: mixer([256, 2, 7, 128, 96, 30_522]),
+            lengths: lengths(28, 128),
+            steps: 20 * times,
+        },
     ]
+}
+
+/// What configurations of the built-in encoder say that they are.
+const MIXER: &str = "keyfold_token_mixer";
+
+/// Hidden size, blocks, tokens of a convolution, width inside, numbers of a key, ids.
+fn mixer([hidden, blocks, kernel, inner, output, ids]: [usize; 6]) -> Value {
+    json!({
+        "model_type": MIXER, "hidden_size": hidden, "num_blocks": blocks, "kernel_size": kernel,
+        "intermediate_size": inner, "output_size": output, "vocab_size": ids,
+    })
 }
 
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
@@ -91,7 +120,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
             "by",
             "forward, ms",
             "backward, ms",
-            "optimiser, ms",
+            "optimiser, ms (all, where it stands alone)",
             "tokens a second",
         ],
     );
@@ -102,7 +131,10 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         if progress.cancelled() {
             return Err(BenchError::Cancelled);
         }
-        let ours = ours(case, threads, options.seed)?;
+        let ours = match case.config["model_type"] == MIXER {
+            true => distilled(case, threads, options.seed)?,
+            false => ours(case, threads, options.seed)?,
+        };
         let mut rows = vec![("keyfold".to_owned(), ours)];
         for peer in &peers {
             rows.push((peer.name.clone(), theirs(peer, case, threads)?));
@@ -111,7 +143,12 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         let rate =
             |steps: &[[f64; 3]]| 1e3 * tokens as f64 / shortest_step(steps).iter().sum::<f64>();
         for (by, steps) in &rows {
-            let [forward, backward, optimiser] = shortest_step(steps).map(plot::shown);
+            // The built-in encoder's trainer takes no step apart.
+            let part = |time: f64| match time > 0.0 {
+                true => plot::shown(time),
+                false => String::new(),
+            };
+            let [forward, backward, optimiser] = shortest_step(steps).map(part);
             let shown = plot::shown(rate(steps));
             table.row([
                 case.name.to_owned(),
@@ -183,6 +220,54 @@ fn ours(case: &Case, threads: usize, seed: u64) -> Result<Vec<[f64; 3]>, BenchEr
         }
         steps
     }))
+}
+
+/// Milliseconds of a whole step of the distillation: what more steps take longer than one. A
+/// batch has all texts, whose tokens and goals are random.
+fn distilled(case: &Case, threads: usize, seed: u64) -> Result<Vec<[f64; 3]>, BenchError> {
+    let size = |name: &str| case.config[name].as_u64().unwrap_or(0) as usize;
+    let (hidden, output, vocab) = (size("hidden_size"), size("output_size"), size("vocab_size"));
+    let tokens: usize = case.lengths.iter().sum();
+    let ids = (0..tokens as u64).map(|i| (random::derive(seed, i) % vocab as u64) as u32);
+    let mut starts = vec![0];
+    for length in &case.lengths {
+        starts.push(starts[starts.len() - 1] + length);
+    }
+    let states = random::normal(random::derive(seed, 1), tokens * output, 1.0);
+    let targets = Targets {
+        ids: ids.collect(),
+        starts,
+        states: states.into_iter().map(f16::from_f32).collect(),
+        table: random::normal(random::derive(seed, 2), vocab * hidden, 0.5),
+    };
+    let is_key = vec![true; vocab];
+    let time = |steps: usize| {
+        let config = DistillConfig {
+            hidden_size: hidden,
+            num_blocks: size("num_blocks"),
+            kernel_size: size("kernel_size"),
+            intermediate_size: size("intermediate_size"),
+            output_size: output,
+            // One text is held out.
+            batch_tokens: tokens - case.lengths[0],
+            steps,
+            threads,
+            seed,
+            ..DistillConfig::default()
+        };
+        let clock = Instant::now();
+        distill::train(&targets, &is_key, &config, &NoProgress)
+            .map_err(|e| BenchError::data(case.name, e.to_string()))?;
+        Ok::<_, BenchError>(1e3 * clock.elapsed().as_secs_f64())
+    };
+    let learned = (tokens - case.lengths[0]) as f64 / tokens as f64;
+    let mut steps = Vec::new();
+    for _ in 0..3 {
+        let more = (time(1 + case.steps)? - time(1)?).max(0.0) / case.steps as f64;
+        // As if a step had all texts.
+        steps.push([0.0, 0.0, more / learned]);
+    }
+    Ok(steps)
 }
 
 /// The same by a peer.
