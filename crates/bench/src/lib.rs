@@ -12,6 +12,7 @@ mod random;
 mod report;
 mod samples;
 mod store;
+mod sts;
 mod subspace;
 mod timing;
 mod toy;

@@ -52,7 +52,8 @@ pub(crate) struct BenchArgs {
     /// A cross-encoder as the scorer whose calls are saved, for anncur: a folder or a hub name
     #[arg(long, value_name = "NAME")]
     cross_encoder: Option<String>,
-    /// Pairs of texts to train on, where the experiment trains: JSON Lines with query and positive
+    /// Pairs of texts to train on, where the experiment trains: JSON Lines with query and positive;
+    /// for search a file of the STS benchmark
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
     /// Another engine to measure beside ours, for peers and crisp: NAME=COMMAND; may be repeated

@@ -1,8 +1,6 @@
 //! DefSent+ beside DefSent and the encoder that both begin with: similarity of sentences
 //! (STS), and how evenly vectors of entries point in all directions.
 
-mod sts;
-
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -18,8 +16,8 @@ use serde_json::{Value, json};
 
 use crate::plot;
 use crate::report::{Report, Table};
+use crate::sts::Sts;
 use crate::{BenchError, BenchOptions, Experiment, Scale};
-use sts::Sts;
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "defsent-plus",

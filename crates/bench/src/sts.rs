@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use keyfold_core::{Encoder, Role};
-use keyfold_kernels::dot;
+use keyfold_kernels::{dot, maxsim, norm};
 use keyfold_text::SentenceEncoder;
 
 use crate::BenchError;
@@ -18,21 +18,21 @@ const BENCHMARK: [usize; 3] = [4, 5, 6];
 
 /// Pairs with their gold scores.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Sts {
-    pub(super) pairs: Vec<(String, String)>,
-    pub(super) gold: Vec<f64>,
+pub(crate) struct Sts {
+    pub(crate) pairs: Vec<(String, String)>,
+    pub(crate) gold: Vec<f64>,
 }
 
 impl Sts {
     /// Reads a file with tabs between columns: with heads as above, or as the STS benchmark
     /// has them, or score, sentence, sentence. A pair without a score is left out.
-    pub(super) fn read(path: &Path) -> Result<Self, BenchError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, BenchError> {
         let text =
             std::fs::read_to_string(path).map_err(|e| BenchError::data(path, e.to_string()))?;
         Self::parse(&text).map_err(|what| BenchError::data(path, what))
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut lines = (1..).zip(text.lines()).peekable();
         let heads = lines.peek().map_or("", |(_, line)| *line);
         let columns: Vec<&str> = heads.split('\t').collect();
@@ -72,7 +72,7 @@ impl Sts {
 
     /// 100 times Spearman's correlation of the cosines with the gold scores, and the
     /// vectors of all sentences.
-    pub(super) fn measure(&self, encoder: &SentenceEncoder) -> Result<(f64, Vec<f32>), BenchError> {
+    pub(crate) fn measure(&self, encoder: &SentenceEncoder) -> Result<(f64, Vec<f32>), BenchError> {
         let texts: Vec<&str> = (self.pairs.iter())
             .flat_map(|(a, b)| [a.as_str(), b.as_str()])
             .collect();
@@ -82,6 +82,27 @@ impl Sts {
         let cosine = |pair: &[f32]| f64::from(dot(&pair[..dim], &pair[dim..]));
         let cosines: Vec<f64> = rows.chunks_exact(2 * dim).map(cosine).collect();
         Ok((100.0 * spearman(&cosines, &self.gold), rows))
+    }
+
+    /// 100 times Spearman's correlation for an encoder of one or many vectors a text. Two texts
+    /// are as alike as they find each other: the mean of both directions of MaxSim, each over
+    /// the lengths of the query's vectors.
+    pub(crate) fn measure_any(&self, encoder: &dyn Encoder) -> Result<f64, BenchError> {
+        let texts: Vec<&str> = (self.pairs.iter())
+            .flat_map(|(a, b)| [a.as_str(), b.as_str()])
+            .collect();
+        let queries = encoder.encode(&texts, Role::Query)?;
+        let documents = encoder.encode(&texts, Role::Document)?;
+        let dim = encoder.identity().dim;
+        let found = |query: usize, document: usize| {
+            let query = &queries[query];
+            let lengths: f32 = query.iter().map(norm).sum();
+            let score = maxsim(query.as_slice(), documents[document].as_slice(), dim);
+            f64::from(score / lengths.max(f32::MIN_POSITIVE))
+        };
+        let alike = |pair: usize| found(2 * pair, 2 * pair + 1) + found(2 * pair + 1, 2 * pair);
+        let alike: Vec<f64> = (0..self.pairs.len()).map(alike).collect();
+        Ok(100.0 * spearman(&alike, &self.gold))
     }
 }
 
@@ -100,6 +121,17 @@ mod tests {
         assert_eq!(all[0].gold, [2.5, 4.0]);
         assert_eq!(all[0].pairs[1], ("c".to_owned(), "d".to_owned()));
         assert!(all.iter().all(|sts| *sts == all[0]));
+    }
+
+    #[test]
+    fn texts_that_mean_the_same_are_more_alike_for_an_encoder_of_many_vectors() {
+        let text = "5\tA dog runs in the park\tA puppy is running outside\n\
+                    0\tA dog runs in the park\tThe bank raised interest rates\n\
+                    3\tA man plays a guitar\tA man plays a flute\n\
+                    1\tA man plays a guitar\tA woman cooks soup\n";
+        let encoder = keyfold_text::builtin::load(1).unwrap();
+        let found = Sts::parse(text).unwrap().measure_any(&encoder).unwrap();
+        assert!(found >= 60.0, "{found}");
     }
 
     #[test]
