@@ -122,6 +122,49 @@ fn long_prompts_are_calibrated_and_read() {
     assert_eq!(made["layers"].as_array().map(Vec::len), Some(2));
     // Heads that keep more than nothing that single precision can say.
     assert!(made["layers"][0]["global"].as_u64() >= Some(4));
+    // Heads one by one, fewer windows of another kind, and a text that is too short for as many.
+    let calibrate = |more: &[&str]| {
+        let out = notes.path().join("other.json");
+        let out = out.to_string_lossy().into_owned();
+        let args = [
+            "lm",
+            "calibrate",
+            "--long",
+            "--text",
+            &text,
+            "--model",
+            &model,
+        ];
+        notes.run(&[&args[..], &["--out", &out], more].concat())
+    };
+    let some = ["--trained", "128", "--heads"];
+    let told = calibrate(&[&some[..], &["--windows", "2", "--agg", "max"]].concat()).ok();
+    assert_eq!(told.lines().count(), 1 + 12, "{told}");
+    assert!(told.contains("local") || told.contains("global"), "{told}");
+    let listed = calibrate(&[&some[..], &["--windows", "1", "--json"]].concat()).json();
+    assert_eq!(
+        listed["layers"][1]["kept"].as_array().map(Vec::len),
+        Some(6)
+    );
+    calibrate(&["--trained", "128", "--windows", "900"]).fails(1, &["900 windows of 128"]);
+    // Thresholds for up to 192 tokens, which are taken for half as many more.
+    calibrate(&["--trained", "2", "--windows", "1"]).ok();
+    let other = format!(
+        "--long={}",
+        notes.path().join("other.json").to_string_lossy()
+    );
+    let args = [
+        "lm",
+        "generate",
+        &PROMPT.repeat(30),
+        "--model",
+        &model,
+        "-n",
+        "2",
+        &other,
+    ];
+    notes.run(&args).fails(1, &["up to 288", "--extrapolate"]);
+    notes.run(&[&args[..], &["--extrapolate"]].concat()).ok();
     let prompt = PROMPT.repeat(30);
     let plain = generate(&notes, &model, &prompt, &[]);
     let long = generate(&notes, &model, &prompt, &[&format!("--long={out}")]);

@@ -1,4 +1,4 @@
-//! `keyfold lab route`, `keyfold train pointer-networks` and `keyfold model share`.
+//! `keyfold lab route` and `recall`, `keyfold train pointer-networks` and `keyfold model share`.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -182,9 +182,128 @@ fn a_network_that_is_trained_here_answers() {
             "--out",
             "other",
             "--set",
-            "task=sort",
+            "task=knapsack",
         ])
-        .fails(1, &["hull, delaunay or tour"]);
+        .fails(1, &["hull, delaunay, tour, sort or custom"]);
+}
+
+/// A training of a few steps.
+fn train(notes: &Notes, task: &str, out: &str, more: &[&str]) -> common::Run {
+    let task = format!("task={task}");
+    let args = [
+        "train",
+        "pointer-networks",
+        "--out",
+        out,
+        "--set",
+        &task,
+        "--set",
+        "hidden_size=8",
+        "--set",
+        "batch_size=8",
+        "--set",
+        "steps=3",
+    ];
+    notes.run(&[&args[..], more].concat())
+}
+
+#[test]
+fn numbers_are_sorted_and_examples_learned() {
+    let notes = Notes::new();
+    train(&notes, "sort", "sorts", &["--set", "points=[2,5]"]).ok();
+    notes.write("numbers.csv", "7\n-3\n12.5\n0\n");
+    let route = |file: &str, model: &str, more: &[&str]| {
+        notes.run(&[&["lab", "route", file, "--model", model], more].concat())
+    };
+    let found = route("numbers.csv", "sorts", &["--json"]).json();
+    assert_eq!(found["best_known"], json!([2, 4, 1, 3]));
+    let mut answer: Vec<u64> = serde_json::from_value(found["answer"].clone()).unwrap();
+    answer.sort_unstable();
+    assert_eq!(answer, [1, 2, 3, 4], "every number once");
+    let told = route("numbers.csv", "sorts", &[]).ok();
+    assert!(told.contains("exact: 2 4 1 3"), "{told}");
+    notes.write("places.csv", PLACES);
+    route("places.csv", "sorts", &[]).fails(2, &["one number"]);
+    route("numbers.csv", "sorts", &["--svg", "x.svg"]).fails(2, &["--svg"]);
+    notes
+        .run(&["lab", "route", "numbers.csv", "--task", "sort"])
+        .fails(1, &["no network for the task sort", "train"]);
+
+    let line = r#"{"points": [[0.1, 0.7, 1], [0.4, 0.2, 0]], "target": [2]}"#;
+    let three = r#"{"points": [[0, 0, 0], [1, 1, 1], [2, 2, 2]], "target": [3, 1]}"#;
+    let lines = format!("{line}\n{three}\n").repeat(6);
+    notes.write("own.jsonl", &lines);
+    let report = train(&notes, "custom", "own", &["--data", "own.jsonl"]);
+    report.ok();
+    notes.write("rows.csv", "0.3,0.5,1\n0.9,0.8,0\n");
+    let found = route("rows.csv", "own", &["--json"]).json();
+    assert_eq!(
+        (&found["task"], &found["learned_from"]),
+        (&json!("custom"), &json!([2, 3]))
+    );
+    assert!(found["best_known"].is_null() && found["answer"].is_array());
+
+    let bad = |text: String, what: &[&str]| {
+        notes.write("bad.jsonl", &text);
+        train(&notes, "custom", "bad", &["--data", "bad.jsonl"]).fails(1, what);
+    };
+    bad(line.to_owned(), &["1 examples"]);
+    bad(
+        lines.replace("[2]", "[3]"),
+        &["line 1", "point 3", "1 to 2"],
+    );
+    bad(lines.replace("[2]", "[0]"), &["line 1", "point 0"]);
+    bad(
+        lines.replace("0.7, 1]", "0.7]"),
+        &["line 1", "point 2 has 3"],
+    );
+    bad(lines.replace("0.7", "1e99"), &["line 1", "finite"]);
+    bad(lines.replace("target", "answer"), &["line 1", "no example"]);
+    train(&notes, "custom", "bad", &[]).fails(1, &["examples"]);
+    train(&notes, "sort", "bad", &["--data", "own.jsonl"]).fails(1, &["custom"]);
+}
+
+#[test]
+fn texts_to_recall_from_are_drawn_by_a_seed() {
+    let notes = Notes::new();
+    let recall = |more: &[&str]| notes.run(&[&["lab", "recall"], more].concat());
+    let joint = [
+        "--contexts",
+        "3",
+        "--keys",
+        "2",
+        "--least",
+        "2",
+        "--texts",
+        "4",
+    ];
+    let told = recall(&joint).ok();
+    assert_eq!(told, recall(&joint).ok());
+    recall(&[&joint[..], &["--out", "texts.jsonl"]].concat()).ok();
+    assert_eq!(
+        std::fs::read_to_string(notes.file("texts.jsonl")).unwrap(),
+        told
+    );
+    assert_ne!(told, recall(&[&joint[..], &["--seed", "9"]].concat()).ok());
+    let lines: Vec<Value> = told
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 4);
+    for line in &lines {
+        let tokens: Vec<u32> = serde_json::from_value(line["tokens"].clone()).unwrap();
+        let asked: Vec<(usize, u32)> = serde_json::from_value(line["asked"].clone()).unwrap();
+        assert!(asked.len() >= 4 && tokens[0] == 1);
+        for (at, answer) in asked {
+            assert_eq!(tokens[at + 1], answer, "the answer follows the question");
+        }
+    }
+    let queries = ["--task", "multi-query", "--pairs", "3", "--length", "32"];
+    let line: Value = serde_json::from_str(&recall(&queries).ok()).unwrap();
+    assert_eq!(line["tokens"].as_array().map(Vec::len), Some(32));
+    assert_eq!(line["asked"].as_array().map(Vec::len), Some(3));
+    recall(&["--least", "9", "--keys", "8"]).fails(1, &["9 to 8 keys"]);
+    recall(&[&queries[..], &["--vocabulary", "16"]].concat()).fails(1, &["vocab_size 16"]);
 }
 
 /// Copies a fixture, beside which nothing may be written.
@@ -227,7 +346,14 @@ fn a_model_whose_layers_share_opens_as_every_model() {
         let made: Value = share(&["--keep", "0.9", "--out", "most", "--json"]).json();
         let kept = made["numbers"].as_f64().unwrap() / made["numbers_before"].as_f64().unwrap();
         assert!(kept <= 0.9 && kept > 0.7, "{kept}");
-        let told = share(&["--keep", "0.6", "--types", "qkvo", "--out", "less"]).ok();
+        let measured = ["--measure", "book.txt", "--context", "64"];
+        let less = ["--keep", "0.6", "--types", "qkvo", "--out", "less"];
+        let told = share(&[&less[..], &measured].concat()).ok();
+        assert!(
+            told.contains("perplexity") && told.contains("before"),
+            "{told}"
+        );
+        share(&[&less[..], &["--measure", "none.txt"]].concat()).fails(2, &["none.txt"]);
         assert!(
             told.contains("self_attn.o_proj") && told.contains("stay"),
             "{told}"

@@ -250,10 +250,33 @@ fn a_language_model_of_bytes_is_trained_and_read_by_lm() {
 }
 
 #[test]
+fn layers_that_share_while_they_learn_become_a_model_as_every_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = ["--set", "sharing.method=masa", "--set", "sharing.count=1"];
+    language_model(folder.path(), &shared).assert().success();
+    let mut command = keyfold();
+    command.args(["lm", "perplexity", "--quiet", "--json", "--context", "128"]);
+    command.arg(folder.path().join("text.txt"));
+    command.arg("--model").arg(folder.path().join("out"));
+    let output = command.output().unwrap();
+    assert!(output.status.success());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let perplexity = found["perplexity"].as_f64().unwrap();
+    assert!((1.0..6.0).contains(&perplexity), "{perplexity}");
+}
+
+#[test]
 fn settings_of_a_language_model_that_cannot_be_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = language_model(folder.path(), &["--set", "model.num_key_value_heads=3"]);
     assert!(told(&mut command, 1).contains("num_key_value_heads"));
+    let shared = ["--set", "sharing.method=masa"];
+    let mut command = language_model(folder.path(), &shared);
+    command.args(["--set", "start=look-back"]);
+    assert!(told(&mut command, 1).contains("look-back"));
+    let mut command = language_model(folder.path(), &shared);
+    command.args(["--set", "sharing.count=9"]);
+    assert!(told(&mut command, 1).contains("share from 1 to"));
     let mut command = language_model(folder.path(), &["--set", "mask.window=0"]);
     command.args(["--set", "attention=blocks"]);
     assert!(told(&mut command, 1).contains("window = 0"));
@@ -298,6 +321,21 @@ fn an_encoder_of_bytes_is_trained_and_embeds() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("0."));
+    let mixing = |more: &[&str]| {
+        let mut command = keyfold();
+        command.args(["text", "mixing", "a cat", "--json", "--model"]);
+        command.arg(folder.path().join("sides")).args(more);
+        command
+    };
+    let output = mixing(&["--head", "1"]).output().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = found["matrix"].as_array().unwrap();
+    let tokens = found["tokens"].as_array().unwrap().len();
+    assert!(rows.len() == tokens && tokens >= 5, "{found}");
+    let number = |i: usize, j: usize| rows[i][j].as_f64().unwrap();
+    assert!(number(0, tokens - 1) != 0.0 && number(tokens - 1, 0) != 0.0);
+    assert!(told(&mut mixing(&["--layer", "1"]), 1).contains("no layer 1"));
+    assert!(told(&mut mixing(&["--head", "9"]), 1).contains("heads"));
     // The others are for comparison.
     train("low_rank", "products").assert().success();
     assert!(told(&mut embed("products"), 1).contains("low_rank"));

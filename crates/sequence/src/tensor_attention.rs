@@ -43,6 +43,7 @@ pub struct Attention<'a> {
     values_dim: usize,
     scale: f64,
     causal: bool,
+    patient: bool,
 }
 
 /// Gradients of what an [`Attention`] reads, in its shapes.
@@ -100,6 +101,7 @@ impl<'a> Attention<'a> {
             values_dim,
             scale: 1.0 / dim as f64,
             causal: false,
+            patient: false,
         })
     }
 
@@ -113,6 +115,12 @@ impl<'a> Attention<'a> {
     #[must_use]
     pub fn causal(self, causal: bool) -> Self {
         Self { causal, ..self }
+    }
+
+    /// Exact attention is computed even where it takes very long.
+    #[must_use]
+    pub fn patient(self, patient: bool) -> Self {
+        Self { patient, ..self }
     }
 
     /// Positions.
@@ -153,13 +161,16 @@ impl<'a> Attention<'a> {
     }
 
     /// Refuses what would take too long.
-    fn check_exact(&self) -> Result<(), SequenceError> {
+    ///
+    /// # Errors
+    /// When there are more positions than can be computed exactly in a bearable time.
+    pub fn check_exact(&self) -> Result<(), SequenceError> {
         let limit = LONGEST.get(self.keys.len() - 1).copied().unwrap_or(64);
-        if self.len() <= limit {
+        if self.patient || self.len() <= limit {
             return Ok(());
         }
         Err(SequenceError::Refused(format!(
-            "exact attention of order {} takes n^{} steps and is computed up to {limit} positions; there are {}",
+            "exact attention of order {} takes n^{} steps and is computed up to {limit} positions unless it is forced; there are {}",
             self.keys.len() + 1,
             self.keys.len() + 1,
             self.len()

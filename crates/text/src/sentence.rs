@@ -15,7 +15,7 @@ use keyfold_kernels as kernels;
 use serde::Deserialize;
 
 use crate::LoadOptions;
-use crate::backbone::Packed;
+use crate::backbone::{Backbone, Packed};
 use crate::dense::Dense;
 use crate::error::LoadError;
 use crate::load::{Transformer, identity};
@@ -204,6 +204,35 @@ impl SentenceEncoder {
         };
         let rows = run(&self.transformer.backbone, &inputs, self.threads, finish)?;
         Ok(rows.into_iter().flat_map(Vectors::into_vec).collect())
+    }
+
+    /// How a layer of an encoder of Hydra mixes the positions of a text: the ids of its tokens, and
+    /// the matrix `[tokens, tokens]` of one of its heads. Row `i` says how much of every position
+    /// goes into position `i`.
+    ///
+    /// # Errors
+    /// When the encoder is no Hydra, there is no such layer or head, or the text has more than
+    /// 2,048 tokens.
+    pub fn mixing(
+        &self,
+        text: &str,
+        layer: usize,
+        head: usize,
+    ) -> Result<(Vec<u32>, Vec<f32>), LoadError> {
+        let path = self.transformer.tokenizer.path();
+        let refused = |what: String| crate::error::invalid(path, what);
+        let Backbone::Hydra(hydra) = &self.transformer.backbone else {
+            return Err(refused(
+                "only encoders of Hydra mix by matrices that can be shown".into(),
+            ));
+        };
+        let inputs = self
+            .inputs("", &[text])
+            .map_err(|e| refused(e.to_string()))?;
+        let ids: Vec<u32> = inputs.into_iter().flat_map(|i| i.ids).collect();
+        let matrix = hydra.matrix(&ids, layer, head);
+        let matrix = matrix.map_err(|e| refused(e.to_string()))?;
+        Ok((ids, matrix))
     }
 
     /// The ids of a text's tokens as the transformer gets them.

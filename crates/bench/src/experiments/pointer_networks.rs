@@ -1,8 +1,9 @@
 //! Pointer networks: hulls, triangulations and tours at the lengths that they learned and beyond.
 //!
 //! O. Vinyals, M. Fortunato and N. Jaitly, 2015. Measured: the networks that are part of the
-//! program beside the truth and beside simple ways to a tour; and, trained here for as many steps,
-//! a network that points beside one with a fixed output for each place.
+//! program beside the truth and beside simple ways to a tour; a network that is trained here to
+//! sort; and, trained here for as many steps, a network that points beside one with a fixed output
+//! for each place.
 
 use keyfold_core::Progress;
 use keyfold_inspect::route::tours;
@@ -21,7 +22,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::plot::{self, Line};
-use crate::report::{Report, Table};
+use crate::report::{Report, Table, reached};
 use crate::{BenchError, BenchOptions, Experiment, Scale};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
@@ -45,7 +46,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let mut lines: Vec<Line> = Vec::new();
     let mut values = serde_json::Map::new();
     progress.start("pointer networks", "parts", None);
-    for task in Task::ALL {
+    for task in Task::PLANE {
         let measured = lengths(options, task, progress)?;
         tables.push(table(task, &measured));
         lines.push((
@@ -59,6 +60,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         let all = measured.iter().map(Measured::json);
         values.insert(task.name().to_owned(), all.collect());
     }
+    let (sorting, line) = sorting(options, progress, &mut tables, &mut findings)?;
+    values.insert("sorting".to_owned(), sorting);
+    lines.push(line);
     let beside = beside_fixed_outputs(options, progress, &mut tables, &mut findings)?;
     values.insert("beside_fixed_outputs".to_owned(), beside);
     progress.finish();
@@ -292,6 +296,80 @@ fn finding(task: Task, all: &[Measured]) -> String {
             percent(beyond.share),
         ),
     }
+}
+
+/// Of sorted sequences of ten numbers so many shall be right.
+const SORTED: f64 = 0.95;
+
+/// Numbers in rising order.
+fn sorting(
+    options: &BenchOptions,
+    progress: &dyn Progress,
+    tables: &mut Vec<Table>,
+    findings: &mut Vec<String>,
+) -> Result<(Value, Line), BenchError> {
+    let (hidden_size, steps, tests) = match options.scale {
+        Scale::Smoke => (16, 10, 16),
+        Scale::Small => (64, 4_000, 500),
+        Scale::Full => (256, 20_000, 1_000),
+    };
+    let config = PointerTraining {
+        task: Task::Sort.name().to_owned(),
+        points: [5, 10],
+        hidden_size,
+        init_range: 0.2,
+        batch_size: if options.scale == Scale::Smoke {
+            32
+        } else {
+            128
+        },
+        steps,
+        optimizer: Optimizer::Adam,
+        learning_rate: 3e-3,
+        decay: Decay::Cosine,
+        seed: options.seed,
+        ..PointerTraining::default()
+    };
+    let model = train_in_memory(&config, progress).map_err(failed)?;
+    let model = model.ok_or(BenchError::Cancelled)?;
+    let mut table = Table::new(
+        &format!(
+            "5 to 10 numbers sorted, learned in {steps} steps of {} problems, {hidden_size} hidden numbers, beam of {BEAM}",
+            config.batch_size
+        ),
+        &["numbers", "sequences right, %", "places right, %"],
+    );
+    let (mut values, mut at_ten) = (Vec::new(), 0.0);
+    let mut line: Line = ("sorting, right".into(), Vec::new());
+    for n in [5, 8, 10, 12, 15, 20] {
+        let mut rng = StdRng::seed_from_u64(options.seed ^ (n as u64) << 20);
+        let (mut right, mut places) = (0.0, 0.0);
+        for _ in 0..tests {
+            let numbers: Vec<f32> = (0..n).map(|_| rng.random()).collect();
+            let pointed = model.point(&numbers, BEAM, true).map_err(failed)?;
+            if let Some(worth) = pointed.worth {
+                right += f64::from(u8::from(worth.right)) / f64::from(tests);
+                places += worth.share.unwrap_or(0.0) / f64::from(tests);
+            }
+        }
+        if n == 10 {
+            at_ten = right;
+        }
+        let name = match n <= 10 {
+            true => format!("{n} (learned)"),
+            false => n.to_string(),
+        };
+        table.row([name, percent(right), percent(places)]);
+        line.1.push((n as f64, right));
+        values.push(json!({"numbers": n, "right": right, "places": places}));
+    }
+    tables.push(table);
+    findings.push(format!(
+        "Of sequences of 10 numbers {} % are sorted without a mistake; expected: above 95, {}.",
+        percent(at_ten),
+        reached(at_ten > SORTED)
+    ));
+    Ok((json!(values), line))
 }
 
 /// Hulls by a network that points and one with fixed outputs, trained for as many steps.

@@ -4,9 +4,11 @@
 //! [`keyfold_sequence::pointer`] is the network (Vinyals, Fortunato and Jaitly 2015: Pointer
 //! Networks). Here are its teachers ([`geometry`], [`tours`]), what an answer is worth beside the
 //! truth ([`Worth`]), the training ([`training`]) and models that are trained already
-//! ([`RouteModel`]). For real tours a search is better than a network, and the best known tour is
+//! ([`RouteModel`]). The same network sorts numbers, and learns from examples of any other task
+//! ([`examples`]). For real tours a search is better than a network, and the best known tour is
 //! always told beside the network's.
 
+pub mod examples;
 pub mod geometry;
 mod model;
 pub mod tours;
@@ -16,8 +18,8 @@ mod worth;
 use keyfold_sequence::pointer::beam::Task;
 
 use crate::InspectError;
-pub use model::{RouteModel, Solved};
-pub use worth::{Worth, worth};
+pub use model::{Pointed, RouteModel, Solved};
+pub use worth::{Worth, in_place, worth};
 
 /// The most points that are taken.
 pub const MOST_POINTS: usize = 10_000;
@@ -120,6 +122,7 @@ pub fn truth(points: &Points, task: Task, seed: u64) -> Result<Vec<usize>, Inspe
         Task::Hull => geometry::hull(points),
         Task::Delaunay => Ok(geometry::delaunay(points)?.concat()),
         Task::Tour => Ok(tours::best_known(points, seed)?.order),
+        Task::Sort | Task::Custom => Err(not_of_a_plane(task)),
     }
 }
 
@@ -128,9 +131,20 @@ pub fn target(answer: &[usize], task: Task) -> Vec<usize> {
     let places = answer.iter().map(|place| place + 1);
     let closing = match task {
         Task::Hull | Task::Tour => answer.first().map(|place| place + 1),
-        Task::Delaunay => None,
+        Task::Delaunay | Task::Sort | Task::Custom => None,
     };
     places.chain(closing).collect()
+}
+
+fn not_of_a_plane(task: Task) -> InspectError {
+    InspectError::settings(format!("{task} is no task of points in a plane"))
+}
+
+/// The places of numbers in rising order, from 0; of equal ones the first stands first.
+pub fn sorted(numbers: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
+    order
 }
 
 #[cfg(test)]

@@ -63,11 +63,26 @@ pub struct Solved {
     pub twins: usize,
 }
 
+/// The order that a network points out, of tasks that are not those of a plane.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pointed {
+    /// The answer, with points from 0.
+    pub answer: Vec<usize>,
+    /// The true one, where it can be known: of numbers that are sorted.
+    pub truth: Option<Vec<usize>>,
+    /// What the answer is worth, where the truth is known.
+    pub worth: Option<Worth>,
+    /// The sum of the logarithms of its probabilities.
+    pub log_probability: f64,
+    /// Whether the network itself ended it.
+    pub ended: bool,
+}
+
 impl RouteModel {
     /// The model for a task that is part of the program.
     ///
     /// # Errors
-    /// None on a sound build.
+    /// When there is none: for sorting, and for tasks of one's own.
     pub fn builtin(task: Task) -> Result<Self, InspectError> {
         let (config, weights): (&[u8], &[u8]) = match task {
             Task::Hull => (
@@ -82,6 +97,12 @@ impl RouteModel {
                 include_bytes!("../../models/tour/config.json"),
                 include_bytes!("../../models/tour/model.safetensors"),
             ),
+            Task::Sort | Task::Custom => {
+                return Err(InspectError::settings(format!(
+                    "no network for the task {task} is part of the program; 'keyfold train \
+                     pointer-networks --set task={task}' makes one, to be given as a model"
+                )));
+            }
         };
         Self::from_files(Path::new("(built in)"), config, weights)
     }
@@ -116,8 +137,16 @@ impl RouteModel {
             ));
         }
         let task = config.task.parse().map_err(wrong)?;
-        if config.input_size != 2 {
-            return Err(wrong(format!("input_size is {}, not 2", config.input_size)));
+        let wanted = match task {
+            Task::Hull | Task::Delaunay | Task::Tour => 2,
+            Task::Sort => 1,
+            Task::Custom => config.input_size,
+        };
+        if config.input_size != wanted {
+            return Err(wrong(format!(
+                "input_size is {}, not {wanted}",
+                config.input_size
+            )));
         }
         let sizes = PointerConfig {
             input_size: config.input_size,
@@ -154,6 +183,41 @@ impl RouteModel {
         atomic::write(&path, &text).map_err(|e| InspectError::io(&path, e))
     }
 
+    /// The order of numbers, or the answer of a task of one's own, for rows as wide as the
+    /// network's points. Numbers to be sorted are scaled to what the network learned from, from 0
+    /// to 1, where they lie outside of it.
+    ///
+    /// # Errors
+    /// When there is no row, a row of another width, or a number that is not finite.
+    pub fn point(&self, rows: &[f32], beam: usize, rules: bool) -> Result<Pointed, InspectError> {
+        let width = self.network.config().input_size;
+        if rows.len() / width > super::MOST_POINTS {
+            return Err(InspectError::settings(format!(
+                "{} points are too many; a network that points reads up to {}",
+                rows.len() / width,
+                super::MOST_POINTS
+            )));
+        }
+        let sorts = self.task == Task::Sort;
+        let scaled = match sorts {
+            true => into_unit(rows),
+            false => rows.to_vec(),
+        };
+        let answer = self
+            .network
+            .answer(&scaled, self.task, beam, rules)
+            .map_err(refused)?;
+        let places: Vec<usize> = answer.places.iter().map(|place| place - 1).collect();
+        let truth = sorts.then(|| super::sorted(rows));
+        Ok(Pointed {
+            worth: truth.as_ref().map(|truth| super::in_place(&places, truth)),
+            truth,
+            answer: places,
+            log_probability: answer.log_probability,
+            ended: answer.ended,
+        })
+    }
+
     /// Answers for points, beside the truth; `seed` is that of the search for a tour.
     ///
     /// # Errors
@@ -185,7 +249,7 @@ impl RouteModel {
         let back = |places: &[usize]| -> Vec<usize> {
             let each = places.iter().flat_map(|place| match self.task {
                 Task::Tour => &there[*place][..],
-                Task::Hull | Task::Delaunay => &there[*place][..1],
+                _ => &there[*place][..1],
             });
             each.copied().collect()
         };
@@ -198,6 +262,19 @@ impl RouteModel {
             twins: points.len() - kept.len(),
         })
     }
+}
+
+/// Numbers as they are where all lie from 0 to 1, else scaled to that.
+fn into_unit(numbers: &[f32]) -> Vec<f32> {
+    let low = numbers.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if low >= 0.0 && high <= 1.0 {
+        return numbers.to_vec();
+    }
+    let (low, high) = (f64::from(low), f64::from(high));
+    let wide = if high > low { high - low } else { 1.0 };
+    let each = |x: &f32| ((f64::from(*x) - low) / wide) as f32;
+    numbers.iter().map(each).collect()
 }
 
 fn refused(e: SequenceError) -> InspectError {

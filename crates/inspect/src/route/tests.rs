@@ -2,8 +2,8 @@ use keyfold_core::NoProgress;
 use keyfold_sequence::pointer::beam::Task;
 use keyfold_train::{Learner, Place};
 use proptest::prelude::*;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::training::{Optimizer, PointerLearner, PointerTraining, draw, train};
 use super::*;
@@ -207,16 +207,16 @@ fn small() -> PointerTraining {
 #[test]
 fn a_training_goes_on_to_the_same_weights_and_leaves_a_model() {
     let folder = tempfile::tempdir().unwrap();
-    let mut whole = PointerLearner::new(&small()).unwrap();
+    let mut whole = PointerLearner::new(&small(), None).unwrap();
     for number in 1..=6 {
         whole.step(number).unwrap();
     }
-    let mut first = PointerLearner::new(&small()).unwrap();
+    let mut first = PointerLearner::new(&small(), None).unwrap();
     for number in 1..=3 {
         first.step(number).unwrap();
     }
     first.save(folder.path()).unwrap();
-    let mut second = PointerLearner::new(&small()).unwrap();
+    let mut second = PointerLearner::new(&small(), None).unwrap();
     second.load(folder.path()).unwrap();
     for number in 4..=6 {
         second.step(number).unwrap();
@@ -226,6 +226,7 @@ fn a_training_goes_on_to_the_same_weights_and_leaves_a_model() {
     let out = folder.path().join("run");
     let report = train(
         &small(),
+        None,
         Place {
             out: &out,
             resume: false,
@@ -266,11 +267,15 @@ fn settings_that_make_no_sense_are_refused() {
     let refused = |change: &dyn Fn(&mut PointerTraining)| {
         let mut config = small();
         change(&mut config);
-        PointerLearner::new(&config).err().unwrap().to_string()
+        PointerLearner::new(&config, None)
+            .err()
+            .unwrap()
+            .to_string()
     };
     assert!(refused(&|c| c.points = [2, 6]).contains("points"));
     assert!(refused(&|c| c.points = [6, 5]).contains("points"));
-    assert!(refused(&|c| c.task = "sort".into()).contains("hull, delaunay or tour"));
+    assert!(refused(&|c| c.task = "knapsack".into()).contains("sort or custom"));
+    assert!(refused(&|c| c.task = "custom".into()).contains("examples"));
     let tour = |c: &mut PointerTraining| {
         c.task = "tour".into();
         c.points = [5, 13];
@@ -281,11 +286,41 @@ fn settings_that_make_no_sense_are_refused() {
     assert!(refused(&|c| c.learning_rate = f64::NAN).contains("learning_rate"));
 }
 
+#[test]
+fn a_network_learns_to_sort_a_few_numbers() {
+    let config = PointerTraining {
+        task: "sort".into(),
+        points: [2, 4],
+        hidden_size: 24,
+        init_range: 0.2,
+        steps: 400,
+        learning_rate: 1e-2,
+        ..small()
+    };
+    let mut learner = PointerLearner::new(&config, None).unwrap();
+    for number in 1..=400 {
+        learner.step(number).unwrap();
+    }
+    let model = learner.model();
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut right = 0;
+    for _ in 0..100 {
+        // Beyond the unit interval: what is read is scaled.
+        let numbers: Vec<f32> = (0..3).map(|_| rng.random_range(-9.0..9.0)).collect();
+        let pointed = model.point(&numbers, 1, true).unwrap();
+        right += usize::from(pointed.worth.unwrap().right);
+        assert!(pointed.ended);
+    }
+    assert!(right > 50, "one of six by chance; {right}");
+    assert!(model.point(&[1.0, f32::NAN], 1, true).is_err());
+    assert_eq!(sorted(&[2.0, -1.0, 2.0]), [1, 0, 2]);
+}
+
 /// The models that are part of the program know what they were trained for.
 #[test]
 fn built_in_models_answer_well_at_the_sizes_that_they_learned() {
     let mut rng = StdRng::seed_from_u64(77);
-    for task in Task::ALL {
+    for task in Task::PLANE {
         let model = RouteModel::builtin(task).unwrap();
         assert_eq!(model.task, task);
         let mut shares = Vec::new();
@@ -298,7 +333,7 @@ fn built_in_models_answer_well_at_the_sizes_that_they_learned() {
         match task {
             Task::Hull => assert!(mean > 0.97, "{mean}"),
             Task::Delaunay => assert!(mean > 0.3, "{mean}"),
-            Task::Tour => assert!(mean < 1.3, "{mean}"),
+            _ => assert!(mean < 1.3, "{mean}"),
         }
     }
 }

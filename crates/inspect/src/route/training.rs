@@ -1,7 +1,9 @@
-//! Training of pointer networks on points that are drawn at random, with exact teachers.
+//! Training of pointer networks on points that are drawn at random, with exact teachers, or on
+//! examples of a task of the user's own.
 //!
 //! Every step draws its own problems, so nothing is learned by heart and no data is needed. Of each
-//! block of problems the number of points is drawn first.
+//! block of problems the number of points is drawn first. Of examples those of a block have as many
+//! points as one that is drawn among all.
 
 use std::path::Path;
 
@@ -21,7 +23,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Points, RouteModel, target, truth, worth};
+use super::examples::Examples;
+use super::{Points, RouteModel, Worth, in_place, sorted, target, truth, worth};
 use crate::{InspectError, state};
 
 /// Problems that go through the network together.
@@ -50,9 +53,9 @@ pub enum Optimizer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PointerTraining {
-    /// `hull`, `delaunay` or `tour`.
+    /// `hull`, `delaunay`, `tour`, `sort` (numbers), or `custom` (examples).
     pub task: String,
-    /// The least and the most points of a problem.
+    /// The least and the most points of a problem; of `custom` the examples say it.
     pub points: [usize; 2],
     /// Hidden numbers of both LSTMs.
     pub hidden_size: usize,
@@ -105,17 +108,30 @@ impl PointerTraining {
         self.task.parse().map_err(LearnError::Data)
     }
 
-    fn check(&self) -> Result<Task, LearnError> {
+    fn check(&self, examples: Option<&Examples>) -> Result<Task, LearnError> {
         let task = self.task()?;
         let wrong = |what: String| Err(LearnError::Data(what));
-        let most = match task {
-            Task::Tour => MOST_TOUR,
-            Task::Hull | Task::Delaunay => MOST,
+        match (task, examples) {
+            (Task::Custom, None) => {
+                return wrong("the task custom is learned from examples; give some".into());
+            }
+            (Task::Custom, Some(_)) | (_, None) => {}
+            (_, Some(_)) => {
+                return wrong(format!(
+                    "examples are for the task custom; those of {task} are drawn at random"
+                ));
+            }
+        }
+        let (fewest, most) = match task {
+            Task::Tour => (3, MOST_TOUR),
+            Task::Hull | Task::Delaunay => (3, MOST),
+            Task::Sort => (1, MOST),
+            Task::Custom => (0, usize::MAX),
         };
         let [least, largest] = self.points;
-        if least < 3 || largest < least || largest > most {
+        if least < fewest || largest < least || largest > most {
             return wrong(format!(
-                "points is [{least}, {largest}]; the least must be 3 or more, and the most at least \
+                "points is [{least}, {largest}]; the least must be {fewest} or more, and the most at least \
                  that and, for a {task}, at most {most}"
             ));
         }
@@ -148,11 +164,46 @@ pub fn draw(n: usize, task: Task, rng: &mut StdRng) -> Result<(Points, Vec<usize
     Ok((points, answer))
 }
 
-/// What the network reads and is to write.
-fn problem(points: &Points, answer: &[usize], task: Task) -> Problem {
-    Problem {
-        points: points.for_network(),
-        target: target(answer, task),
+/// A problem with what its answer is measured by.
+struct Exercise {
+    problem: Problem,
+    /// Points in a plane and their true answer.
+    plane: Option<(Points, Vec<usize>)>,
+}
+
+impl Exercise {
+    /// One of `n` points.
+    fn drawn(n: usize, task: Task, rng: &mut StdRng) -> Result<Self, LearnError> {
+        if task == Task::Sort {
+            let points: Vec<f32> = (0..n).map(|_| rng.random()).collect();
+            let target = target(&sorted(&points), task);
+            let problem = Problem { points, target };
+            return Ok(Self {
+                problem,
+                plane: None,
+            });
+        }
+        let (points, answer) = draw(n, task, rng).map_err(learn_error)?;
+        let problem = Problem {
+            points: points.for_network(),
+            target: target(&answer, task),
+        };
+        Ok(Self {
+            problem,
+            plane: Some((points, answer)),
+        })
+    }
+
+    /// What places (from 1, as the network writes them) are worth.
+    fn worth(&self, task: Task, written: &[usize]) -> Worth {
+        let Some((points, answer)) = &self.plane else {
+            return in_place(written, &self.problem.target);
+        };
+        let mut places: Vec<usize> = written.iter().map(|place| place - 1).collect();
+        if task != Task::Delaunay && places.len() > 1 && places.first() == places.last() {
+            places.pop();
+        }
+        worth(points, task, &places, answer)
     }
 }
 
@@ -170,18 +221,29 @@ pub struct PointerLearner {
     first: Vec<f32>,
     second: Vec<f32>,
     /// Problems that are never learned from.
-    held_out: Vec<(Points, Vec<usize>)>,
+    held_out: Vec<Exercise>,
+    /// Where they are not drawn.
+    examples: Option<Examples>,
 }
 
 impl PointerLearner {
-    /// A learner that begins at random weights.
+    /// A learner that begins at random weights; with examples for the task `custom`.
     ///
     /// # Errors
-    /// When a setting makes no sense.
-    pub fn new(config: &PointerTraining) -> Result<Self, LearnError> {
-        let task = config.check()?;
+    /// When a setting makes no sense, or examples are missing or for another task.
+    pub fn new(config: &PointerTraining, examples: Option<Examples>) -> Result<Self, LearnError> {
+        let task = config.check(examples.as_ref())?;
+        let mut config = config.clone();
+        let input_size = match (task, &examples) {
+            (Task::Sort, _) => 1,
+            (_, Some(examples)) => {
+                config.points = examples.points();
+                examples.width
+            }
+            (_, None) => 2,
+        };
         let sizes = PointerConfig {
-            input_size: 2,
+            input_size,
             hidden_size: config.hidden_size,
         };
         let network =
@@ -190,10 +252,19 @@ impl PointerLearner {
         // Steps count from 1.
         let mut rng = StdRng::seed_from_u64(step_seed(config.seed, 0));
         let [least, most] = config.points;
-        let held_out = (0..VALIDATION).map(|_| {
-            let n = rng.random_range(least..=most);
-            draw(n, task, &mut rng).map_err(learn_error)
-        });
+        let held_out: Vec<Exercise> = match &examples {
+            Some(examples) => {
+                let each = examples.held_out.iter().take(VALIDATION).cloned();
+                let each = each.map(|problem| Exercise {
+                    problem,
+                    plane: None,
+                });
+                each.collect()
+            }
+            None => (0..VALIDATION)
+                .map(|_| Exercise::drawn(rng.random_range(least..=most), task, &mut rng))
+                .collect::<Result<_, _>>()?,
+        };
         Ok(Self {
             task,
             schedule: Schedule {
@@ -205,8 +276,9 @@ impl PointerLearner {
             network,
             first: vec![0.0; weights],
             second: vec![0.0; weights],
-            held_out: held_out.collect::<Result<_, _>>()?,
-            config: config.clone(),
+            held_out,
+            examples,
+            config,
         })
     }
 
@@ -223,13 +295,20 @@ impl PointerLearner {
     fn block(&self, number: u64, block: usize, size: usize) -> Result<Gradient, LearnError> {
         let seed = step_seed(step_seed(self.config.seed, number), block as u64 + 1);
         let mut rng = StdRng::seed_from_u64(seed);
-        let [least, most] = self.config.points;
-        let n = rng.random_range(least..=most);
-        let problems = (0..size).map(|_| {
-            let (points, answer) = draw(n, self.task, &mut rng).map_err(learn_error)?;
-            Ok(problem(&points, &answer, self.task))
-        });
-        let problems = problems.collect::<Result<Vec<_>, LearnError>>()?;
+        let problems = match &self.examples {
+            Some(examples) => {
+                let alike = examples.alike(rng.random_range(0..examples.len()));
+                let each = (0..size).map(|_| alike[rng.random_range(0..alike.len())].clone());
+                each.collect()
+            }
+            None => {
+                let [least, most] = self.config.points;
+                let n = rng.random_range(least..=most);
+                let each = (0..size).map(|_| Exercise::drawn(n, self.task, &mut rng));
+                let each = each.map(|exercise| Ok(exercise?.problem));
+                each.collect::<Result<Vec<_>, LearnError>>()?
+            }
+        };
         self.network.gradient(&problems).map_err(learn_error)
     }
 
@@ -303,19 +382,16 @@ impl Learner for PointerLearner {
     /// stands beside it.
     fn validate(&mut self) -> Result<Option<Validation>, LearnError> {
         let (task, network) = (self.task, &self.network);
-        let each = self.held_out.par_iter().map(|(points, answer)| {
-            let problem = problem(points, answer, task);
+        let each = self.held_out.par_iter().map(|exercise| {
+            let problem = &exercise.problem;
             let loss = network
-                .gradient(std::slice::from_ref(&problem))
+                .gradient(std::slice::from_ref(problem))
                 .map_err(learn_error)?;
             let found = network
                 .answer(&problem.points, task, 1, true)
                 .map_err(learn_error)?;
-            let mut places: Vec<usize> = found.places.iter().map(|place| place - 1).collect();
-            if task != Task::Delaunay && places.len() > 1 && places.first() == places.last() {
-                places.pop();
-            }
-            Ok((loss.loss, loss.places, worth(points, task, &places, answer)))
+            let worth = exercise.worth(task, &found.places);
+            Ok((loss.loss, loss.places, worth))
         });
         let each = each.collect::<Result<Vec<_>, LearnError>>()?;
         let places: usize = each.iter().map(|e| e.1).sum();
@@ -326,6 +402,7 @@ impl Learner for PointerLearner {
             Task::Hull => "area",
             Task::Delaunay => "triangles",
             Task::Tour => "length_by_best",
+            Task::Sort | Task::Custom => "places",
         };
         Ok(Some(Validation {
             loss: each.iter().map(|e| e.0).sum::<f64>() / places as f64,
@@ -359,13 +436,22 @@ impl Learner for PointerLearner {
     }
 }
 
-/// Trains a network in the run's folder and leaves it there as a model folder.
+/// Trains a network in the run's folder and leaves it there as a model folder; with examples for
+/// the task `custom`.
 ///
 /// # Errors
 /// When the settings make no sense or the run fails.
-pub fn train(config: &PointerTraining, place: Place<'_>) -> Result<Report, TrainError> {
-    let mut learner = PointerLearner::new(config)?;
-    let settings = place.settings("pointer-networks", config, &config.run, json!({}), None)?;
+pub fn train(
+    config: &PointerTraining,
+    examples: Option<Examples>,
+    place: Place<'_>,
+) -> Result<Report, TrainError> {
+    let data = match &examples {
+        None => json!({}),
+        Some(examples) => json!({"examples": examples.len(), "hash": examples.fingerprint}),
+    };
+    let mut learner = PointerLearner::new(config, examples)?;
+    let settings = place.settings("pointer-networks", config, &config.run, data, None)?;
     place.train(&mut learner, &settings, |learner, out| {
         learner.model().save(out).map_err(learn_error)
     })
@@ -379,7 +465,7 @@ pub fn train_in_memory(
     config: &PointerTraining,
     progress: &dyn Progress,
 ) -> Result<Option<RouteModel>, LearnError> {
-    let mut learner = PointerLearner::new(config)?;
+    let mut learner = PointerLearner::new(config, None)?;
     for number in 1..=learner.steps() {
         if progress.cancelled() {
             return Ok(None);

@@ -16,7 +16,8 @@ pub struct Worth {
     /// points, every point visited once.
     pub valid: bool,
     /// Of a hull the share of the true area, where the answer is valid; of a triangulation the share
-    /// of the true triangles; of a tour its length by that of the best known one, 1 or more.
+    /// of the true triangles; of a tour its length by that of the best known one, 1 or more; of
+    /// another answer the share of places that are right.
     pub share: Option<f64>,
 }
 
@@ -26,6 +27,17 @@ pub fn worth(points: &Points, task: Task, answer: &[usize], truth: &[usize]) -> 
         Task::Hull => hull(points, answer, truth),
         Task::Delaunay => triangles(answer, truth),
         Task::Tour => tour(points, answer, truth),
+        Task::Sort | Task::Custom => in_place(answer, truth),
+    }
+}
+
+/// An answer that has to be the truth place by place; the share is that of places that are right.
+pub fn in_place(answer: &[usize], truth: &[usize]) -> Worth {
+    let same = answer.iter().zip(truth).filter(|(a, b)| a == b).count();
+    Worth {
+        right: answer == truth,
+        valid: answer.len() == truth.len(),
+        share: Some(same as f64 / truth.len().max(1) as f64),
     }
 }
 

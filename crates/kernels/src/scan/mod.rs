@@ -26,6 +26,7 @@ mod ssd;
 mod ssd_backward;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use conv::{CausalConv, CausalConvGradients};
 pub use selective::{Selective, selective_scan};

@@ -13,10 +13,10 @@
 
 use std::ops::Range;
 
+use super::tiles::{Left, Right, Tiles, add_products, cover, single_product, transpose};
 use super::{Rows, Shared, share};
 use crate::Team;
-use crate::matmul::{Matrix, product};
-use crate::vector::{Eight, simd};
+use crate::vector::{Eight, Vector, simd};
 
 /// Tokens of a chunk that suit the caches of a processor.
 pub const SSD_CHUNK: usize = 64;
@@ -162,6 +162,8 @@ pub fn ssd_scan(inputs: &Ssd, chunk: usize, state: &mut [f32], out: &mut [f32], 
 /// Decays within a chunk.
 #[derive(Debug, Default)]
 pub(super) struct Decays {
+    /// `Δ`.
+    pub(super) steps: Vec<f32>,
     /// `l`; in `f64`, since differences of large sums are needed.
     sums: Vec<f64>,
     /// `exp(l_i)`.
@@ -174,10 +176,12 @@ pub(super) struct Decays {
 
 impl Decays {
     pub(super) fn fill(&mut self, dt: Rows, head: usize, rate: f32) {
+        self.steps.clear();
+        self.steps.extend((0..dt.len()).map(|t| dt.row(t)[head]));
         self.sums.clear();
         let mut sum = 0.0;
-        for t in 0..dt.len() {
-            sum += f64::from(dt.row(t)[head]) * f64::from(rate);
+        for step in &self.steps {
+            sum += f64::from(*step) * f64::from(rate);
             self.sums.push(sum);
         }
         self.from_start.clear();
@@ -206,8 +210,20 @@ impl Decays {
     }
 }
 
-/// Prompts: chunk by chunk, head by head. `states` are those of the heads.
-fn chunks(inputs: &Ssd, chunk: usize, states: &mut [f32], out: &Shared, heads: Range<usize>) {
+simd! {
+    fn chunks(inputs: &Ssd, chunk: usize, states: &mut [f32], out: &Shared, heads: Range<usize>) = chunks_body;
+}
+
+/// Prompts: chunk by chunk, head by head. `states` are those of the heads. A state lies
+/// transposed meanwhile, `[N, P]`, so that rows of all right factors lie one after the other.
+#[inline(always)]
+pub(super) fn chunks_body<V: Eight>(
+    inputs: &Ssd,
+    chunk: usize,
+    states: &mut [f32],
+    out: &Shared,
+    heads: Range<usize>,
+) {
     let shape = inputs.shape();
     let SsdShape {
         len,
@@ -217,56 +233,260 @@ fn chunks(inputs: &Ssd, chunk: usize, states: &mut [f32], out: &Shared, heads: R
     } = shape;
     let per_group = shape.heads / shape.groups;
     let q = chunk.min(len);
-    let (mut gram, mut m) = (vec![0.0; q * q], vec![0.0; q * q]);
-    let (mut xs, mut y, mut cs) = (vec![0.0; q * width], vec![0.0; q * width], vec![0.0; q * n]);
+    let (mut gram, mut m, mut xs) = (vec![0.0; q * q], vec![0.0; q * q], vec![0.0; q * width]);
+    let (mut by_state, mut cs) = (vec![0.0; q * n], vec![0.0; q * n]);
+    let mut turned = vec![0.0; states.len()];
     let mut decays = Decays::default();
+    let per_head = width * n;
+    for (to, from) in turned
+        .chunks_exact_mut(per_head)
+        .zip(states.chunks_exact(per_head))
+    {
+        transpose(to, from, n, width, n);
+    }
     for first in (0..len).step_by(chunk) {
         let part = inputs.tokens(first..(first + chunk).min(len));
         let q = part.x.len();
         let (gram, m) = (&mut gram[..q * q], &mut m[..q * q]);
-        let (xs, y) = (&mut xs[..q * width], &mut y[..q * width]);
-        let cs = &mut cs[..q * n];
+        let xs = &mut xs[..q * width];
         let mut group = usize::MAX;
-        for (head, state) in heads.clone().zip(states.chunks_exact_mut(width * n)) {
+        for (head, state) in heads.clone().zip(turned.chunks_exact_mut(per_head)) {
             let [x, b, c] = part.head(shape, head);
             if head / per_group != group {
                 group = head / per_group;
-                product(gram, q, c.matrix(), b.matrix().t(), 1.0, false, 1);
+                // Rows far apart would crowd in few places of the cache.
+                transpose(&mut by_state[..q * n], b.numbers, b.step, q, n);
+                scaled(&mut cs[..q * n], c, |_| 1.0);
+                let mut products = Gram {
+                    out: gram,
+                    c: left(&cs, n),
+                    b: right(&by_state, q),
+                    q,
+                    depth: n,
+                };
+                cover::<V, _>(&mut products, q, q);
             }
             decays.fill(part.dt, head, part.a[head]);
             decays.between(m);
-            m.iter_mut().zip(&*gram).for_each(|(m, g)| *m *= g);
-            scaled(xs, x, |t| part.dt.row(t)[head]);
-            scaled(cs, c, |t| decays.from_start[t]);
-            lower_product(y, m, xs, q, width);
-            let before = Matrix::new(state, n).t();
-            product(y, width, Matrix::new(cs, n), before, 1.0, true, 1);
-            for (xs, &w) in xs.chunks_exact_mut(width).zip(&decays.to_end) {
-                xs.iter_mut().for_each(|x| *x *= w);
-            }
-            state.iter_mut().for_each(|s| *s *= decays.whole);
-            let written = Matrix::new(xs, width).t();
-            product(state, n, written, b.matrix(), 1.0, true, 1);
-            for (t, y) in y.chunks_exact(width).enumerate() {
-                let at = ((first + t) * shape.heads + head) * width;
-                // SAFETY: the head is ours alone.
-                let out = unsafe { out.slice(at, width) };
-                for (p, ((out, y), x)) in out.iter_mut().zip(y).zip(x.row(t)).enumerate() {
-                    *out = y + part.skip(shape, head, p) * x;
+            for (i, (m, gram)) in m.chunks_exact_mut(q).zip(gram.chunks_exact(q)).enumerate() {
+                for ((m, g), dt) in m[..=i].iter_mut().zip(gram).zip(&decays.steps) {
+                    *m *= g * dt;
                 }
             }
+            scaled(xs, x, |_| 1.0);
+            let mut results = Results {
+                out,
+                at: first * shape.heads * width + head * width,
+                step: shape.heads * width,
+                m: left(m, q),
+                x: right(xs, width),
+                c: left(&cs, n),
+                state: right(state, width),
+                from_start: &decays.from_start,
+                skip: match part.d {
+                    None => Skip::None,
+                    Some(d) if d.len() == shape.heads => Skip::Head(d[head]),
+                    Some(d) => Skip::Channels(&d[head * width..][..width]),
+                },
+                depth: n,
+            };
+            cover::<V, _>(&mut results, q, width);
+            for ((xs, dt), w) in xs
+                .chunks_exact_mut(width)
+                .zip(&decays.steps)
+                .zip(&decays.to_end)
+            {
+                xs.iter_mut().for_each(|x| *x *= dt * w);
+            }
+            let mut written = Written {
+                state,
+                decay: decays.whole,
+                b: left(&by_state, q),
+                xs: right(xs, width),
+                q,
+                width,
+            };
+            cover::<V, _>(&mut written, n, width);
         }
+    }
+    for (to, from) in states
+        .chunks_exact_mut(per_head)
+        .zip(turned.chunks_exact(per_head))
+    {
+        transpose(to, from, width, n, width);
     }
 }
 
-/// `out[q, width] = m · x` for `m` with zeros above the diagonal, which are left out by halves.
-fn lower_product(out: &mut [f32], m: &[f32], x: &[f32], q: usize, width: usize) {
-    let half = q / 2;
-    for (rows, depth) in [(0..half, half), (half..q, q)] {
-        let m = Matrix::strided(&m[rows.start * q..], rows.len(), depth, q);
-        let x = Matrix::strided(x, depth, width, width);
-        let out = &mut out[rows.start * width..rows.end * width];
-        product(out, width, m, x, 1.0, false, 1);
+/// A matrix with rows of `width` as a left factor.
+fn left(numbers: &[f32], width: usize) -> Left<'_> {
+    Left {
+        numbers,
+        row: width,
+    }
+}
+
+fn right(numbers: &[f32], width: usize) -> Right<'_> {
+    Right {
+        numbers,
+        row: width,
+    }
+}
+
+/// `C · Bᵀ` up to the diagonal, whole tiles of it.
+struct Gram<'a> {
+    /// `[q, q]`.
+    out: &'a mut [f32],
+    c: Left<'a>,
+    /// `[N, q]`.
+    b: Right<'a>,
+    q: usize,
+    depth: usize,
+}
+
+impl Tiles for Gram<'_> {
+    #[inline(always)]
+    fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, column: usize) {
+        let mut sums = [[V::splat(0.0); C]; R];
+        add_products(&mut sums, (self.c, row), (self.b, column), self.depth);
+        for (r, sums) in sums.iter().enumerate() {
+            let out = &mut self.out[(row + r) * self.q + column..][..C * V::LEN];
+            for (sum, out) in sums.iter().zip(out.chunks_exact_mut(V::LEN)) {
+                sum.store(out);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn single(&mut self, row: usize, column: usize) {
+        self.out[row * self.q + column] =
+            single_product((self.c, row), (self.b, column), self.depth);
+    }
+
+    #[inline(always)]
+    fn first_row(&self, column: usize) -> usize {
+        column
+    }
+}
+
+/// What goes past the state of a head.
+enum Skip<'a> {
+    None,
+    Head(f32),
+    Channels(&'a [f32]),
+}
+
+/// `exp(l) C Sᵀ + M X + D X`.
+struct Results<'a> {
+    out: &'a Shared<'a>,
+    /// Where the first row lies in the output, and how far apart rows are.
+    at: usize,
+    step: usize,
+    /// With the length of each step in its columns.
+    m: Left<'a>,
+    x: Right<'a>,
+    c: Left<'a>,
+    /// `[N, P]`.
+    state: Right<'a>,
+    from_start: &'a [f32],
+    skip: Skip<'a>,
+    depth: usize,
+}
+
+impl Tiles for Results<'_> {
+    #[inline(always)]
+    fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, column: usize) {
+        let mut sums = [[V::splat(0.0); C]; R];
+        add_products(&mut sums, (self.c, row), (self.state, column), self.depth);
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let factor = V::splat(self.from_start[row + r]);
+            for sum in sums {
+                *sum = sum.mul(factor);
+            }
+        }
+        // Above the diagonal there is nothing.
+        add_products(&mut sums, (self.m, row), (self.x, column), row + R);
+        for (r, sums) in sums.iter().enumerate() {
+            let x = &self.x.numbers[(row + r) * self.x.row + column..];
+            // SAFETY: heads are shared out among threads, and this one is ours.
+            let out = unsafe {
+                self.out
+                    .slice(self.at + (row + r) * self.step + column, C * V::LEN)
+            };
+            for (c, sum) in sums.iter().enumerate() {
+                let x = V::load(&x[c * V::LEN..]);
+                let sum = match self.skip {
+                    Skip::None => *sum,
+                    Skip::Head(d) => x.mul_add(V::splat(d), *sum),
+                    Skip::Channels(d) => x.mul_add(V::load(&d[column + c * V::LEN..]), *sum),
+                };
+                sum.store(&mut out[c * V::LEN..]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn single(&mut self, row: usize, column: usize) {
+        let read = single_product((self.c, row), (self.state, column), self.depth);
+        let sum =
+            read * self.from_start[row] + single_product((self.m, row), (self.x, column), row + 1);
+        let d = match self.skip {
+            Skip::None => 0.0,
+            Skip::Head(d) => d,
+            Skip::Channels(d) => d[column],
+        };
+        // SAFETY: as above.
+        let out = unsafe { self.out.slice(self.at + row * self.step + column, 1) };
+        out[0] = sum + d * self.x.numbers[row * self.x.row + column];
+    }
+
+    #[inline(always)]
+    fn first_row(&self, _: usize) -> usize {
+        0
+    }
+}
+
+/// `S = exp(l_q) S + Bᵀ X`, with the state `[N, P]`.
+struct Written<'a> {
+    state: &'a mut [f32],
+    decay: f32,
+    /// `[N, q]`.
+    b: Left<'a>,
+    /// `X` times what is left of it at the end, `[q, P]`.
+    xs: Right<'a>,
+    q: usize,
+    width: usize,
+}
+
+impl Tiles for Written<'_> {
+    #[inline(always)]
+    fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, column: usize) {
+        let mut sums = [[V::splat(0.0); C]; R];
+        let decay = V::splat(self.decay);
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let state = &self.state[(row + r) * self.width + column..][..C * V::LEN];
+            for (sum, state) in sums.iter_mut().zip(state.chunks_exact(V::LEN)) {
+                *sum = V::load(state).mul(decay);
+            }
+        }
+        add_products(&mut sums, (self.b, row), (self.xs, column), self.q);
+        for (r, sums) in sums.iter().enumerate() {
+            let state = &mut self.state[(row + r) * self.width + column..][..C * V::LEN];
+            for (sum, state) in sums.iter().zip(state.chunks_exact_mut(V::LEN)) {
+                sum.store(state);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn single(&mut self, row: usize, column: usize) {
+        let sum = single_product((self.b, row), (self.xs, column), self.q);
+        let state = &mut self.state[row * self.width + column];
+        *state = *state * self.decay + sum;
+    }
+
+    #[inline(always)]
+    fn first_row(&self, _: usize) -> usize {
+        0
     }
 }
 

@@ -1,6 +1,6 @@
 use super::selective::{SLAB, scan_slabs_body};
 use super::selective_backward::backward_slabs_body;
-use super::ssd::recur_body;
+use super::ssd::{chunks_body, recur_body};
 use super::*;
 use crate::Team;
 use crate::vector::Portable;
@@ -323,7 +323,7 @@ proptest! {
     #[test]
     fn a_scan_of_heads_is_the_recurrence(
         l in prop_oneof![0usize..12, 12usize..100], chunk in 1usize..70,
-        groups in 1usize..3, per_group in 1usize..4, p in 1usize..9, n in 1usize..20,
+        groups in 1usize..3, per_group in 1usize..4, p in 1usize..36, n in 1usize..20,
         threads in 1usize..4, seed: u64,
     ) {
         let two = Two::new(l, [groups, per_group, p, n], seed);
@@ -332,6 +332,9 @@ proptest! {
         prop_assert!(close(&out, &want, 3e-5) && close(&state, &last, 3e-5));
         let (mut twin, mut states) = (vec![0.0; out.len()], two.state.clone());
         recur_body::<Portable>(&two.inputs(), &mut states, &Shared::new(&mut twin), 0..groups * per_group);
+        prop_assert!(close(&twin, &want, 3e-5) && close(&states, &last, 3e-5));
+        let (mut twin, mut states) = (vec![0.0; out.len()], two.state.clone());
+        chunks_body::<Portable>(&two.inputs(), chunk, &mut states, &Shared::new(&mut twin), 0..groups * per_group);
         prop_assert!(close(&twin, &want, 3e-5) && close(&states, &last, 3e-5));
     }
 

@@ -54,7 +54,7 @@ pub enum Aggregate {
 pub struct LongMambaConfig {
     /// Tokens of a window, the length that the model was trained on.
     pub length: usize,
-    /// Windows at most.
+    /// Windows of that length that a calibration text is read in.
     pub windows: usize,
     /// Heads that hold more than this share after `length` tokens are global.
     pub theta: f32,
@@ -159,7 +159,7 @@ impl LongMamba {
     /// Calibrates a model on a text. `session` makes an empty session for each window.
     ///
     /// # Errors
-    /// When the text is shorter than a window, a setting is out of range, or the user stopped.
+    /// When the text is shorter than all windows, a setting is out of range, or the user stopped.
     pub fn calibrate(
         lm: &MambaLm,
         config: LongMambaConfig,
@@ -168,10 +168,12 @@ impl LongMamba {
         progress: &dyn Progress,
     ) -> Result<Self, LmError> {
         config.check()?;
-        let windows = (tokens.len() / config.length).min(config.windows);
-        if windows == 0 {
+        let windows = config.windows;
+        let wanted = config.length.saturating_mul(windows);
+        if tokens.len() < wanted {
             let what = format!(
-                "the calibration text has {} tokens; a window needs {}: give a longer text or a smaller length",
+                "the calibration text has {} tokens; {windows} windows of {} need {wanted}: give a longer text, fewer \
+                 windows, or a smaller length",
                 tokens.len(),
                 config.length
             );
@@ -216,10 +218,13 @@ impl LongMamba {
 
     /// How many heads of a layer are global.
     pub fn global(&self, layer: usize) -> usize {
-        let kept = &self.layers[layer].kept;
-        kept.iter()
-            .filter(|&&kept| kept > self.config.theta)
-            .count()
+        let heads = 0..self.layers[layer].kept.len();
+        heads.filter(|head| self.is_global(layer, *head)).count()
+    }
+
+    /// Whether a head of a layer is global.
+    pub fn is_global(&self, layer: usize, head: usize) -> bool {
+        self.layers[layer].kept[head] > self.config.theta
     }
 
     /// Up to which step a head passes tokens over, in a prompt of so many.
@@ -236,6 +241,23 @@ impl LongMamba {
     /// The longest prompt that there are thresholds for: half as long again as the last length.
     pub fn longest(&self) -> usize {
         self.lengths.last().map_or(0, |l| l.saturating_mul(3) / 2)
+    }
+
+    /// Refuses a prompt that is longer than what there are thresholds for, unless those of the
+    /// longest shall do.
+    ///
+    /// # Errors
+    /// When it is, and `extrapolate` is not given.
+    pub fn check(&self, prompt: usize, extrapolate: bool) -> Result<(), LmError> {
+        let longest = self.longest();
+        if extrapolate || prompt <= longest {
+            return Ok(());
+        }
+        let what = format!(
+            "the prompt has {prompt} tokens, and the calibration has thresholds for up to {longest}; --extrapolate \
+             takes those of its longest prompt"
+        );
+        Err(LmError::Input { what })
     }
 
     /// What the filter does to a prompt, or why it does nothing: to be told to the user.

@@ -91,7 +91,16 @@ pub(super) struct Buffers {
     steps: Vec<f32>,
     inner: Activations,
     added: Vec<f32>,
+    /// The first layer whose step sizes were not finite.
+    pub(super) odd_steps: Option<usize>,
     pub(super) logits: Vec<f32>,
+}
+
+/// Notes the first layer whose steps are not finite.
+fn note_steps(steps: &[f32], layer: usize, odd: &mut Option<usize>) {
+    if odd.is_none() && !steps.iter().all(|step| step.is_finite()) {
+        *odd = Some(layer);
+    }
 }
 
 /// Tensors by name: their shapes and numbers.
@@ -400,6 +409,7 @@ impl Layer {
         }
         apply(dt_proj, &mut b.x, &mut b.steps, team);
         self.finish_steps(&mut b.steps, (0.0, f32::INFINITY), team);
+        note_steps(&b.steps, index, &mut b.odd_steps);
         filter.steps(index, &mut b.steps);
         b.convolved.clear();
         b.convolved.extend_from_slice(b.inner.values());
@@ -444,6 +454,7 @@ impl Layer {
             b.steps.extend_from_slice(&row[inner + channels..]);
         }
         self.finish_steps(&mut b.steps, dt_limit, team);
+        note_steps(&b.steps, index, &mut b.odd_steps);
         filter.steps(index, &mut b.steps);
         let shared = ngroups * config.d_state;
         let inputs = Ssd {

@@ -139,11 +139,14 @@ impl MambaSession {
 
     /// Refuses to go on with what is not a number: a state never loses it.
     fn check_finite(&self) -> Result<(), LmError> {
-        if self.b.logits.iter().all(|l| l.is_finite()) {
-            return Ok(());
-        }
-        let what = "the model gives numbers that are not finite: its weights are damaged";
-        Err(LmError::Input { what: what.into() })
+        let what = match self.b.odd_steps {
+            Some(layer) => format!(
+                "layer {layer} gives time steps that are not finite numbers: the weights are damaged"
+            ),
+            None if self.b.logits.iter().all(|l| l.is_finite()) => return Ok(()),
+            None => "the model gives numbers that are not finite: its weights are damaged".into(),
+        };
+        Err(LmError::Input { what })
     }
 
     /// Whether `tokens` can follow.

@@ -333,6 +333,17 @@ fn weights_that_are_not_numbers_are_noticed() {
     let lm = load(&config, &tensors).unwrap();
     let e = session(&lm).prefill(&[1, 2, 3], &NoProgress).unwrap_err();
     assert!(e.to_string().contains("finite"), "{e}");
+    // The last row of the projection of Mamba-2 makes steps.
+    for (two, name) in [(false, "dt_proj.weight"), (true, "in_proj.weight")] {
+        let (config, mut tensors) = tiny(two, 6);
+        tensors
+            .entry(format!("backbone.layers.1.mixer.{name}"))
+            .and_modify(|(_, x)| x.iter_mut().rev().take(1).for_each(|x| *x = f32::NAN));
+        let lm = load(&config, &tensors).unwrap();
+        let e = session(&lm).prefill(&[1, 2, 3], &NoProgress).unwrap_err();
+        let e = e.to_string();
+        assert!(e.contains("layer 1") && e.contains("time steps"), "{e}");
+    }
 }
 
 fn long(lm: &Arc<MambaLm>, theta: f32) -> LongMamba {

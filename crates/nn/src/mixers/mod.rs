@@ -45,6 +45,7 @@ mod mamba;
 mod mamba2;
 mod mamba_mixer;
 mod matrix;
+mod pairs;
 mod s6;
 
 pub use hax::{Hax, HaxBase, HaxLayerConfig, Sparse};
@@ -53,6 +54,7 @@ pub use mamba::{Mamba, MambaConfig};
 pub use mamba_mixer::{Averages, MambaMixer, MambaMixerConfig};
 pub use mamba2::{Mamba2, Mamba2Config};
 pub use matrix::{MatrixFamily, MatrixMixer, MatrixMixerConfig};
+pub use pairs::{TensorAttention, TensorAttentionConfig};
 pub use s6::{S6, S6Config};
 
 use burn::module::{Module, Param};

@@ -30,6 +30,7 @@ mod rows;
 mod scan;
 mod softplus;
 mod sparse_attention;
+mod tensor_attention;
 
 pub use attention::{Heads, attention};
 pub use causal::{SharedHeads, causal_attention};
@@ -49,3 +50,4 @@ pub use rows::rows;
 pub use scan::{Course, SelectiveInputs, SsdInputs, reversed, selective_scan, ssd_scan};
 pub use softplus::softplus;
 pub use sparse_attention::sparse_attention;
+pub use tensor_attention::{PairHeads, PairInputs, tensor_attention};

@@ -23,11 +23,24 @@ pub enum Task {
     Delaunay,
     /// The shortest tour, from the first point and back to it.
     Tour,
+    /// All points, the smallest first; they are numbers.
+    Sort,
+    /// What examples show: points of any width, places in any order.
+    Custom,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Self; 3] = [Self::Hull, Self::Delaunay, Self::Tour];
+    pub const ALL: [Self; 5] = [
+        Self::Hull,
+        Self::Delaunay,
+        Self::Tour,
+        Self::Sort,
+        Self::Custom,
+    ];
+
+    /// Those of points in a plane.
+    pub const PLANE: [Self; 3] = [Self::Hull, Self::Delaunay, Self::Tour];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -35,6 +48,8 @@ impl Task {
             Self::Hull => "hull",
             Self::Delaunay => "delaunay",
             Self::Tour => "tour",
+            Self::Sort => "sort",
+            Self::Custom => "custom",
         }
     }
 
@@ -43,6 +58,8 @@ impl Task {
         match self {
             Self::Hull | Self::Tour => n + 1,
             Self::Delaunay => 3 * (2 * n).saturating_sub(5).max(1),
+            Self::Sort => n,
+            Self::Custom => 6 * n,
         }
     }
 
@@ -55,6 +72,8 @@ impl Task {
             Self::Hull => hull(n, answer),
             Self::Tour => tour(n, answer),
             Self::Delaunay => delaunay(n, answer),
+            Self::Sort => fresh(n, answer),
+            Self::Custom => vec![true; n + 1],
         }
     }
 }
@@ -64,7 +83,8 @@ impl FromStr for Task {
 
     fn from_str(s: &str) -> Result<Self, String> {
         let named = Self::ALL.into_iter().find(|task| task.name() == s);
-        named.ok_or_else(|| format!("'{s}' is no task: choose hull, delaunay or tour"))
+        named
+            .ok_or_else(|| format!("'{s}' is no task: choose hull, delaunay, tour, sort or custom"))
     }
 }
 
@@ -145,7 +165,7 @@ struct Beginning {
 }
 
 impl PointerNetwork {
-    /// The likeliest answer for points `[n, 2]` that a beam of `width` finds. With `rules` it keeps
+    /// The likeliest answer for points `[n, input_size]` that a beam of `width` finds. With `rules` it keeps
     /// to those of the task; without, every place may follow every other.
     ///
     /// # Errors

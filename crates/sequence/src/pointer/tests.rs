@@ -227,6 +227,13 @@ proptest! {
         for t in triangles.places.chunks_exact(3) {
             prop_assert!(t[0] < t[1] && t[1] < t[2] && t[2] <= n);
         }
+
+        let sorted = network.answer(&points, Task::Sort, width, true).unwrap();
+        let mut places = sorted.places.clone();
+        places.sort_unstable();
+        prop_assert!(sorted.ended && places.into_iter().eq(1..=n));
+        let custom = network.answer(&points, Task::Custom, width, true).unwrap();
+        prop_assert!(custom.places.len() <= 6 * n);
     }
 }
 

@@ -256,6 +256,8 @@ fn what_cannot_be_done_is_refused() {
     let long = vec![0.0; 3_000];
     let attention = Attention::new(&long, vec![&long, &long], vec![&long, &long], 1).unwrap();
     assert!(attention.exact(&Team::new(1)).is_err());
+    assert!(attention.check_exact().is_err());
+    assert!(attention.patient(true).check_exact().is_ok());
 }
 
 #[test]

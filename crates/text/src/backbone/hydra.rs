@@ -7,6 +7,7 @@ use std::path::Path;
 
 use keyfold_kernels as kernels;
 use keyfold_kernels::Team;
+use keyfold_sequence::SequenceError;
 use keyfold_sequence::hydra::{Hydra as Mixer, HydraConfig, HydraWeights};
 use serde::Deserialize;
 
@@ -124,22 +125,44 @@ impl Hydra {
         let team = Team::new(threads.max(1));
         let mut all = Vec::with_capacity(batch.ids.len() * self.hidden);
         for text in &batch.sequences {
-            let mut x = Vec::with_capacity(text.len * self.hidden);
-            for &id in &batch.ids[text.start..text.start + text.len] {
-                x.extend_from_slice(self.words.row(id as usize));
-            }
-            kernels::add_bias(&mut x, &self.kind);
-            self.norm.apply(&mut x);
-            for (mixer, norm) in &self.layers {
-                // A text of no tokens has no rows, and there is no other refusal.
-                if let Ok(mixed) = mixer.forward(&x, &team) {
-                    kernels::add_assign(&mut x, &mixed);
-                }
-                norm.apply(&mut x);
-            }
-            all.extend_from_slice(&x);
+            let ids = &batch.ids[text.start..text.start + text.len];
+            all.extend(self.through(ids, self.layers.len(), &team));
         }
         all
+    }
+
+    /// What the first layers make of one text.
+    fn through(&self, ids: &[u32], layers: usize, team: &Team) -> Vec<f32> {
+        let mut x = Vec::with_capacity(ids.len() * self.hidden);
+        for &id in ids {
+            x.extend_from_slice(self.words.row(id as usize));
+        }
+        kernels::add_bias(&mut x, &self.kind);
+        self.norm.apply(&mut x);
+        for (mixer, norm) in &self.layers[..layers] {
+            // A text of no tokens has no rows, and there is no other refusal.
+            if let Ok(mixed) = mixer.forward(&x, team) {
+                kernels::add_assign(&mut x, &mixed);
+            }
+            norm.apply(&mut x);
+        }
+        x
+    }
+
+    /// The matrix `[tokens, tokens]` by which a head of a layer mixes the positions of a text.
+    pub(crate) fn matrix(
+        &self,
+        ids: &[u32],
+        layer: usize,
+        head: usize,
+    ) -> Result<Vec<f32>, SequenceError> {
+        let Some((mixer, _)) = self.layers.get(layer) else {
+            return Err(SequenceError::Refused(format!(
+                "there is no layer {layer}; the model has {}, counted from 0",
+                self.layers.len()
+            )));
+        };
+        mixer.matrix(&self.through(ids, layer, &Team::new(1)), head)
     }
 }
 

@@ -16,9 +16,11 @@
 //! from `long_from` of the steps on), so that the model works at those lengths. Without a share
 //! of recall it is a plain language model. With `attention = "blocks"` it learns on
 //! PowerAttention's mask (Chen et al. 2025), so that `keyfold lm --prefill power --select power`
-//! reads it as it was trained.
+//! reads it as it was trained. With `sharing` its layers share the matrices of their attention from
+//! the beginning (MASA, Zhussip et al. 2026); what is written is an ordinary Llama.
 
 mod recall;
+mod sharing;
 mod start;
 pub(crate) mod tokenizer;
 
@@ -35,6 +37,8 @@ use serde_json::json;
 
 use crate::training::{Place, model_error};
 pub use recall::Recall;
+use sharing::Decoder;
+pub use sharing::{SharedTypes, SharingConfig, SharingMethod};
 use start::LookBack;
 
 /// Tokens of the shortest windows.
@@ -53,6 +57,8 @@ pub struct LanguageModelConfig {
     pub attention: Attention,
     /// The blocks that it sees, where it is `blocks`; for `keyfold lm` blocks of a multiple of 64.
     pub mask: BlockMask,
+    /// What layers share of their attention.
+    pub sharing: SharingConfig,
     /// Share of windows that are records to recall.
     pub recall_share: f64,
     /// The first weights.
@@ -109,6 +115,7 @@ impl Default for LanguageModelConfig {
                 window: 3,
                 ..BlockMask::default()
             },
+            sharing: SharingConfig::default(),
             recall_share: 0.4,
             start: Start::LookBack,
             length: 512,
@@ -144,6 +151,13 @@ impl LanguageModelConfig {
                 self.model.vocab_size,
                 tokenizer::TOKENS
             ));
+        }
+        if self.sharing.method != SharingMethod::None && self.start == Start::LookBack {
+            return wrong(
+                "start is look-back, for which every layer has matrices of its own; with sharing.method it must be \
+                 random"
+                    .into(),
+            );
         }
         let longest = self.length.max(self.long_length);
         if self.length.min(self.long_length) < SHORTEST || longest > self.batch_tokens {
@@ -191,7 +205,10 @@ impl LanguageModelConfig {
     }
 
     /// The model with its first weights.
-    fn init(&self, device: &Device) -> Result<Llama, TrainError> {
+    fn init(&self, device: &Device) -> Result<Decoder, TrainError> {
+        if self.sharing.method != SharingMethod::None {
+            return self.sharing.init(&self.sizes(), self.seed, device);
+        }
         let look_back = match self.start {
             Start::Random => None,
             Start::LookBack => Some(LookBack::new(&self.model, self.seed)?),
@@ -202,7 +219,8 @@ impl LanguageModelConfig {
             }
         };
         let model = Llama::init_with(&self.sizes(), self.seed, device, &mut change);
-        model.map_err(|error| model_error(error).into())
+        let model = model.map_err(model_error)?;
+        Ok(Decoder::Whole(model))
     }
 }
 
@@ -262,7 +280,7 @@ impl LanguageTask<'_> {
 }
 
 impl Task for LanguageTask<'_> {
-    type Model = Llama;
+    type Model = Decoder;
     type Batch = Windows;
 
     fn batches_per_epoch(&self) -> u64 {
@@ -288,20 +306,22 @@ impl Task for LanguageTask<'_> {
         batch.tokens.len() as u64
     }
 
-    fn loss(model: &Llama, batch: Windows) -> Loss {
+    fn loss(model: &Decoder, batch: Windows) -> Loss {
         let Windows {
             tokens,
             starts,
             rows,
         } = batch;
         model
+            .whole()
             .loss_after(&rows, &tokens, &starts, &mut NoHook)
             .into()
     }
 
     /// Bits a byte of held-out text decide, in the longest windows, since the weights that are
     /// kept must read those; the share of values that are recalled stands by.
-    fn validate(&mut self, model: &Llama) -> Result<Option<Validation>, LearnError> {
+    fn validate(&mut self, model: &Decoder) -> Result<Option<Validation>, LearnError> {
+        let model = &model.whole();
         let length = self.config.length;
         let longest = length.max(self.config.long_length) - 1;
         let bytes = longest.min(self.held_out.len()).max(1);
@@ -389,7 +409,7 @@ pub fn train(
     let data = json!({ "bytes": bytes.len(), "blake3": blake3::hash(bytes).to_hex().as_str() });
     let settings = place.settings("language-model", config, &config.run, data, None)?;
     place.train(&mut learner, &settings, |learner, out| {
-        save(learner.model(), &sizes, out)
+        save(&learner.model().whole(), &sizes, out)
     })
 }
 

@@ -95,7 +95,8 @@ fn long_windows_come_last() {
 #[test]
 fn first_weights_that_look_back_find_values_before_any_training() {
     let device = Device::flex();
-    let found = |config: &LanguageModelConfig| recalled(&config.init(&device).unwrap(), 256, 3);
+    let found =
+        |config: &LanguageModelConfig| recalled(&config.init(&device).unwrap().whole(), 256, 3);
     let look_back = LanguageModelConfig::default();
     let random = LanguageModelConfig {
         start: Start::Random,

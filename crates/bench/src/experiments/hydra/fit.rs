@@ -3,6 +3,12 @@
 //! A target has order 4 on either side of its diagonal: `M_ij = c_i · (Π a) b_j` below, the same
 //! with other numbers above. The quasiseparable family is fitted by gradients through the scans;
 //! the nearest matrix of low rank and the nearest Toeplitz matrix are computed exactly.
+//!
+//! Steps of a target are drawn as a fresh layer of Hydra has them, from 0.001 to 0.1, so that its
+//! memory is long; those of the second kind are 0.2, so that what is twenty positions away counts
+//! little. A fit begins with hardly any decay: parts of a matrix that fade before they meet are
+//! free to choose their numbers in mirrored ways, and gradients do not turn them over later. Some
+//! beginnings end so all the same, and the best of a few counts.
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -32,22 +38,49 @@ struct Quasiseparable {
     diagonal: Param<Tensor<2>>,
 }
 
+/// How long steps are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Steps {
+    /// As in a fresh layer: evenly on a scale of logarithms.
+    Fresh,
+    /// About this.
+    About(f64),
+}
+
+/// Bounds of the steps of a fresh layer.
+const FRESH: [f64; 2] = [1e-3, 1e-1];
+
+/// What a fit begins with: decays of nearly 1.
+const BEGIN: Steps = Steps::About(1e-4);
+
+/// What softplus makes `step` of.
+fn before_softplus(step: f64) -> f32 {
+    (step + (-(-step).exp_m1()).ln()) as f32
+}
+
 impl Quasiseparable {
-    fn random(t: usize, seed: u64, device: &Device) -> Self {
-        let draw = |part: u64, width: usize, mean: f32| {
+    fn random(t: usize, steps: Steps, seed: u64, device: &Device) -> Self {
+        let draw = |part: u64, width: usize| {
             let numbers = random::normal(random::derive(seed, part), t * width, 0.5);
-            let numbers: Vec<f32> = numbers.iter().map(|x| x + mean).collect();
             Param::from_data(TensorData::new(numbers, [t, width]), device)
         };
-        let sides = |first: u64, width: usize, mean: f32| {
-            [0, 1].map(|side| draw(first + side, width, mean)).into()
+        let sides = |first: u64, width: usize| [0, 1].map(|side| draw(first + side, width)).into();
+        let dt = |part: u64| {
+            let each = (0..t as u64).map(|i| match steps {
+                Steps::About(step) => before_softplus(step),
+                Steps::Fresh => {
+                    let [low, high] = FRESH.map(f64::ln);
+                    let place = random::unit(random::derive(seed, part), i);
+                    before_softplus((low + place * (high - low)).exp())
+                }
+            });
+            Param::from_data(TensorData::new(each.collect::<Vec<_>>(), [t, 1]), device)
         };
         Self {
-            b: sides(0, ORDER, 0.0),
-            c: sides(2, ORDER, 0.0),
-            // Decays of about 0.8.
-            dt: sides(4, 1, -1.5),
-            diagonal: draw(6, 1, 0.0),
+            b: sides(0, ORDER),
+            c: sides(2, ORDER),
+            dt: vec![dt(4), dt(5)],
+            diagonal: draw(6, 1),
         }
     }
 
@@ -84,15 +117,26 @@ impl Quasiseparable {
     }
 }
 
-/// A family's name, its numbers, and its error.
-type Family = (&'static str, usize, fn(&Errors) -> f64);
-
 /// Relative errors by family.
 struct Errors {
-    quasiseparable: f64,
+    /// Of every beginning.
+    quasiseparable: Vec<f64>,
     low_rank: f64,
     toeplitz: f64,
 }
+
+impl Errors {
+    fn best(&self) -> f64 {
+        let all = self.quasiseparable.iter().copied();
+        all.fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// How near is near enough.
+const AIM: f64 = 1e-3;
+
+/// How often a fit may begin anew.
+const BEGINNINGS: u64 = 3;
 
 pub(super) fn fit(
     options: &BenchOptions,
@@ -102,64 +146,104 @@ pub(super) fn fit(
 ) -> Result<Value, BenchError> {
     let (t, steps, targets) = match options.scale {
         Scale::Smoke => (16, 20, 1),
-        Scale::Small => (64, 4000, 2),
+        Scale::Small => (64, 4000, 3),
         Scale::Full => (64, 20_000, 5),
     };
     // As many numbers in both factors as the quasiseparable matrix has.
     let rank = Quasiseparable::numbers(t) / (2 * t);
-    let mut all = Vec::new();
-    progress.start("matrices", "targets", Some(targets));
-    for target in 0..targets {
-        if progress.cancelled() {
-            return Err(BenchError::Cancelled);
-        }
-        all.push(errors(t, steps, rank, options.seed + 100 * target)?);
-        progress.advance(1);
-    }
-    progress.finish();
+    let kinds = [
+        ("of fresh layers", Steps::Fresh),
+        ("short memory", Steps::About(0.2)),
+    ];
     let mut table = Table::new(
         &format!(
-            "relative error of the nearest matrix to random quasiseparable ones of order {ORDER}, {t} positions, {targets} targets; {steps} steps by gradients"
+            "relative error of the nearest matrix to random quasiseparable ones of order {ORDER}, {t} positions, {targets} targets; {steps} steps by gradients, the best of up to {BEGINNINGS} beginnings"
         ),
-        &["family", "numbers", "error, mean", "worst"],
+        &["targets", "family", "numbers", "error, mean", "worst"],
     );
-    let mut worst = Vec::new();
-    let families: [Family; 3] = [
-        (
-            "quasiseparable, by gradients",
-            Quasiseparable::numbers(t),
-            |e| e.quasiseparable,
-        ),
-        ("low rank, nearest", 2 * rank * t, |e| e.low_rank),
-        ("Toeplitz, nearest", 2 * t - 1, |e| e.toeplitz),
-    ];
-    for (name, numbers, of) in families {
-        let most = all.iter().map(of).fold(0.0, f64::max);
-        let mean = all.iter().map(of).sum::<f64>() / all.len() as f64;
-        table.row([
-            name.to_owned(),
-            numbers.to_string(),
-            format!("{mean:.5}"),
-            format!("{most:.5}"),
-        ]);
-        worst.push(most);
+    let mut found = Vec::new();
+    progress.start("matrices", "targets", Some(targets * kinds.len() as u64));
+    for (kind, made_of) in kinds {
+        let mut all = Vec::new();
+        for target in 0..targets {
+            if progress.cancelled() {
+                return Err(BenchError::Cancelled);
+            }
+            all.push(errors(
+                t,
+                made_of,
+                steps,
+                rank,
+                options.seed + 100 * target,
+            )?);
+            progress.advance(1);
+        }
+        let families: [Family; 3] = [
+            (
+                "quasiseparable, by gradients",
+                Quasiseparable::numbers(t),
+                Errors::best,
+            ),
+            ("low rank, nearest", 2 * rank * t, |e| e.low_rank),
+            ("Toeplitz, nearest", 2 * t - 1, |e| e.toeplitz),
+        ];
+        for (name, numbers, of) in families {
+            let most = all.iter().map(of).fold(0.0, f64::max);
+            let mean = all.iter().map(of).sum::<f64>() / all.len() as f64;
+            table.row([
+                kind.to_owned(),
+                name.to_owned(),
+                numbers.to_string(),
+                format!("{mean:.1e}"),
+                format!("{most:.1e}"),
+            ]);
+        }
+        found.push(all);
     }
+    progress.finish();
     tables.push(table);
-    let least = all.iter().map(|e| e.low_rank).fold(f64::INFINITY, f64::min);
+    let worst = |all: &[Errors]| all.iter().map(Errors::best).fold(0.0, f64::max);
+    let least = |all: &[Errors]| all.iter().map(|e| e.low_rank).fold(f64::INFINITY, f64::min);
+    let [fresh, short] = &found[..] else {
+        return Err(failed("two kinds of targets were fitted"));
+    };
+    let begun: usize = fresh.iter().map(|e| e.quasiseparable.len()).sum();
+    let near = fresh.iter().flat_map(|e| &e.quasiseparable);
+    let near = near.filter(|error| **error < AIM).count();
     findings.push(format!(
-        "expected: quasiseparable below 1e-3, low rank of as many numbers above 1e-1; measured {:.5} at worst after {steps} steps and {least:.3} at best: {}.",
-        worst[0],
-        reached(worst[0] < 1e-3 && least > 0.1)
+        "expected: quasiseparable below 1e-3, low rank of as many numbers above 1e-1; measured {:.1e} at worst, {near} of {begun} beginnings of {steps} steps below 1e-3, and {:.2} at best: {}.",
+        worst(fresh),
+        least(fresh),
+        reached(worst(fresh) < AIM && least(fresh) > 0.1)
     ));
-    let values = all.iter().map(|e| {
-        json!({"quasiseparable": e.quasiseparable, "low_rank": e.low_rank, "toeplitz": e.toeplitz})
-    });
-    Ok(json!({"positions": t, "rank": rank, "errors": values.collect::<Vec<_>>()}))
+    findings.push(format!(
+        "where memory is short (steps of 0.2) gradients end at {:.1e} at worst: what fades before it meets is fitted in ways that do not fit together.",
+        worst(short)
+    ));
+    let json_of = |all: &[Errors]| -> Value {
+        let each = all.iter().map(|e| {
+            json!({"quasiseparable": e.quasiseparable, "low_rank": e.low_rank, "toeplitz": e.toeplitz})
+        });
+        each.collect()
+    };
+    Ok(
+        json!({"positions": t, "rank": rank, "errors": json_of(fresh), "errors_of_short_memory": json_of(short)}),
+    )
 }
 
-fn errors(t: usize, steps: u64, rank: usize, seed: u64) -> Result<Errors, BenchError> {
+/// A family's name, its numbers, and its error.
+type Family = (&'static str, usize, fn(&Errors) -> f64);
+
+fn errors(
+    t: usize,
+    made_of: Steps,
+    steps: u64,
+    rank: usize,
+    seed: u64,
+) -> Result<Errors, BenchError> {
     let device = Device::flex().autodiff();
-    let target = Quasiseparable::random(t, seed, &device).matrix().detach();
+    let target = Quasiseparable::random(t, made_of, seed, &device);
+    let target = target.matrix().detach();
     let numbers = keyfold_nn::checkpoint::numbers(&target);
     let length = numbers.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
     let matrix = Mat::from_fn(t, t, |i, j| f64::from(numbers[i * t + j]));
@@ -179,7 +263,23 @@ fn errors(t: usize, steps: u64, rank: usize, seed: u64) -> Result<Errors, BenchE
         let mean = places.iter().sum::<f64>() / places.len() as f64;
         beside += places.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
     }
-    let mut model = Quasiseparable::random(t, seed + 1, &device);
+    let mut quasiseparable = Vec::new();
+    for beginning in 1..=BEGINNINGS {
+        let model = Quasiseparable::random(t, BEGIN, seed + beginning, &device);
+        quasiseparable.push(fitted(model, &target, length, steps));
+        if quasiseparable.last().is_some_and(|error| *error < AIM) {
+            break;
+        }
+    }
+    Ok(Errors {
+        quasiseparable,
+        low_rank: left.sqrt() / length,
+        toeplitz: beside.sqrt() / length,
+    })
+}
+
+/// The least relative error on the way down the gradients.
+fn fitted(mut model: Quasiseparable, target: &Tensor<2>, length: f64, steps: u64) -> f64 {
     let mut optimizer = AdamW {
         beta_2: 0.99,
         weight_decay: 0.0,
@@ -196,9 +296,5 @@ fn errors(t: usize, steps: u64, rank: usize, seed: u64) -> Result<Errors, BenchE
         let rate = 0.03 * 0.5 * (1.0 + angle.cos());
         model = optimizer.step(rate, model, gradients);
     }
-    Ok(Errors {
-        quasiseparable: best,
-        low_rank: left.sqrt() / length,
-        toeplitz: beside.sqrt() / length,
-    })
+    best
 }

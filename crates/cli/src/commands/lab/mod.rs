@@ -2,6 +2,7 @@
 
 mod in_context;
 mod random_features;
+mod recall;
 mod route;
 mod tensor_attention;
 
@@ -18,6 +19,7 @@ Examples:
   keyfold lab in-context --layers 2 --steps 3000
   keyfold lab in-context --heads 2
   keyfold lab random-features examples.jsonl --save predictor.safetensors
+  keyfold lab recall --texts 10000 --out recall.jsonl
   keyfold lab route places.csv --svg tour.svg
   keyfold lab tensor-attention rows.csv --top 20")]
 pub(crate) struct LabArgs {
@@ -29,6 +31,7 @@ pub(crate) struct LabArgs {
 enum Action {
     InContext(in_context::InContextArgs),
     RandomFeatures(random_features::RandomFeaturesArgs),
+    Recall(recall::RecallArgs),
     Route(route::RouteArgs),
     TensorAttention(tensor_attention::TensorAttentionArgs),
 }
@@ -37,6 +40,7 @@ pub(crate) fn run(args: &LabArgs, globals: &Globals) -> anyhow::Result<Outcome> 
     let result = match &args.action {
         Action::InContext(args) => in_context::run(args, globals),
         Action::RandomFeatures(args) => random_features::run(args, globals),
+        Action::Recall(args) => recall::run(args, globals),
         Action::Route(args) => route::run(args, globals),
         Action::TensorAttention(args) => tensor_attention::run(args, globals),
     };

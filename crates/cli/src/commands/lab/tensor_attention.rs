@@ -43,7 +43,8 @@ pub(super) struct TensorAttentionArgs {
     /// How the polynomial is chosen
     #[arg(long, value_name = "WAY", default_value = "taylor")]
     fit: FitArg,
-    /// Use the polynomial even where scores may be too large for it
+    /// Use the polynomial even where scores may be too large for it, and compute exact attention
+    /// even where it takes very long
     #[arg(long)]
     force: bool,
     /// Random input: positions
@@ -93,7 +94,7 @@ pub(super) fn run(args: &TensorAttentionArgs, globals: &Globals) -> anyhow::Resu
 }
 
 fn with<'a>(args: &TensorAttentionArgs, attention: Attention<'a>) -> Attention<'a> {
-    let attention = attention.causal(args.causal);
+    let attention = attention.causal(args.causal).patient(args.force);
     match args.scale {
         Some(scale) => attention.with_scale(scale),
         None => attention,

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use super::bases::BasesArgs;
 use super::cache::CacheArg;
-use super::mamba::LongSettings;
+use super::mamba::{LongSettings, WindowArgs};
 use super::setup::{AnyModel, Loaded, ModelArgs};
 use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
@@ -73,6 +73,8 @@ pub(super) struct CalibrateArgs {
     long: bool,
     #[command(flatten)]
     settings: LongSettings,
+    #[command(flatten)]
+    windows: WindowArgs,
     #[command(flatten)]
     bases: BasesArgs,
     #[command(flatten)]
@@ -287,22 +289,50 @@ fn long(
         .file
         .tokenizer()?
         .encode(&text, SpecialTokens::Plain)?;
-    let config = args.settings.config(&model.lm);
+    let config = args.windows.config(args.settings.config(&model.lm));
     let session = || model.session();
     let made = LongMamba::calibrate(&model.lm, config, &session, &tokens, progress)?;
     made.save(&args.out)?;
-    let layers: Vec<_> = (0..made.layers().len())
-        .map(|l| json!({ "layer": l, "heads": made.layers()[l].kept.len(), "global": made.global(l) }))
-        .collect();
     let mut out = anstream::stdout().lock();
     if globals.json {
+        let layers: Vec<_> = (0..made.layers().len())
+            .map(|l| {
+                let layer = &made.layers()[l];
+                let mut value =
+                    json!({ "layer": l, "heads": layer.kept.len(), "global": made.global(l) });
+                if args.windows.heads() {
+                    value["kept"] = json!(layer.kept);
+                    value["steps"] = json!(layer.decay);
+                }
+                value
+            })
+            .collect();
         let whole = json!({ "file": args.out, "config": made.config(), "layers": layers });
         writeln!(out, "{whole}")?;
         return Ok(Outcome::Done);
     }
+    if args.windows.heads() {
+        return tell_heads(&made, &mut out);
+    }
     writeln!(out, "{:>5} {:>6} {:>7}", "layer", "heads", "global")?;
     for (l, layer) in made.layers().iter().enumerate() {
         writeln!(out, "{l:>5} {:>6} {:>7}", layer.kept.len(), made.global(l))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// What every head keeps over the length of training, and the sum of its steps.
+fn tell_heads(made: &LongMamba, out: &mut impl Write) -> anyhow::Result<Outcome> {
+    let [layer, head, kept, steps] = ["layer", "head", "kept", "steps"];
+    writeln!(out, "{layer:>5} {head:>6} {kept:>10} {steps:>10}")?;
+    for (l, layer) in made.layers().iter().enumerate() {
+        for (head, (kept, steps)) in layer.kept.iter().zip(&layer.decay).enumerate() {
+            let kind = match made.is_global(l, head) {
+                true => "global",
+                false => "local",
+            };
+            writeln!(out, "{l:>5} {head:>6} {kept:>10.3e} {steps:>10.3} {kind}")?;
+        }
     }
     Ok(Outcome::Done)
 }

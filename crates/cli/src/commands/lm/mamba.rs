@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keyfold_kernels::Team;
-use keyfold_lm::mamba::long_mamba::{LongMamba, LongMambaConfig};
+use keyfold_lm::mamba::long_mamba::{Aggregate, LongMamba, LongMambaConfig};
 use keyfold_lm::mamba::{MambaFile, MambaLm, MambaSession};
 
 use crate::args::Globals;
@@ -49,6 +49,10 @@ pub(crate) struct LongArgs {
         default_missing_value = ""
     )]
     long: Option<String>,
+    /// --long: read a prompt that is longer than what the calibration has thresholds for, with
+    /// those of its longest
+    #[arg(long, requires = "long")]
+    extrapolate: bool,
     #[command(flatten)]
     settings: LongSettings,
 }
@@ -67,6 +71,44 @@ pub(crate) struct LongSettings {
     /// [default: 5; 20 of Mamba-1]
     #[arg(long, value_name = "PERCENT")]
     clamp: Option<f32>,
+}
+
+/// What a calibration by itself can be told besides.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct WindowArgs {
+    /// --long: windows of --trained tokens that the text is read in [default: 5]
+    #[arg(long, value_name = "N", requires = "long")]
+    windows: Option<usize>,
+    /// --long: thresholds of the windows are their mean or the largest
+    #[arg(long, value_name = "HOW", default_value = "avg", requires = "long")]
+    agg: AggregateArg,
+    /// --long: tell of every head how much it keeps over --trained tokens, not of layers alone
+    #[arg(long, requires = "long")]
+    heads: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum AggregateArg {
+    Avg,
+    Max,
+}
+
+impl WindowArgs {
+    pub(crate) fn config(&self, base: LongMambaConfig) -> LongMambaConfig {
+        LongMambaConfig {
+            windows: self.windows.unwrap_or(base.windows),
+            agg: match self.agg {
+                AggregateArg::Avg => Aggregate::Avg,
+                AggregateArg::Max => Aggregate::Max,
+            },
+            ..base
+        }
+    }
+
+    /// Whether every head is told.
+    pub(crate) fn heads(&self) -> bool {
+        self.heads
+    }
 }
 
 impl LongSettings {
@@ -117,6 +159,7 @@ impl LongArgs {
         } else {
             LongMamba::load(Path::new(file), &model.lm)?
         };
+        long.check(prompt.len(), self.extrapolate)?;
         progress.say(&long.note(prompt.len()));
         Ok(Some(Arc::new(long)))
     }

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use keyfold_compress::masa::{MasaConfig, Shared};
 use keyfold_kernels::Team;
-use keyfold_lm::model::LinearName;
+use keyfold_lm::model::{Decoder, LinearName};
+use keyfold_lm::perplexity::{PerplexityOptions, Protocol, perplexity};
+use keyfold_lm::session::{Policy, Session};
 use keyfold_lm::shared_weights::{Calibration, save, share};
+use keyfold_lm::store::CacheType;
 use keyfold_lm::{ModelFile, SpecialTokens};
 use serde_json::json;
 
@@ -23,14 +26,14 @@ use crate::progress::StderrProgress;
 #[command(after_help = "\
 Examples:
   keyfold model share MODEL.gguf --method masa --keep 0.7 --text notes.txt --out smaller
-  keyfold lm perplexity other.txt --model smaller
+  keyfold model share MODEL --method masa --keep 0.7 --text notes.txt --out smaller --measure other.txt
   keyfold model share MODEL --method masa --keep 1/3 --no-residual --out smaller
 
 MASA needs no training: in each group of layers the matrices of one kind become mixtures of a few \
 atoms, and what those miss is told by low-rank pairs that lose least of the outputs on the text. \
 What is kept counts atoms, mixtures and pairs against the numbers of the projections that are \
 shared; all other weights stay as they are.
-Measure the result with keyfold lm perplexity before you use it.")]
+Measure the result (--measure, or keyfold lm perplexity) before you use it.")]
 pub(super) struct ShareArgs {
     /// The model: a .gguf file, a folder with config.json and safetensors, or a hub name
     #[arg(value_name = "MODEL")]
@@ -62,7 +65,16 @@ pub(super) struct ShareArgs {
     /// Atoms alone, no low-rank pairs; needs no text
     #[arg(long)]
     no_residual: bool,
+    /// A text file on which the perplexity before and after is told; another one than --text
+    #[arg(long, value_name = "FILE")]
+    measure: Option<PathBuf>,
+    /// --measure: tokens of a window, of which the second half counts; 16 windows at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    context: usize,
 }
+
+/// The most windows that are measured.
+const WINDOWS: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Method {
@@ -114,6 +126,8 @@ pub(super) fn run(args: &ShareArgs, globals: &Globals) -> anyhow::Result<Outcome
     let file = ModelFile::open(&path(&args.model)?)?;
     let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
     let names = args.types.names();
+    // Before the long work, so that a text that is missing is told at once.
+    let before = measure(args, &file, &team, &progress)?;
     let seen = match &args.text {
         Some(text) => Some(calibrate(&file, text, args, &team, &progress)?),
         None => None,
@@ -126,7 +140,11 @@ pub(super) fn run(args: &ShareArgs, globals: &Globals) -> anyhow::Result<Outcome
     };
     let made = share(&file, names, &config, seen.as_ref(), &progress)?;
     let written = save(&file, names, &made, &args.out)?;
-    report(globals, &written, &made, names)?;
+    let after = match before {
+        None => None,
+        Some(_) => measure(args, &ModelFile::open(&args.out)?, &team, &progress)?,
+    };
+    report(globals, &written, &made, names, before.zip(after))?;
     Ok(Outcome::Done)
 }
 
@@ -158,6 +176,35 @@ fn calibrate(
     )?)
 }
 
+/// The perplexity of a model on the text that was given for it, if one was.
+fn measure(
+    args: &ShareArgs,
+    file: &ModelFile,
+    team: &Arc<Team>,
+    progress: &StderrProgress,
+) -> anyhow::Result<Option<f64>> {
+    let Some(path) = &args.measure else {
+        return Ok(None);
+    };
+    let text = std::fs::read(path)
+        .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
+    let tokenizer = file.tokenizer()?;
+    let tokens = tokenizer.encode(&String::from_utf8_lossy(&text), SpecialTokens::Plain)?;
+    let decoder = Arc::new(Decoder::load(file)?);
+    let options = PerplexityOptions {
+        context: args.context,
+        windows: WINDOWS,
+        protocol: Protocol::Prompt,
+        prefix: tokenizer.prefix().to_vec(),
+    };
+    let mut session = || {
+        let policy = Policy::dense(&decoder, CacheType::F16, args.context)?;
+        anyhow::Ok(Session::new(Arc::clone(&decoder), policy, Arc::clone(team)))
+    };
+    let found = perplexity(&mut session, &tokens, &options, progress)?;
+    Ok(Some(found.perplexity))
+}
+
 fn mean(numbers: &[f64]) -> f64 {
     numbers.iter().sum::<f64>() / numbers.len().max(1) as f64
 }
@@ -167,6 +214,7 @@ fn report(
     written: &Path,
     made: &[Shared],
     names: &[LinearName],
+    perplexity: Option<(f64, f64)>,
 ) -> anyhow::Result<()> {
     let before: usize = made
         .iter()
@@ -190,6 +238,7 @@ fn report(
             .collect();
         let whole = json!({
             "file": written, "bytes": bytes, "numbers_before": before, "numbers": after, "parts": parts,
+            "perplexity_before": perplexity.map(|p| p.0), "perplexity": perplexity.map(|p| p.1),
         });
         writeln!(out, "{whole:#}")?;
         return Ok(());
@@ -225,5 +274,8 @@ fn report(
         100.0 * after as f64 / before as f64,
         bytes as f64 / 1e6,
     )?;
+    if let Some((before, after)) = perplexity {
+        writeln!(out, "perplexity {after:.3}, before {before:.3}")?;
+    }
     Ok(())
 }

@@ -167,17 +167,7 @@ fn npy(path: &Path, all: &[Embedded]) -> anyhow::Result<()> {
         Some(e) => ("|u1", e.code.len()),
         None => ("|u1", 0),
     };
-    let mut header = format!(
-        "{{'descr': '{kind}', 'fortran_order': False, 'shape': ({}, {width}), }}",
-        all.len()
-    );
-    // All before the numbers is a multiple of 64 bytes, and ends with a line end.
-    let pad = 64 - (10 + header.len() + 1) % 64;
-    header += &" ".repeat(pad % 64);
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
+    let mut bytes = numpy_header(kind, all.len(), width);
     for embedded in all {
         match &embedded.real {
             Some(reals) if real => bytes.extend(reals.iter().flat_map(|x| x.to_le_bytes())),
@@ -185,4 +175,25 @@ fn npy(path: &Path, all: &[Embedded]) -> anyhow::Result<()> {
         }
     }
     atomic::write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes rows of `width` numbers in numpy's format.
+pub(super) fn write_rows(path: &Path, numbers: &[f32], width: usize) -> anyhow::Result<()> {
+    let mut bytes = numpy_header("<f4", numbers.len() / width.max(1), width);
+    bytes.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+    atomic::write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What stands before the numbers of numpy's format 1.0.
+fn numpy_header(kind: &str, rows: usize, width: usize) -> Vec<u8> {
+    let mut header =
+        format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
+    // All before the numbers is a multiple of 64 bytes, and ends with a line end.
+    let pad = 64 - (10 + header.len() + 1) % 64;
+    header += &" ".repeat(pad % 64);
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes
 }

@@ -3,6 +3,7 @@
 mod codes;
 mod define;
 mod embed;
+mod mixing;
 mod nearest;
 mod pooled;
 mod senses;
@@ -25,6 +26,7 @@ pub(crate) struct TextArgs {
 enum Action {
     Embed(embed::EmbedArgs),
     Define(define::DefineArgs),
+    Mixing(mixing::MixingArgs),
     Nearest(nearest::NearestArgs),
     Senses(senses::SensesArgs),
     Disambiguate(senses::DisambiguateArgs),
@@ -34,6 +36,7 @@ pub(crate) fn run(args: &TextArgs, globals: &Globals) -> anyhow::Result<Outcome>
     match &args.action {
         Action::Embed(args) => embed::run(args, globals),
         Action::Define(args) => define::run(args, globals),
+        Action::Mixing(args) => mixing::run(args, globals),
         Action::Nearest(args) => nearest::run(args, globals),
         Action::Senses(args) => senses::senses(args, globals),
         Action::Disambiguate(args) => senses::disambiguate(args, globals),

@@ -13,7 +13,8 @@ use crate::failure::Outcome;
 ///
 /// A Llama of about 2.4 million parameters that reads bytes: one that follows texts like yours,
 /// and that recalls `key=value;` from far back, so that methods for long contexts can be tried on
-/// it. OUT is then a model folder that `keyfold lm` reads.
+/// it. OUT is then a model folder that `keyfold lm` reads. With `--set sharing.method=masa --set
+/// start=random` its layers share the matrices of their attention from the beginning (MASA).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

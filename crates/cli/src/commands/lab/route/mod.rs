@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use keyfold_core::atomic;
 use keyfold_data::rows::{RowOptions, read_rows};
 use keyfold_inspect::route::tours::{self, EXACT};
-use keyfold_inspect::route::{Points, RouteModel, Solved};
+use keyfold_inspect::route::{Pointed, Points, RouteModel, Solved};
 use keyfold_sequence::pointer::beam::Task;
 use serde_json::json;
 
@@ -19,6 +19,8 @@ use crate::args::Globals;
 use crate::failure::{Outcome, wrong_use};
 
 /// Let a pointer network find the tour, the hull or the triangles of points, beside the best known
+///
+/// Networks that were trained to sort numbers, or on examples of your own, answer here too.
 ///
 /// The networks that are part of the program learned from up to a dozen points; they read more, and
 /// get worse with them. A network is no rival of a search for tours (LKH, OR-Tools): the best known
@@ -31,7 +33,7 @@ Examples:
   keyfold lab route places.csv --task delaunay --beam 10 --json
   keyfold lab route places.csv --model trained")]
 pub(super) struct RouteArgs {
-    /// Rows of two numbers (.csv, .tsv, .npy, .parquet, .safetensors)
+    /// Rows of two numbers, or of as many as the model's points have (.csv, .tsv, .npy, .parquet, .safetensors)
     #[arg(value_name = "POINTS")]
     points: PathBuf,
     /// What is looked for [default: tour, or what the model was trained for]
@@ -62,6 +64,8 @@ enum TaskArg {
     Hull,
     /// The triangles of the Delaunay triangulation
     Delaunay,
+    /// Numbers in rising order; wants a model
+    Sort,
 }
 
 impl TaskArg {
@@ -70,12 +74,12 @@ impl TaskArg {
             Self::Tour => Task::Tour,
             Self::Hull => Task::Hull,
             Self::Delaunay => Task::Delaunay,
+            Self::Sort => Task::Sort,
         }
     }
 }
 
 pub(super) fn run(args: &RouteArgs, globals: &Globals) -> anyhow::Result<Outcome> {
-    let points = read(&args.points, &args.ignore)?;
     let wanted = args.task.map(TaskArg::task);
     let model = match &args.model {
         Some(folder) => RouteModel::load(folder)?,
@@ -90,6 +94,23 @@ pub(super) fn run(args: &RouteArgs, globals: &Globals) -> anyhow::Result<Outcome
         )));
     }
     let rules = !args.no_constraints;
+    if matches!(model.task, Task::Sort | Task::Custom) {
+        if args.svg.is_some() {
+            return Err(wrong_use("--svg draws answers about points in a plane"));
+        }
+        let rows = read(
+            &args.points,
+            &args.ignore,
+            model.network.config().input_size,
+        )?;
+        let pointed = model
+            .point(&rows.concat(), args.beam.into(), rules)
+            .with_context(|| args.points.display().to_string())?;
+        return print_pointed(&rows, &model, &pointed, globals.json);
+    }
+    let points = read(&args.points, &args.ignore, 2)?;
+    let points = points.iter().map(|row| [row[0], row[1]].map(f64::from));
+    let points = Points::new(points.collect())?;
     let solved = model
         .solve(&points, args.beam.into(), rules, globals.seed)
         .with_context(|| args.points.display().to_string())?;
@@ -105,21 +126,73 @@ pub(super) fn run(args: &RouteArgs, globals: &Globals) -> anyhow::Result<Outcome
     Ok(Outcome::Done)
 }
 
-fn read(path: &Path, ignore: &[String]) -> anyhow::Result<Points> {
+/// Rows of `width` numbers.
+fn read(path: &Path, ignore: &[String], width: usize) -> anyhow::Result<Vec<Vec<f32>>> {
     let options = RowOptions {
         ignore: ignore.to_vec(),
         ..RowOptions::default()
     };
     let rows = read_rows(path, &options)?;
-    if rows.width != 2 {
+    if rows.width != width {
+        let numbers = match width {
+            1 => "one number".to_owned(),
+            2 => "two numbers".to_owned(),
+            width => format!("{width} numbers"),
+        };
         return Err(wrong_use(format!(
-            "{}: a point has two numbers, and the rows have {}; --ignore leaves columns out",
+            "{}: a point has {numbers}, and the rows have {}; --ignore leaves columns out",
             path.display(),
             rows.width
         )));
     }
-    let points = rows.iter().map(|row| [row[0], row[1]].map(f64::from));
-    Ok(Points::new(points.collect())?)
+    Ok(rows.iter().map(<[f32]>::to_vec).collect())
+}
+
+/// The answer of a network that sorts or was trained on examples.
+fn print_pointed(
+    all: &[Vec<f32>],
+    model: &RouteModel,
+    pointed: &Pointed,
+    json: bool,
+) -> anyhow::Result<Outcome> {
+    let mut out = anstream::stdout().lock();
+    if json {
+        let value = json!({
+            "task": model.task.name(),
+            "points": all.len(),
+            "learned_from": model.points,
+            "answer": rows(&pointed.answer),
+            "best_known": pointed.truth.as_deref().map(rows),
+            "log_probability": pointed.log_probability,
+            "ended": pointed.ended,
+            "valid": pointed.worth.map(|w| w.valid),
+            "right": pointed.worth.map(|w| w.right),
+        });
+        writeln!(out, "{value:#}")?;
+        return Ok(Outcome::Done);
+    }
+    writeln!(out, "{} of {} points", model.task, all.len())?;
+    for row in rows(&pointed.answer) {
+        let numbers: Vec<String> = all[row - 1].iter().map(|x| format!("{x:>14.6}")).collect();
+        writeln!(out, "{row:>6} {}", numbers.join(" "))?;
+    }
+    if let (Some(worth), Some(truth)) = (&pointed.worth, &pointed.truth) {
+        let word = if worth.right { "right" } else { "wrong" };
+        let exact: Vec<String> = rows(truth).iter().map(usize::to_string).collect();
+        writeln!(out, "{:<12}{word}; exact: {}", "answer", exact.join(" "))?;
+    }
+    if !pointed.ended {
+        writeln!(out, "{:<12}the network did not end its answer", "note")?;
+    }
+    let [_, most] = model.points;
+    if all.len() > most {
+        writeln!(
+            out,
+            "{:<12}the network learned from up to {most} points; with more it gets worse",
+            "note"
+        )?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// Rows count from 1, as in the messages about files.
@@ -134,7 +207,7 @@ fn answer(task: Task, places: &[usize]) -> serde_json::Value {
             let triangles: Vec<_> = rows(places).chunks(3).map(<[usize]>::to_vec).collect();
             json!(triangles)
         }
-        Task::Tour | Task::Hull => json!(rows(places)),
+        _ => json!(rows(places)),
     }
 }
 
@@ -159,8 +232,8 @@ fn print_json(points: &Points, model: &RouteModel, solved: &Solved) -> anyhow::R
             value["best_known_is_shortest"] = json!(is_exact(points, solved));
             value["longer_by"] = json!(share.map(|s| s - 1.0));
         }
-        Task::Hull => value["area_share"] = json!(share),
         Task::Delaunay => value["triangle_share"] = json!(share),
+        _ => value["area_share"] = json!(share),
     }
     writeln!(anstream::stdout(), "{value:#}")?;
     Ok(())
@@ -187,7 +260,7 @@ fn print(points: &Points, model: &RouteModel, solved: &Solved) -> anyhow::Result
                 }
             }
         }
-        Task::Tour | Task::Hull => {
+        _ => {
             for row in rows(&solved.answer) {
                 let [x, y] = points.all()[row - 1];
                 writeln!(out, "{row:>6} {x:>14.6} {y:>14.6}")?;
@@ -214,9 +287,6 @@ fn print(points: &Points, model: &RouteModel, solved: &Solved) -> anyhow::Result
             writeln!(out, "{best:<12}{:.6}", tours::length(points, &solved.truth))?;
             writeln!(out, "{:<12}{:.2} %", "longer by", 100.0 * (share - 1.0))?;
         }
-        (Task::Hull, Some(share)) => {
-            writeln!(out, "{:<12}{:.2} % of the hull's", "area", 100.0 * share)?;
-        }
         (Task::Delaunay, Some(share)) => {
             writeln!(
                 out,
@@ -224,6 +294,9 @@ fn print(points: &Points, model: &RouteModel, solved: &Solved) -> anyhow::Result
                 "triangles",
                 100.0 * share
             )?;
+        }
+        (_, Some(share)) => {
+            writeln!(out, "{:<12}{:.2} % of the hull's", "area", 100.0 * share)?;
         }
     }
     if task != Task::Tour {

@@ -4,8 +4,11 @@
 //! agrees with that of the calibration; and recall of a value by a Mamba-2 model whose weights
 //! are written by hand. It stores what follows a mark, forgets as trained models do, and is
 //! fooled by what leaks into its state, so that on long prompts the value drowns. It is no
-//! trained model: it shows the mechanism. With `--model` (and `--data`, a text) the perplexity
+//! trained model: it shows the mechanism. A small model that is trained here on the same task is
+//! measured in the same way ([`trained`]). With `--model` (and `--data`, a text) the perplexity
 //! of the last 100 tokens of prompts of growing length is measured as well.
+
+mod trained;
 
 use std::sync::Arc;
 
@@ -52,7 +55,19 @@ fn failed(e: LmError) -> BenchError {
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
     let sums = sums(options, &mut tables, &mut findings)?;
-    let (recall, lines) = recall(options, progress, &mut tables, &mut findings)?;
+    let by_hand = Asked {
+        lm: Arc::new(hand_model(options.seed)?),
+        about: format!("made by hand for {TRAINED} tokens"),
+        short: "by hand",
+    };
+    let (recall, mut lines) = recall(options, &by_hand, progress, &mut tables, &mut findings)?;
+    let trained = Asked {
+        lm: Arc::new(trained::model(options, progress, &mut findings)?),
+        about: format!("trained here on up to {TRAINED} tokens"),
+        short: "trained",
+    };
+    let (learned, more) = self::recall(options, &trained, progress, &mut tables, &mut findings)?;
+    lines.extend(more);
     let perplexity = match (&options.model, &options.data) {
         (Some(model), Some(data)) => {
             on_text(options, model, data, progress, &mut tables, &mut findings)?
@@ -72,7 +87,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
-        values: json!({"sums": sums, "recall": recall, "perplexity": perplexity}),
+        values: json!({"sums": sums, "recall": recall, "recall_trained": learned, "perplexity": perplexity}),
         svg: plot::lines(
             "Recall of a value in the first quarter",
             "tokens",
@@ -263,6 +278,19 @@ fn hand_weights(config: &MambaConfig, seed: u64) -> Numbers {
     numbers
 }
 
+fn hand_model(seed: u64) -> Result<MambaLm, BenchError> {
+    let config = by_hand();
+    MambaLm::from_numbers(config.clone(), hand_weights(&config, seed)).map_err(failed)
+}
+
+/// A model whose recall is measured.
+struct Asked {
+    lm: Arc<MambaLm>,
+    /// What is said of it.
+    about: String,
+    short: &'static str,
+}
+
 /// A prompt with a mark and a value in its first quarter, that ends with the query; and the value.
 fn prompt(length: usize, rng: &mut StdRng) -> (Vec<u32>, u32) {
     let mut tokens: Vec<u32> = (0..length).map(|_| rng.random_range(0..NOISE)).collect();
@@ -276,6 +304,7 @@ fn prompt(length: usize, rng: &mut StdRng) -> (Vec<u32>, u32) {
 
 fn recall(
     options: &BenchOptions,
+    asked: &Asked,
     progress: &dyn Progress,
     tables: &mut Vec<Table>,
     findings: &mut Vec<String>,
@@ -285,9 +314,7 @@ fn recall(
         Scale::Small => (&[256, 512, 1_024, 2_048, 4_096, 8_192], 60),
         Scale::Full => (&[256, 512, 1_024, 2_048, 4_096, 8_192, 16_384], 300),
     };
-    let config = by_hand();
-    let lm = MambaLm::from_numbers(config.clone(), hand_weights(&config, options.seed));
-    let lm = Arc::new(lm.map_err(failed)?);
+    let lm = Arc::clone(&asked.lm);
     let team = Arc::new(Team::new(options.thread_count()));
     let session = || MambaSession::new(Arc::clone(&lm), Arc::clone(&team));
     let mut rng = StdRng::seed_from_u64(options.seed);
@@ -309,8 +336,8 @@ fn recall(
     ];
     let mut table = Table::new(
         &format!(
-            "share of values recalled by a model made by hand for {TRAINED} tokens, {prompts} prompts of each \
-             length (chance {:.2})",
+            "share of values recalled by a model {}, {prompts} prompts of each length (chance {:.2})",
+            asked.about,
             1.0 / VALUES.len() as f64
         ),
         &[
@@ -320,7 +347,10 @@ fn recall(
             "LongMamba, no clamp",
         ],
     );
-    let mut lines: Vec<Line> = ways.iter().map(|w| (w.0.clone(), Vec::new())).collect();
+    let mut lines: Vec<Line> = ways
+        .iter()
+        .map(|w| (format!("{}: {}", asked.short, w.0), Vec::new()))
+        .collect();
     let mut values = Vec::new();
     progress.start("recall", "lengths", Some(lengths.len() as u64));
     for &length in lengths {
@@ -352,9 +382,10 @@ fn recall(
     tables.push(table);
     let last = |line: &Line| line.1.last().map_or(0.0, |p| p.1);
     findings.push(format!(
-        "At {} tokens the model by hand recalls {:.2} of the values, with LongMamba {:.2} (clamp 5 %) and {:.2} (no \
+        "At {} tokens the model {} recalls {:.2} of the values, with LongMamba {:.2} (clamp 5 %) and {:.2} (no \
          clamp); at {TRAINED} tokens {:.2}.",
         lengths.last().copied().unwrap_or(0),
+        asked.about,
         last(&lines[0]),
         last(&lines[1]),
         last(&lines[2]),

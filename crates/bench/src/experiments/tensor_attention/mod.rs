@@ -2,7 +2,9 @@
 //!
 //! J. Alman and Z. Song, 2024. Measured: the error of the polynomial for entries in `[-B, B]`,
 //! beside what its certificate allows; the time of both as the sequence grows; and Match3,
-//! which pairs solve by construction.
+//! which pairs solve by construction, and learn ([`learned`]).
+
+mod learned;
 
 use std::time::Instant;
 
@@ -43,18 +45,20 @@ fn failed(e: SequenceError) -> BenchError {
 fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchError> {
     let team = Team::new(options.thread_count());
     let (mut tables, mut findings) = (Vec::new(), Vec::new());
-    progress.start("attention over pairs", "parts", Some(3));
+    progress.start("attention over pairs", "parts", None);
     let errors = errors(options, &team, &mut tables, &mut findings)?;
     progress.advance(1);
     let (times, lines) = times(options, &team, progress, &mut tables, &mut findings)?;
     progress.advance(1);
     let matches = matches(options, &team, &mut findings)?;
+    progress.advance(1);
+    let learned = learned::learned(options, progress, &mut tables, &mut findings)?;
     progress.finish();
     Ok(Report {
         name: EXPERIMENT.name.to_owned(),
         tables,
         findings,
-        values: json!({"errors": errors, "times": times, "match3": matches}),
+        values: json!({"errors": errors, "times": times, "match3": matches, "match3_learned": learned}),
         svg: plot::log_lines("Attention over pairs", "positions", "milliseconds", &lines)?,
     })
 }
