@@ -28,6 +28,7 @@ use super::long_context::answers::{Way, answers};
 use super::long_context::{
     Model, NOT_MEASURED, answered, cache_dims, failed, given_text, holds, which_tokens, windows,
 };
+use crate::memory;
 use crate::plot::{self, Line};
 use crate::report::{Report, Table};
 use crate::{BenchError, BenchOptions, Experiment, Scale};
@@ -465,6 +466,8 @@ fn time(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, BenchEr
         "times as fast",
         "bytes allow",
         "of it, %",
+        "MB of the process",
+        "times smaller",
     ];
     let mut table = Table::new(&title, &columns);
     let (mut values, mut findings) = (Vec::new(), Vec::new());
@@ -496,20 +499,11 @@ fn time(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, BenchEr
                 Box::new(store.map_err(failed::<LmError>("attention"))?),
             ));
         }
-        let mut rng = StdRng::seed_from_u64(options.seed);
-        let width = dims.kv_heads * dims.head_dim;
-        for from in (0..rows).step_by(1024) {
-            let positions: Vec<u32> = (from as u32..(from + 1024).min(rows) as u32).collect();
-            let mut draw = || -> Vec<f32> {
-                (0..positions.len() * width)
-                    .map(|_| rng.random_range(-1.7..1.7))
-                    .collect()
-            };
-            let (keys, values) = (draw(), draw());
-            stores
-                .iter_mut()
-                .for_each(|(_, s)| s.append(0, &positions, &keys, &values));
-        }
+        let held: Vec<Option<u64>> = stores
+            .iter_mut()
+            .map(|(_, store)| fill(&mut **store, &dims, rows, options.seed))
+            .collect();
+        let mut rng = StdRng::seed_from_u64(!options.seed);
         let queries: Vec<f32> = (0..dims.heads * dims.head_dim)
             .map(|_| rng.random_range(-1.7..1.7))
             .collect();
@@ -524,8 +518,14 @@ fn time(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, BenchEr
             let (key, value) = store.row_bytes();
             (key + value) as f64
         };
-        for ((keep, store), seconds) in stores.iter().zip(best).skip(1) {
+        for (((keep, store), seconds), &held_here) in stores.iter().zip(best).zip(&held).skip(1) {
             let faster = best[0] / seconds;
+            let (process, smaller) = match (held[0], held_here) {
+                (Some(dense), Some(here)) if here > 0 => {
+                    (here as f64 / 1e6, dense as f64 / here as f64)
+                }
+                _ => (f64::NAN, f64::NAN),
+            };
             let allowed = bytes(&*stores[0].1) / bytes(&**store);
             table.row([
                 rows.to_string(),
@@ -535,9 +535,11 @@ fn time(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, BenchEr
                 plot::shown(faster),
                 plot::shown(allowed),
                 format!("{:.0}", 100.0 * faster / allowed),
+                plot::shown(process),
+                plot::shown(smaller),
             ]);
             values.push(json!({
-                "rows": rows, "kept": keep, "dense_seconds": best[0], "seconds": seconds, "faster": faster,
+                "rows": rows, "kept": keep, "process_bytes": held_here, "dense_seconds": best[0], "seconds": seconds, "faster": faster,
                 "bytes_allow": allowed, "cache_bytes": store.bytes(),
             }));
             findings.push(format!(
@@ -553,6 +555,25 @@ fn time(options: &BenchOptions, progress: &dyn Progress) -> Result<Part, BenchEr
         values: json!(values),
         lines: Vec::new(),
     })
+}
+
+/// Puts random rows into a store; gives the memory of the process that it took, where the
+/// system tells.
+fn fill(store: &mut dyn KvStore, dims: &Dims, rows: usize, seed: u64) -> Option<u64> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let width = dims.kv_heads * dims.head_dim;
+    let before = memory::held();
+    for from in (0..rows).step_by(1024) {
+        let positions: Vec<u32> = (from as u32..(from + 1024).min(rows) as u32).collect();
+        let mut draw = || -> Vec<f32> {
+            let numbers = 0..positions.len() * width;
+            numbers.map(|_| rng.random_range(-1.7..1.7)).collect()
+        };
+        let (keys, values) = (draw(), draw());
+        store.append(0, &positions, &keys, &values);
+    }
+    let held = memory::held().zip(before);
+    held.map(|(after, before)| after.saturating_sub(before))
 }
 
 /// Seconds of a token's attention.

@@ -18,7 +18,7 @@
 //!
 //! Weights lie by input channel ([`sum_channels`]), in place of the usual layout and not
 //! beside it. A prompt is multiplied whole. The embedding and the output matrix stay as they
-//! are. Bytes of a token: `channels * out` weights and `rank * (in + out)` numbers of 16 bits.
+//! are. Bytes of a token: `channels * out` weights and `rank * (in + out)` numbers of 8 bits.
 //!
 //! One τ for all tokens means that a token may keep many more channels than another; `cap`
 //! bounds them, the largest being kept.
@@ -167,9 +167,9 @@ pub struct Parts {
     pub scales: Vec<f32>,
     /// τ; nothing passes where there is none (ρ = 0).
     pub threshold: Option<f32>,
-    /// `S_r V_rᵀ`, `[rank, in]`, of 16 bits.
+    /// `S_r V_rᵀ`, `[rank, in]`.
     pub down: Option<Tensor>,
-    /// `U_rᵀ`, `[rank, out]`, of 16 bits.
+    /// `U_rᵀ`, `[rank, out]`.
     pub up: Option<Tensor>,
     /// Added to the outputs.
     pub bias: Option<Vec<f32>>,

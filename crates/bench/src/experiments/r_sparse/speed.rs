@@ -54,8 +54,7 @@ pub(super) fn products(
     let smoke = options.scale == Scale::Smoke;
     let shapes: &[(usize, usize)] = match options.scale {
         Scale::Smoke => &[(256, 1024)],
-        Scale::Small => &[(2048, 8192)],
-        Scale::Full => &[(1024, 3072), (2048, 8192), (8192, 2048), (4096, 14_336)],
+        _ => &[(1024, 3072), (2048, 8192), (8192, 2048), (4096, 14_336)],
     };
     let (kinds, shares) = (
         [
@@ -200,7 +199,7 @@ pub(super) fn model(options: &BenchOptions, progress: &dyn Progress) -> Result<P
         Scale::Small => (
             "Qwen3-0.6B",
             Geometry::qwen3_06b(),
-            vec![BlockType::Q8_0, BlockType::Q4K],
+            vec![BlockType::F16, BlockType::Q8_0, BlockType::Q4K],
             5,
             16,
         ),

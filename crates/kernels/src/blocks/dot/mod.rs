@@ -3,7 +3,7 @@
 mod floats;
 mod portable;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(super) mod x86;
 
 use std::marker::PhantomData;
 use std::ops::Range;

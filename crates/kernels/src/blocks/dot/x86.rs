@@ -40,7 +40,7 @@ fn kind<K: Kernel>(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
 // inside the codes, scales and sums of an input, whose lengths `tile` asserts first.
 
 /// A kind of block of 32 numbers.
-trait Block {
+pub(in crate::blocks) trait Block {
     const BYTES: usize;
     /// What the second half of `scales` is multiplied with before it is added to a number;
     /// 0 where there is none.
@@ -57,11 +57,11 @@ trait Block {
     }
 }
 
-struct Q4_0;
-struct Q4_1;
+pub(in crate::blocks) struct Q4_0;
+pub(in crate::blocks) struct Q4_1;
 struct Q5_0;
 struct Q5_1;
-struct Q8_0;
+pub(in crate::blocks) struct Q8_0;
 
 #[inline(always)]
 unsafe fn word(at: *const u8) -> u32 {
@@ -303,15 +303,15 @@ unsafe fn half(at: *const u8) -> __m256 {
 }
 
 /// `Q4K`, and `Q5K` with `FIFTH` bits.
-struct Large<const FIFTH: bool>;
+pub(in crate::blocks) struct Large<const FIFTH: bool>;
 
 impl<const FIFTH: bool> Large<FIFTH> {
-    const BYTES: usize = if FIFTH { 176 } else { 144 };
+    pub(in crate::blocks) const BYTES: usize = if FIFTH { 176 } else { 144 };
     const LOW: usize = if FIFTH { 48 } else { 16 };
 
     /// Scales and minima of the eight parts.
     #[inline(always)]
-    unsafe fn scales(block: *const u8) -> (__m256, __m256) {
+    pub(in crate::blocks) unsafe fn scales(block: *const u8) -> (__m256, __m256) {
         // SAFETY: see above.
         unsafe {
             // Four bytes at once, as `decode::scales_and_minima` has them one by one.

@@ -8,7 +8,6 @@ use crate::session::{Policy, Session};
 use crate::store::CacheType;
 use crate::{Decoder, LmError, ModelFile, Tensor};
 use faer::Mat;
-use half::f16;
 use keyfold_core::{NoProgress, Progress};
 use keyfold_kernels::Team;
 use keyfold_kernels::blocks::{Activations, BlockType, quantize};
@@ -214,14 +213,20 @@ impl Calibration {
 }
 
 impl Factors {
-    /// The first `rank` of `numbers` `[self.rank, width]`, of 16 bits; none where it is 0.
-    fn halves(&self, numbers: &[f32], rank: usize) -> Option<Tensor> {
+    /// The first `rank` of `numbers` `[self.rank, width]`, in blocks of 8 bits, or of 16 bits where
+    /// rows are no whole blocks; none where it is 0.
+    fn packed(&self, numbers: &[f32], rank: usize) -> Option<Tensor> {
         let width = numbers.len() / self.rank.max(1);
         let rank = rank.min(self.rank);
-        let numbers = numbers[..rank * width].iter();
-        let bytes = numbers.flat_map(|&x| f16::from_f32(x).to_le_bytes());
-        let make = || Tensor::in_memory(BlockType::F16, vec![rank, width], bytes.collect());
-        (rank > 0).then(make)
+        if rank == 0 {
+            return None;
+        }
+        let kinds = [BlockType::Q8_0, BlockType::F16];
+        let fits = |kind: &BlockType| kind.row_bytes(width).is_some();
+        let kind = kinds.into_iter().find(fits).unwrap_or(BlockType::F16);
+        let mut bytes = vec![0; rank * kind.row_bytes(width).unwrap_or(0)];
+        quantize(kind, &numbers[..rank * width], &mut bytes);
+        Some(Tensor::in_memory(kind, vec![rank, width], bytes))
     }
 }
 
@@ -245,8 +250,8 @@ impl Parts {
             },
             weight: by_channel(&numbers, inputs, outputs, kind),
             threshold,
-            down: factors.and_then(|(f, rank)| f.halves(&f.down, rank)),
-            up: factors.and_then(|(f, rank)| f.halves(&f.up, rank)),
+            down: factors.and_then(|(f, rank)| f.packed(&f.down, rank)),
+            up: factors.and_then(|(f, rank)| f.packed(&f.up, rank)),
             bias: None,
             cap: None,
         }

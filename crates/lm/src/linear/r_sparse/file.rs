@@ -4,7 +4,7 @@
 //! magic "KFRSPARS" | version u32 | bytes of the header u32 | header, JSON
 //! the tensors of every map in the order of the header, each at the next multiple of 64:
 //!   weights by channel [in, out] | scales [in] f32, where ρ < 1
-//!   | down [rank, in], up [rank, out] f16, where the rank is not 0 | bias [out] f32
+//!   | down [rank, in], up [rank, out], where the rank is not 0 | bias [out] f32
 //! CRC-32 of everything before
 //! ```
 //!
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"KFRSPARS";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ALIGNMENT: usize = 64;
 const START: usize = 16;
 
@@ -63,7 +63,8 @@ struct Entry {
     inputs: usize,
     outputs: usize,
     rank: usize,
-    kind: String,
+    /// Of the weights, of `down` and of `up`.
+    kinds: [String; 3],
     bias: bool,
 }
 
@@ -79,7 +80,12 @@ impl Entry {
             inputs: parts.weight.rows(),
             outputs: parts.weight.row_len(),
             rank: parts.down.as_ref().map_or(0, Tensor::rows),
-            kind: parts.weight.kind().name().to_owned(),
+            kinds: [Some(&parts.weight), parts.down.as_ref(), parts.up.as_ref()].map(|tensor| {
+                tensor
+                    .map_or(BlockType::F16, Tensor::kind)
+                    .name()
+                    .to_owned()
+            }),
             bias: parts.bias.is_some(),
         }
     }
@@ -97,13 +103,14 @@ impl Entry {
 
     /// Kind and shape of its tensors, in order: weights, scales, down, up, bias.
     fn tensors(&self) -> Option<[(BlockType, [usize; 2]); 5]> {
-        let kind = BlockType::ALL.into_iter().find(|k| k.name() == self.kind)?;
+        let kind = |name: &String| BlockType::ALL.into_iter().find(|k| k.name() == name);
+        let [weight, down, up] = self.kinds.each_ref().map(kind);
         let scales = usize::from(self.split().scaled());
         Some([
-            (kind, [self.inputs, self.outputs]),
+            (weight?, [self.inputs, self.outputs]),
             (BlockType::F32, [scales, self.inputs]),
-            (BlockType::F16, [self.rank, self.inputs]),
-            (BlockType::F16, [self.rank, self.outputs]),
+            (down?, [self.rank, self.inputs]),
+            (up?, [self.rank, self.outputs]),
             (BlockType::F32, [usize::from(self.bias), self.outputs]),
         ])
     }
