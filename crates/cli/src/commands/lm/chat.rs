@@ -118,7 +118,11 @@ impl Talk<'_> {
         // What the model has read already is not read again.
         let held = self.session.tokens();
         let same = held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-        let kept = same.min(tokens.len().saturating_sub(1));
+        // Contrastive search compares with the hidden states of the whole talk.
+        let kept = match self.args.decode.is_contrastive() {
+            true => 0,
+            false => same.min(tokens.len().saturating_sub(1)),
+        };
         if self.session.truncate(kept).is_err() {
             // What act-qkv has read cannot be taken back: it reads the talk again.
             self.session = self.args.session(self.loaded, self.globals)?;

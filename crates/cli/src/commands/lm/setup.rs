@@ -354,6 +354,11 @@ impl DecodeArg {
 }
 
 impl DecodeArgs {
+    /// Whether contrastive search picks, which needs the hidden states of the whole text.
+    pub(crate) fn is_contrastive(&self) -> bool {
+        self.decode == DecodeArg::Contrastive
+    }
+
     /// Refuses settings that this way to pick tokens does not have.
     fn check(&self) -> anyhow::Result<()> {
         let (sample, contrastive) = (
