@@ -81,6 +81,19 @@ fn a_kept_prompt_is_not_read_again() {
     assert_eq!(first["tokens"], second["tokens"]);
     assert!(first["report"]["prompt_tokens"].as_u64() > Some(5));
     assert_eq!(second["report"]["prompt_tokens"], 1);
+    // Rows are kept, and a selector chooses among them as if it had seen them come.
+    for select in ["double-sparse", "tidal", "power"] {
+        let few: &[&str] = match select {
+            "double-sparse" => &["--tokens", "4", "--channels", "4", "--dense-layers", "0"],
+            "tidal" => &["--tokens", "4", "--dense-layers", "0", "--reselect", "1"],
+            _ => &["--block", "64"],
+        };
+        let way = [&greedy[..3], &["--select", select], few].concat();
+        let read = generate(&notes, &way);
+        let kept = generate(&notes, &[&greedy[..], &way[3..]].concat());
+        assert_eq!(kept["tokens"], read["tokens"], "{select}");
+        assert_eq!(kept["report"]["prompt_tokens"], 1, "{select}");
+    }
     std::fs::write(notes.file("state"), b"KFPROMPT and nothing else").unwrap();
     let llama = model("llama");
     let args = [
@@ -93,6 +106,48 @@ fn a_kept_prompt_is_not_read_again() {
         "state",
     ];
     notes.run(&args).fails(1, &["state", "saved prompt"]);
+}
+
+#[test]
+fn a_talk_goes_on_line_by_line_under_every_method() {
+    let notes = Notes::new();
+    let llama = model("llama");
+    let talk = |more: &[&str]| {
+        let args = [
+            "lm",
+            "chat",
+            "--model",
+            &llama,
+            "-n",
+            "6",
+            "--json",
+            "--ignore-end",
+        ];
+        let output = common::command(notes.path(), &[&args[..], more].concat())
+            .write_stdin("the boat\n\nby the wall\n")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{more:?}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let answers: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(answers.len(), 2, "{more:?}: {text}");
+        answers
+    };
+    let same = talk(&[]);
+    assert_eq!(talk(&[]), same);
+    for more in [
+        &["--select", "tidal", "--tokens", "8"][..],
+        &[
+            "--select", "act-qkv", "--local", "16", "--chunk", "8", "--block", "4",
+        ],
+        &["--decode", "contrastive"],
+        &["--cache", "f32"],
+    ] {
+        talk(more);
+    }
 }
 
 #[test]
@@ -245,6 +300,13 @@ fn what_does_not_go_together_is_refused_by_name() {
     with(&["--decode", "contrastive", "--alpha", "1.5"]).fails(1, &["alpha", "1.5"]);
     with(&["--temperature=-1"]).fails(1, &["temperature"]);
     with(&["--select", "tidal", "--tokens", "0"]).fails(2, &["token"]);
+    // Settings that would do nothing.
+    with(&["--select", "power", "--tokens", "64"]).fails(2, &["--tokens", "--select"]);
+    with(&["--select", "tidal", "--topk", "4"]).fails(2, &["--topk"]);
+    with(&["--sample", "64"]).fails(2, &["--sample", "--prefill"]);
+    with(&["--decode", "contrastive", "--temperature", "0.9"])
+        .fails(2, &["--temperature", "contrastive"]);
+    with(&["--decode", "greedy", "--alpha", "0.5"]).fails(2, &["--alpha", "greedy"]);
     with(&["--cache", "q8_0"]).fails(1, &["--cache"]);
     notes
         .run(&["lm", "generate", "", "--model", &model("gguf-llama-f16")])

@@ -22,7 +22,7 @@ const HEADER: usize = 8 + 4 + 8 + 4 * 4;
 /// Saves the text that a session has read.
 ///
 /// # Errors
-/// When a method keeps more than rows (selectors, evictors, act-qkv), or the file cannot be written.
+/// When a method changes the rows (evictors, act-qkv), or the file cannot be written.
 pub fn save(session: &mut Session, path: &Path) -> Result<(), LmError> {
     let model = session.decoder().fingerprint();
     let dims = session.decoder().config().dims;
@@ -139,11 +139,12 @@ fn restore(session: &mut Session, path: &Path) -> Result<(), LmError> {
         }
     }
     *tokens = read;
+    session.rows_replaced();
     Ok(())
 }
 
 fn more_than_rows() -> LmError {
-    let what = "a prompt can be saved without --select and --evict only: they keep more than rows";
+    let what = "a prompt can be saved without --evict and --select act-qkv only: they do not keep its rows";
     LmError::Input { what: what.into() }
 }
 

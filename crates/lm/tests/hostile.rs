@@ -3,9 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
-use keyfold_lm::{Gguf, LmError, ModelFile};
+use keyfold_core::NoProgress;
+use keyfold_kernels::Team;
+use keyfold_lm::store::CacheType;
+use keyfold_lm::{Decoder, Gguf, LmError, Message, ModelFile, Policy, Session};
 use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 fn bytes(name: &str) -> Vec<u8> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -220,7 +227,24 @@ fn use_all(file: Result<ModelFile, LmError>) {
         let ids = tokenizer.encode("Some text, \u{1F600}!", keyfold_lm::SpecialTokens::Parse);
         tokenizer.decode(&ids.unwrap_or_default());
     }
-    let _ = file.chat_template();
+    if let Ok(Some(template)) = file.chat_template() {
+        let message = Message {
+            role: "user".into(),
+            content: "Hello".into(),
+        };
+        let _ = template.render(&[message], true, SystemTime::UNIX_EPOCH);
+    }
+    let _ = read_and_write(&file);
+}
+
+/// Reads three tokens, writes one and tries two.
+fn read_and_write(file: &ModelFile) -> Result<(), LmError> {
+    let decoder = Arc::new(Decoder::load(file)?);
+    let policy = Policy::dense(&decoder, CacheType::F16, 8)?;
+    let mut session = Session::new(decoder, policy, Arc::new(Team::new(1)));
+    session.prefill(&[0, 1, 2], &NoProgress)?;
+    session.step(1)?;
+    session.candidates(&[0, 1])
 }
 
 /// Where the header of a fixture ends, about: most damage is done there.
@@ -267,5 +291,89 @@ proptest! {
         }
         let weights = bytes(&format!("{name}/model.safetensors"));
         use_all(ModelFile::from_safetensors_bytes("x/model.safetensors", &config, weights));
+    }
+}
+
+/// What fuzz/ does, without its compiler: bytes are set, copied, cut and put in, most of them in
+/// the header, for as long as `KEYFOLD_FUZZ_SECONDS` says (10).
+#[test]
+#[ignore = "takes as long as it is given: cargo test --test hostile -- --ignored"]
+fn files_that_were_changed_in_many_places_never_panic() {
+    let seconds = std::env::var("KEYFOLD_FUZZ_SECONDS").ok();
+    let seconds = seconds.and_then(|s| s.parse().ok()).unwrap_or(10);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let ggufs = [
+        "llama-q8_0",
+        "llama-q4_0",
+        "gpt2",
+        "qwen3",
+        "smollm3",
+        "llama3",
+    ]
+    .map(|name| bytes(&format!("gguf-{name}/model.gguf")));
+    let texts = ["gpt-2", "qwen2", "smollm", "llama-bpe", "pieces"]
+        .map(|name| bytes(&format!("../fixtures-text/{name}.gguf")));
+    let ggufs = [&ggufs[..], &texts].concat();
+    let folders = ["gpt2", "qwen2", "llama", "smollm3"];
+    let mut rng = StdRng::seed_from_u64(7);
+    let (mut files, mut opened) = (0, 0);
+    while Instant::now() < end {
+        let result = if rng.random_bool(0.6) {
+            let mut file = ggufs[rng.random_range(0..ggufs.len())].clone();
+            damage(&mut file, &mut rng);
+            ModelFile::from_gguf_bytes("x.gguf", file)
+        } else {
+            let name = folders[rng.random_range(0..folders.len())];
+            let mut config = bytes(&format!("{name}/config.json"));
+            let mut weights = bytes(&format!("{name}/model.safetensors"));
+            match rng.random_bool(0.5) {
+                true => damage(&mut config, &mut rng),
+                false => damage(&mut weights, &mut rng),
+            }
+            ModelFile::from_safetensors_bytes("x/model.safetensors", &config, weights)
+        };
+        files += 1;
+        opened += usize::from(result.is_ok());
+        use_all(result);
+    }
+    assert!(files > 0);
+    println!("{files} files, of which {opened} opened");
+}
+
+/// Changes a file in one to eight places.
+fn damage(file: &mut Vec<u8>, rng: &mut StdRng) {
+    for _ in 0..rng.random_range(1..=8) {
+        let within = if rng.random_bool(0.8) {
+            HEADER
+        } else {
+            usize::MAX
+        };
+        let len = file.len().min(within);
+        if len < 16 {
+            return;
+        }
+        let at = rng.random_range(0..len - 8);
+        match rng.random_range(0..6) {
+            0 => file[at] = rng.random(),
+            1 => file[at] ^= 1 << rng.random_range(0..8),
+            2 => {
+                let edge = [0u64, 1, 1 << 31, 1 << 32, 1 << 40, 1 << 63, u64::MAX];
+                let edge = edge[rng.random_range(0..edge.len())];
+                file[at..at + 8].copy_from_slice(&edge.to_le_bytes());
+            }
+            3 => {
+                let from = rng.random_range(0..len - 8);
+                file.copy_within(from..from + 8, at);
+            }
+            4 => drop(file.drain(at..at + rng.random_range(1..8))),
+            _ => {
+                let from = rng.random_range(0..len - 8);
+                let some = file[from..from + 8].to_vec();
+                file.splice(at..at, some);
+            }
+        }
+    }
+    if rng.random_bool(0.1) {
+        file.truncate(rng.random_range(0..=file.len()));
     }
 }

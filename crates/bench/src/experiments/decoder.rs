@@ -2,7 +2,8 @@
 //! (parity/peers/llamacpp.py) with the same files and the same number of threads; and how fast
 //! they write at long contexts when selectors choose the rows that are read.
 //!
-//! The model is the user's (`--model FILE.gguf`) or random weights of published sizes. What
+//! The model is the user's (`--model FILE.gguf`) or random weights of published sizes
+//! (`--model random:qwen3-0.6b:q4_k` names one of them). What
 //! memory allows stands beside every rate: bytes that a written token reads, over bytes a
 //! second that this machine reads. Rates are the best of several runs.
 //!
@@ -37,6 +38,52 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     run,
 };
 
+/// Before the size and the type of random weights in `--model`.
+const RANDOM: &str = "random:";
+
+/// The options with a model file in the place of `random:SIZE:TYPE`.
+fn with_file(options: &BenchOptions, scratch: &Path) -> Result<BenchOptions, BenchError> {
+    let mut options = options.clone();
+    let Some(wanted) = options
+        .model
+        .as_deref()
+        .and_then(|m| m.strip_prefix(RANDOM))
+    else {
+        return Ok(options);
+    };
+    let known = || {
+        let what = "choose smollm-135m, qwen3-0.6b or llama3-8b:LAYERS, then q4_1, q8_0, q4_k or f16, as \
+                    random:qwen3-0.6b:q4_k";
+        BenchError::data(wanted, what)
+    };
+    let (size, kind) = wanted.rsplit_once(':').ok_or_else(known)?;
+    let geometry = match size.split_once(':') {
+        Some(("llama3-8b", layers)) => layers
+            .parse()
+            .ok()
+            .filter(|n| *n > 0)
+            .map(Geometry::llama3_8b),
+        None if size == "smollm-135m" => Some(Geometry::smollm_135m()),
+        None if size == "qwen3-0.6b" => Some(Geometry::qwen3_06b()),
+        _ => None,
+    };
+    let kinds = [
+        BlockType::Q4_1,
+        BlockType::Q8_0,
+        BlockType::Q4K,
+        BlockType::F16,
+    ];
+    let kind = kinds
+        .into_iter()
+        .find(|k| k.name().eq_ignore_ascii_case(kind));
+    let (geometry, kind) = geometry.zip(kind).ok_or_else(known)?;
+    let path = scratch.join(format!("{}.gguf", wanted.replace(':', "-")));
+    write_random(&geometry, kind, options.seed, &path)
+        .map_err(|e| BenchError::data(wanted, e.to_string()))?;
+    options.model = Some(path.to_string_lossy().into_owned());
+    Ok(options)
+}
+
 /// A model file and the contexts it is measured at.
 struct Case {
     name: String,
@@ -64,8 +111,10 @@ const LONG: usize = 4_000;
 
 fn cases(options: &BenchOptions, scratch: &Path) -> Result<Vec<Case>, BenchError> {
     if let Some(model) = &options.model {
+        // A size of random weights is measured at fewer contexts: a peer takes minutes for each.
         let contexts = match options.scale {
             Scale::Smoke => vec![16],
+            Scale::Small if Path::new(model).starts_with(scratch) => vec![64, 4200],
             Scale::Small => vec![64, 1024, 4200],
             Scale::Full => vec![64, 1024, 4200, 8000],
         };
@@ -93,12 +142,14 @@ fn cases(options: &BenchOptions, scratch: &Path) -> Result<Vec<Case>, BenchError
         Scale::Smoke => vec![("tiny", tiny, BlockType::Q4_1)],
         Scale::Small => vec![
             ("SmolLM-135M", Geometry::smollm_135m(), BlockType::Q8_0),
+            ("SmolLM-135M", Geometry::smollm_135m(), BlockType::Q4K),
             ("Qwen3-0.6B", Geometry::qwen3_06b(), BlockType::Q8_0),
             ("Qwen3-0.6B", Geometry::qwen3_06b(), BlockType::Q4K),
         ],
         Scale::Full => vec![
             ("SmolLM-135M", Geometry::smollm_135m(), BlockType::Q4_1),
             ("SmolLM-135M", Geometry::smollm_135m(), BlockType::Q8_0),
+            ("SmolLM-135M", Geometry::smollm_135m(), BlockType::Q4K),
             ("SmolLM-135M", Geometry::smollm_135m(), BlockType::F16),
             ("Qwen3-0.6B", Geometry::qwen3_06b(), BlockType::Q8_0),
             ("Qwen3-0.6B", Geometry::qwen3_06b(), BlockType::Q4K),
@@ -139,6 +190,7 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let peers = options.peers.iter().map(|p| Engine::parse(p));
     let peers: Vec<Engine> = peers.collect::<Result<_, _>>()?;
     let scratch = tempfile::tempdir()?;
+    let options = &with_file(options, scratch.path())?;
     let cases = cases(options, scratch.path())?;
     let bandwidth = peak::read_bandwidth(threads);
     let mut table = Table::new(
@@ -301,4 +353,31 @@ pub(super) fn ask(peer: &Engine, asked: &Value, contexts: usize) -> Result<Vec<R
         ));
     }
     Ok(rates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_types_of_random_weights_are_known_or_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let of = |name: &str| {
+            let options = BenchOptions {
+                model: Some(name.to_owned()),
+                ..BenchOptions::default()
+            };
+            with_file(&options, scratch.path()).map(|o| o.model.unwrap_or_default())
+        };
+        assert_eq!(of("model.gguf").unwrap(), "model.gguf");
+        for wrong in [
+            "random:",
+            "random:smollm-135m",
+            "random:smollm-135m:q9",
+            "random:llama3-8b:0:q8_0",
+        ] {
+            let message = of(wrong).unwrap_err().to_string();
+            assert!(message.contains("smollm-135m"), "{wrong}: {message}");
+        }
+    }
 }

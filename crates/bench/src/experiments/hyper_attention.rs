@@ -260,7 +260,7 @@ fn time(
             (vec![512, 1024], cache_dims(1, 2, 2, 64), config)
         }
         Scale::Small => (
-            vec![4096, 8192, 16_384],
+            vec![4096, 8192, 16_384, 32_768],
             cache_dims(1, 8, 8, 64),
             HyperConfig::default(),
         ),

@@ -101,7 +101,7 @@ pub(crate) fn run(args: &AskArgs, globals: &Globals) -> anyhow::Result<Outcome> 
     let loaded = args.model.load(globals, &progress)?;
     let tokenizer = loaded.file.tokenizer()?;
     let ends = &loaded.decoder.config().eos_token_ids;
-    let options = args.decode.options(ends, &tokenizer, globals.seed);
+    let options = args.decode.options(ends, &tokenizer, globals.seed)?;
     let tokens = fit(args, &loaded, &tokenizer, &mut sources, options.max_tokens)?;
     let mut session = args
         .model

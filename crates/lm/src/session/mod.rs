@@ -325,6 +325,9 @@ impl Session {
     /// # Errors
     /// When the policy cannot go back.
     pub fn truncate(&mut self, length: usize) -> Result<(), LmError> {
+        if length >= self.tokens.len() {
+            return Ok(());
+        }
         let Policy::Roles {
             store, selector, ..
         } = &mut self.policy
@@ -407,11 +410,24 @@ impl Session {
         match &mut self.policy {
             Policy::Roles {
                 store,
-                selector: None,
                 evictor: None,
                 ..
             } => Some((store.as_mut(), &mut self.tokens)),
             _ => None,
+        }
+    }
+
+    /// Tells the selector that all rows of the store are new to it.
+    pub(crate) fn rows_replaced(&mut self) {
+        let dims = self.decoder.config().dims;
+        if let Policy::Roles {
+            selector: Some(selector),
+            ..
+        } = &mut self.policy
+        {
+            for layer in 0..dims.layers {
+                (0..dims.kv_heads).for_each(|kv_head| selector.changed(layer, kv_head, 0));
+            }
         }
     }
 
@@ -449,7 +465,6 @@ impl Session {
     fn evict(&mut self) {
         let Policy::Roles {
             store,
-            selector,
             evictor: Some(evictor),
             ..
         } = &mut self.policy
@@ -461,11 +476,9 @@ impl Session {
         for layer in 0..dims.layers {
             let mass = self.mass.get(layer).unwrap_or(&none);
             evictor.after_prefill(layer, mass, &self.kinds, store.as_mut());
-            if let Some(selector) = selector {
-                (0..dims.kv_heads).for_each(|kv_head| selector.changed(layer, kv_head, 0));
-            }
         }
         self.mass.clear();
+        self.rows_replaced();
     }
 }
 

@@ -44,6 +44,19 @@ struct Talk<'a> {
     globals: &'a Globals,
 }
 
+impl ChatArgs {
+    /// An empty text with room for a talk.
+    fn session(&self, loaded: &Loaded, globals: &Globals) -> anyhow::Result<Session> {
+        let progress = StderrProgress::new(globals.quiet, 20);
+        let context = loaded.decoder.config().context_limit().unwrap_or(MOST_ROOM);
+        self.model
+            .session(loaded, context.min(MOST_ROOM), &progress)
+    }
+}
+
+/// Tokens of a talk for which there is room at once; a longer one makes more.
+const MOST_ROOM: usize = 8192;
+
 /// The model's template, or why there is no talking with it.
 pub(in crate::commands) fn template(loaded: &Loaded) -> anyhow::Result<ChatTemplate> {
     loaded.file.chat_template()?.ok_or_else(|| {
@@ -57,7 +70,6 @@ pub(in crate::commands) fn template(loaded: &Loaded) -> anyhow::Result<ChatTempl
 pub(super) fn run(args: &ChatArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let progress = StderrProgress::new(globals.quiet, 20);
     let loaded = args.model.load(globals, &progress)?;
-    let context = loaded.decoder.config().context_limit().unwrap_or(8192);
     let message = |content: &String| Message {
         role: "system".into(),
         content: content.clone(),
@@ -65,7 +77,7 @@ pub(super) fn run(args: &ChatArgs, globals: &Globals) -> anyhow::Result<Outcome>
     let mut talk = Talk {
         template: template(&loaded)?,
         tokenizer: loaded.file.tokenizer()?,
-        session: args.model.session(&loaded, context.min(8192), &progress)?,
+        session: args.session(&loaded, globals)?,
         messages: args.system.iter().map(message).collect(),
         loaded: &loaded,
         args,
@@ -106,14 +118,21 @@ impl Talk<'_> {
         // What the model has read already is not read again.
         let held = self.session.tokens();
         let same = held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-        self.session
-            .truncate(same.min(tokens.len().saturating_sub(1)))?;
+        // Contrastive search compares with the hidden states of the whole talk.
+        let kept = match self.args.decode.is_contrastive() {
+            true => 0,
+            false => same.min(tokens.len().saturating_sub(1)),
+        };
+        if self.session.truncate(kept).is_err() {
+            // What act-qkv has read cannot be taken back: it reads the talk again.
+            self.session = self.args.session(self.loaded, self.globals)?;
+        }
         let rest = &tokens[self.session.tokens().len()..];
         let options = self.args.decode.options(
             &self.loaded.decoder.config().eos_token_ids,
             &self.tokenizer,
             self.globals.seed,
-        );
+        )?;
         let mut out = anstream::stdout().lock();
         let mut failed = None;
         let json = self.globals.json;

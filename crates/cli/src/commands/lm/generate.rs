@@ -68,7 +68,7 @@ pub(super) fn run(args: &GenerateArgs, globals: &Globals) -> anyhow::Result<Outc
     tokens.extend(tokenizer.encode(&text, special)?);
     let options = args
         .decode
-        .options(model.end_tokens(), &tokenizer, globals.seed);
+        .options(model.end_tokens(), &tokenizer, globals.seed)?;
     let mut session = match &model {
         AnyModel::Decoder(loaded) => {
             args.long.refuse()?;

@@ -36,15 +36,12 @@ pub(super) struct IsotropyArgs {
 pub(super) fn run(args: &IsotropyArgs, globals: &Globals) -> anyhow::Result<Outcome> {
     let text = std::fs::read(&args.text)
         .map_err(|e| wrong_use(format!("cannot read {}: {e}", args.text.display())))?;
-    let text = String::from_utf8_lossy(&text).replace("\r\n", "\n");
+    let text = String::from_utf8_lossy(&text);
     let progress = StderrProgress::new(globals.quiet, 20);
     let loaded = args.model.load(globals, &progress)?;
     let tokenizer = loaded.file.tokenizer()?;
     let mut texts = Vec::new();
-    for paragraph in text.split("\n\n").filter(|p| !p.trim().is_empty()) {
-        if texts.len() == args.texts {
-            break;
-        }
+    for paragraph in paragraphs(&text).iter().take(args.texts) {
         let mut tokens = tokenizer.prefix().to_vec();
         tokens.extend(tokenizer.encode(paragraph, SpecialTokens::Plain)?);
         texts.push(tokens);
@@ -71,4 +68,25 @@ pub(super) fn run(args: &IsotropyArgs, globals: &Globals) -> anyhow::Result<Outc
         true => Outcome::Interrupted,
         false => Outcome::Done,
     })
+}
+
+/// Runs of lines that are not blank; a line of spaces is.
+fn paragraphs(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let runs = lines.split(|line| line.trim().is_empty());
+    runs.filter(|run| !run.is_empty())
+        .map(|run| run.join("\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::paragraphs;
+
+    #[test]
+    fn paragraphs_end_at_lines_without_letters() {
+        let text = "\n one\r\n two \n \t\n\nthree\n \n";
+        assert_eq!(paragraphs(text), [" one\n two ", "three"]);
+        assert!(paragraphs(" \n\n").is_empty());
+    }
 }

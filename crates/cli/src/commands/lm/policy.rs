@@ -112,6 +112,9 @@ pub(crate) struct PolicyArgs {
     /// hyper: shorter texts are read exactly
     #[arg(long, value_name = "N")]
     min_len: Option<usize>,
+    /// Settings may be of methods that are not chosen (a grid chooses many).
+    #[arg(skip)]
+    settings_of_any: bool,
 }
 
 /// Tokens of a prompt from the first to before the second place.
@@ -184,6 +187,7 @@ impl PolicyArgs {
         new.cache.cache = cache.parse().map_err(wrong_use)?;
         new.select = SelectArg::from_str(select, false).map_err(wrong_use)?;
         new.evict = self.evict.with(evict)?;
+        new.settings_of_any = true;
         Ok(new)
     }
 
@@ -255,8 +259,60 @@ impl PolicyArgs {
         }
     }
 
+    /// Every setting of a method: its option, whether it was given, and whether a chosen method
+    /// has it.
+    fn settings(&self) -> [(&'static str, bool, bool); 20] {
+        let selects = |one: SelectArg| self.select == one;
+        let (sparse, tidal, act_qkv) = (
+            selects(SelectArg::DoubleSparse),
+            selects(SelectArg::Tidal),
+            selects(SelectArg::ActQkv),
+        );
+        let power = selects(SelectArg::Power) || self.prefill == PrefillArg::Power;
+        let hyper = self.prefill == PrefillArg::Hyper;
+        [
+            ("--tokens", self.tokens.is_some(), sparse || tidal),
+            ("--channels", self.channels.is_some(), sparse),
+            ("--label-bits", self.label_bits.is_some(), sparse),
+            ("--calib", !self.calib_is_auto(), sparse),
+            (
+                "--dense-layers",
+                self.dense_layers.is_some(),
+                sparse || tidal || power,
+            ),
+            ("--reselect", self.reselect.is_some(), tidal),
+            ("--correct-every", self.correct_every.is_some(), tidal),
+            ("--block", self.block.is_some(), act_qkv || power || hyper),
+            ("--init", self.init.is_some(), act_qkv),
+            ("--local", self.local.is_some(), act_qkv),
+            ("--topk", self.topk.is_some(), act_qkv),
+            ("--repr", self.repr.is_some(), act_qkv),
+            ("--chunk", self.chunk.is_some(), act_qkv),
+            ("--window", self.window.is_some(), power),
+            ("--sink", self.sink.is_some(), power),
+            ("--pattern", self.pattern != PatternArg::Power, power),
+            ("--layers", self.layers.is_some(), hyper),
+            ("--sample", self.sample.is_some(), hyper),
+            ("--proj", self.proj.is_some(), hyper),
+            ("--min-len", self.min_len.is_some(), hyper),
+        ]
+    }
+
+    /// Refuses settings that would do nothing.
+    fn check_settings(&self) -> anyhow::Result<()> {
+        let idle = |&(_, given, used): &(_, bool, bool)| given && !used;
+        match self.settings().iter().find(|setting| idle(setting)) {
+            Some((option, ..)) if !self.settings_of_any => Err(wrong_use(format!(
+                "{option} belongs to no method that is chosen; its help names the --select or --prefill that it \
+                 is for: choose that, or leave {option} out"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what does not go together.
     fn check(&self, loaded: &Loaded) -> anyhow::Result<()> {
+        self.check_settings()?;
         let act_qkv = self.select == SelectArg::ActQkv;
         let windows = &loaded.decoder.config().sliding_window;
         if (act_qkv || self.prefill != PrefillArg::Dense) && windows.iter().any(Option::is_some) {

@@ -303,27 +303,27 @@ pub(crate) struct DecodeArgs {
     /// How the next token is picked
     #[arg(long, value_name = "WAY", default_value = "sample")]
     decode: DecodeArg,
-    /// Below 1 the likely becomes likelier; 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
-    temperature: f32,
-    /// Draw among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    top_p: f32,
-    /// Draw among so many likeliest tokens; 0 means all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k: usize,
-    /// Draw among tokens with at least this share of the likeliest one's probability
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f32,
-    /// Make tokens that occurred less likely; 1 changes nothing
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f32,
-    /// Contrastive search: how many candidates
-    #[arg(short, long, value_name = "N", default_value_t = 5)]
-    k: usize,
-    /// Contrastive search: weight of the penalty for saying the same again, 0 to 1
-    #[arg(long, value_name = "A", default_value_t = 0.6)]
-    alpha: f32,
+    /// Below 1 the likely becomes likelier; 0 always takes the likeliest token [default: 0.7]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Draw among the likeliest tokens that together have this probability [default: 0.95]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Draw among so many likeliest tokens; 0 means all [default: 0]
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Draw among tokens with at least this share of the likeliest one's probability [default: 0]
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Make tokens that occurred less likely; 1 changes nothing [default: 1]
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// Contrastive search: how many candidates [default: 5]
+    #[arg(short, long, value_name = "N")]
+    k: Option<usize>,
+    /// Contrastive search: weight of the penalty for saying the same again, 0 to 1 [default: 0.6]
+    #[arg(long, value_name = "A")]
+    alpha: Option<f32>,
     /// End before this text comes (repeatable)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -343,22 +343,68 @@ enum DecodeArg {
     Contrastive,
 }
 
+impl DecodeArg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sample => "sample",
+            Self::Greedy => "greedy",
+            Self::Contrastive => "contrastive",
+        }
+    }
+}
+
 impl DecodeArgs {
+    /// Whether contrastive search picks, which needs the hidden states of the whole text.
+    pub(crate) fn is_contrastive(&self) -> bool {
+        self.decode == DecodeArg::Contrastive
+    }
+
+    /// Refuses settings that this way to pick tokens does not have.
+    fn check(&self) -> anyhow::Result<()> {
+        let (sample, contrastive) = (
+            self.decode == DecodeArg::Sample,
+            self.decode == DecodeArg::Contrastive,
+        );
+        let settings = [
+            ("--temperature", self.temperature.is_some(), sample),
+            ("--top-p", self.top_p.is_some(), sample),
+            ("--top-k", self.top_k.is_some(), sample),
+            ("--min-p", self.min_p.is_some(), sample),
+            (
+                "--repetition-penalty",
+                self.repetition_penalty.is_some(),
+                !contrastive,
+            ),
+            ("-k", self.k.is_some(), contrastive),
+            ("--alpha", self.alpha.is_some(), contrastive),
+        ];
+        match settings.iter().find(|(_, given, used)| *given && !used) {
+            Some((option, ..)) => Err(wrong_use(format!(
+                "{option} does nothing with --decode {}; leave one of them out",
+                self.decode.name()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The options of the library; `end_tokens` are those of the model.
     pub(crate) fn options(
         &self,
         end_tokens: &[u32],
         tokenizer: &Tokenizer,
         seed: u64,
-    ) -> GenerateOptions {
+    ) -> anyhow::Result<GenerateOptions> {
+        self.check()?;
+        let usual = SamplingConfig::default();
         let sampling = SamplingConfig {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
+            temperature: self.temperature.unwrap_or(0.7),
+            top_k: self.top_k.unwrap_or(usual.top_k),
+            top_p: self.top_p.unwrap_or(0.95),
+            min_p: self.min_p.unwrap_or(usual.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
             seed,
         };
+        let contrastive = ContrastiveConfig::default();
         let decoding = match self.decode {
             DecodeArg::Sample => Decoding::Sample(sampling),
             DecodeArg::Greedy => Decoding::Sample(SamplingConfig {
@@ -366,8 +412,8 @@ impl DecodeArgs {
                 ..sampling
             }),
             DecodeArg::Contrastive => Decoding::Contrastive(ContrastiveConfig {
-                k: self.k,
-                alpha: self.alpha,
+                k: self.k.unwrap_or(contrastive.k),
+                alpha: self.alpha.unwrap_or(contrastive.alpha),
             }),
         };
         let mut end_tokens = end_tokens.to_vec();
@@ -375,11 +421,11 @@ impl DecodeArgs {
         if self.ignore_end {
             end_tokens.clear();
         }
-        GenerateOptions {
+        Ok(GenerateOptions {
             max_tokens: self.max_tokens,
             decoding,
             stop: self.stop.clone(),
             end_tokens,
-        }
+        })
     }
 }

@@ -120,9 +120,4 @@ impl<V: Eight, T: Number> Kernel for Floats<V, T> {
         }
         out
     }
-
-    #[inline(always)]
-    fn prefetch(at: *const u8) {
-        V::prefetch_line(at);
-    }
 }

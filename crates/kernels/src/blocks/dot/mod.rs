@@ -156,16 +156,10 @@ trait Kernel {
         rows: [&[u8]; R],
         x: [Self::Input<'_>; N],
     ) -> [[f32; R]; N];
-
-    /// Asks for the cache line at an address.
-    fn prefetch(at: *const u8);
 }
 
 /// So many bytes of weights stay in the second cache until all inputs have met them.
 const BAND: usize = 1 << 17;
-
-/// Weights are asked for so many bytes before their turn.
-const AHEAD: usize = 4096;
 
 /// Rows at once; sums of a tile stay in registers.
 const ROWS: usize = 4;
@@ -217,6 +211,10 @@ fn cover<K: Kernel>(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
 }
 
 /// The rows `range`, a whole number of `R`, with the `N` inputs from `first` on; gives `N`.
+///
+/// The `R` rows of a tile come from `R` runs of the range, not from one place: each run is read
+/// from its beginning to its end, which memory foresees. Rows that follow each other, read
+/// side by side, came at less than a third of the speed (docs/PERFORMANCE.md).
 #[inline(always)]
 fn stripe<K: Kernel, const R: usize, const N: usize>(
     weights: &BlockMatrix,
@@ -229,17 +227,18 @@ fn stripe<K: Kernel, const R: usize, const N: usize>(
     for (n, input) in inputs.iter_mut().enumerate() {
         *input = K::input(x, first + n);
     }
-    for row in range.step_by(R) {
+    let run = range.len() / R;
+    for row in range.start..range.start + run {
         let mut rows = [weights.row(row); R];
         for (r, place) in rows.iter_mut().enumerate() {
-            *place = weights.row(row + r);
-        }
-        for line in (0..R * weights.row_bytes).step_by(64) {
-            K::prefetch(rows[0].as_ptr().wrapping_add(AHEAD + line));
+            *place = weights.row(row + r * run);
         }
         let products = K::tile::<R, N>(rows, inputs);
         for (n, products) in products.iter().enumerate() {
-            out.of(first + n, row..row + R).copy_from_slice(products);
+            let out = out.of(first + n, range.clone());
+            for (r, &product) in products.iter().enumerate() {
+                out[row - range.start + r * run] = product;
+            }
         }
     }
     N

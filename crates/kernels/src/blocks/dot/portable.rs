@@ -136,8 +136,6 @@ impl<B: Block> Kernel for Small<B> {
         }
         out
     }
-
-    fn prefetch(_at: *const u8) {}
 }
 
 /// `Q4K`, and `Q5K` with `FIFTH` bits.
@@ -180,8 +178,6 @@ impl<const FIFTH: bool> Kernel for Large<FIFTH> {
         }
         out
     }
-
-    fn prefetch(_at: *const u8) {}
 }
 
 /// `Q6K`.
@@ -223,6 +219,4 @@ impl Kernel for Sixteenths {
         }
         out
     }
-
-    fn prefetch(_at: *const u8) {}
 }

@@ -219,11 +219,6 @@ impl<B: Block> Kernel for Small<B> {
         // SAFETY: see above.
         unsafe { small::<B, R, N>(rows, &x) }
     }
-
-    #[inline(always)]
-    fn prefetch(at: *const u8) {
-        Avx2::prefetch_line(at);
-    }
 }
 
 /// Products of a tile; a function of its own, for the sake of registers.
@@ -361,11 +356,6 @@ impl<const FIFTH: bool> Kernel for Large<FIFTH> {
         // SAFETY: see above.
         unsafe { large::<FIFTH, R, N>(rows, &x) }
     }
-
-    #[inline(always)]
-    fn prefetch(at: *const u8) {
-        Avx2::prefetch_line(at);
-    }
 }
 
 /// Products of a tile; a function of its own, for the sake of registers.
@@ -460,11 +450,6 @@ impl Kernel for Sixteenths {
     fn tile<const R: usize, const N: usize>(rows: [&[u8]; R], x: [PackedRow; N]) -> [[f32; R]; N] {
         // SAFETY: see above.
         unsafe { sixteenths::<R, N>(rows, &x) }
-    }
-
-    #[inline(always)]
-    fn prefetch(at: *const u8) {
-        Avx2::prefetch_line(at);
     }
 }
 
