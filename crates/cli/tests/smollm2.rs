@@ -96,7 +96,7 @@ fn it_reads_english_better_than_shuffled_english() {
         perplexity(&words.join(" ")),
         perplexity(&shuffled.join(" ")),
     );
-    assert!(plain < 100.0 && mixed > 3.0 * plain, "{plain} {mixed}");
+    assert!(plain < 200.0 && mixed > 3.0 * plain, "{plain} {mixed}");
 }
 
 #[test]
