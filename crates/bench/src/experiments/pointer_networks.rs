@@ -239,7 +239,7 @@ fn table(task: Task, all: &[Measured]) -> Table {
             }
             table
         }
-        Task::Hull | Task::Delaunay => {
+        _ => {
             let (share, paper) = match task {
                 Task::Hull => ("area of valid ones, %", "paper / replication, right, %"),
                 _ => ("triangles found, %", "paper, right (found), %"),
