@@ -65,7 +65,7 @@ pub(super) fn run(args: &MixingArgs, globals: &Globals) -> anyhow::Result<Outcom
         "{place:>5} {token:>8} {before:>9} {own:>9} {behind:>9}"
     )?;
     for (i, row) in rows.enumerate() {
-        let size = |part: &[f32]| part.iter().map(|x| x.abs()).sum::<f32>();
+        let size = |part: &[f32]| part.iter().fold(0.0f32, |sum, x| sum + x.abs());
         writeln!(
             out,
             "{i:>5} {:>8} {:>9.4} {:>9.4} {:>9.4}",
