@@ -15,7 +15,7 @@
 //! in every key makes MaxSim find better and is easier to learn. No labels are
 //! needed, any folder of text will do. The table of token vectors starts at the
 //! teacher's mean state of each token. Where there are pairs of texts, a second stage
-//! ([`ranking`]) teaches the student to rank them as the teacher does.
+//! ([`rank`]) teaches the student to rank them as the teacher does.
 
 mod adam;
 mod gradient;
