@@ -1,5 +1,5 @@
 //! What a file that opens must stand: everything in it is read, its template filled, and a
-//! few tokens go through its layers.
+//! few tokens go through its layers. The tests of crates/lm use it too.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,13 +10,15 @@ use keyfold_lm::store::CacheType;
 use keyfold_lm::{Decoder, Message, ModelFile, Policy, Session, SpecialTokens};
 
 /// Uses all of a model.
-pub fn use_all(file: &ModelFile) {
+pub(crate) fn use_all(file: &ModelFile) {
     for name in file.names() {
-        file.tensor(name).expect("it was checked").to_f32();
+        file.tensor(name).unwrap().to_f32();
     }
     let _ = file.check_finite();
+    let length = file.config().context_limit().unwrap_or(1000);
+    keyfold_lm::config::rope_frequencies(file.config(), length);
     if let Ok(tokenizer) = file.tokenizer() {
-        let ids = tokenizer.encode("Some text, <|end|> 123.", SpecialTokens::Parse);
+        let ids = tokenizer.encode("Some text, \u{1F600} <|end|> 123.", SpecialTokens::Parse);
         tokenizer.decode(&ids.unwrap_or_default());
     }
     if let Ok(Some(template)) = file.chat_template() {

@@ -1,6 +1,6 @@
 //! For `search`: what PLAID finds of the ten passages that MaxSim puts first.
 
-use keyfold_core::{Encoder, Progress, Role, Vectors};
+use keyfold_core::Vectors;
 use keyfold_kernels::{maxsim, top_k};
 use keyfold_search::candidates::{CandidateOptions, Method, PlaidLike, PlaidOptions, nearest};
 use keyfold_search::store::Snapshot;
@@ -28,23 +28,7 @@ pub(super) struct Checked {
 }
 
 /// The ten of each query by the vectors as the model gives them.
-pub(super) fn truth(
-    texts: &[String],
-    queries: &[Vectors],
-    encoder: &dyn Encoder,
-    progress: &dyn Progress,
-) -> Result<Tens, BenchError> {
-    let mut documents = Vec::new();
-    progress.start("comparing all", "documents", Some(texts.len() as u64));
-    for batch in texts.chunks(64) {
-        if progress.cancelled() {
-            return Err(BenchError::Cancelled);
-        }
-        let views: Vec<&str> = batch.iter().map(String::as_str).collect();
-        documents.extend(encoder.encode(&views, Role::Document)?);
-        progress.advance(batch.len() as u64);
-    }
-    progress.finish();
+pub(super) fn truth(documents: &[Vectors], queries: &[Vectors]) -> Tens {
     let ten = |query: &Vectors| {
         let scores: Vec<f32> = documents
             .iter()
@@ -57,7 +41,7 @@ pub(super) fn truth(
                 .collect(),
         )
     };
-    Ok(queries.iter().map(ten).collect())
+    queries.iter().map(ten).collect()
 }
 
 /// Searches a store as fast-plaid does by default: 8 centroids, 4096 passages.

@@ -301,6 +301,22 @@ fn finding(task: Task, all: &[Measured]) -> String {
 /// Of sorted sequences of ten numbers so many shall be right.
 const SORTED: f64 = 0.95;
 
+/// What the trainings of the experiment itself share: 5 to 10 points and short runs.
+fn small_training(options: &BenchOptions) -> PointerTraining {
+    PointerTraining {
+        points: [5, 10],
+        init_range: 0.2,
+        batch_size: match options.scale {
+            Scale::Smoke => 32,
+            _ => 128,
+        },
+        optimizer: Optimizer::Adam,
+        decay: Decay::Cosine,
+        seed: options.seed,
+        ..PointerTraining::default()
+    }
+}
+
 /// Numbers in rising order.
 fn sorting(
     options: &BenchOptions,
@@ -315,20 +331,10 @@ fn sorting(
     };
     let config = PointerTraining {
         task: Task::Sort.name().to_owned(),
-        points: [5, 10],
         hidden_size,
-        init_range: 0.2,
-        batch_size: if options.scale == Scale::Smoke {
-            32
-        } else {
-            128
-        },
         steps,
-        optimizer: Optimizer::Adam,
         learning_rate: 3e-3,
-        decay: Decay::Cosine,
-        seed: options.seed,
-        ..PointerTraining::default()
+        ..small_training(options)
     };
     let model = train_in_memory(&config, progress).map_err(failed)?;
     let model = model.ok_or(BenchError::Cancelled)?;
@@ -385,20 +391,10 @@ fn beside_fixed_outputs(
         Scale::Full => (256, 20_000, 1_000),
     };
     let config = PointerTraining {
-        points: [5, 10],
         hidden_size,
-        init_range: 0.2,
-        batch_size: if options.scale == Scale::Smoke {
-            32
-        } else {
-            128
-        },
         steps,
-        optimizer: Optimizer::Adam,
         learning_rate: 2e-3,
-        decay: Decay::Cosine,
-        seed: options.seed,
-        ..PointerTraining::default()
+        ..small_training(options)
     };
     let pointing = train_in_memory(&config, progress).map_err(failed)?;
     let pointing = pointing.ok_or(BenchError::Cancelled)?;

@@ -72,7 +72,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
     let mut losses = Vec::new();
     let rows = encoder.encode(&queries, Role::Query)?;
     let texts = searchable(&collection.documents);
-    let tens = plaid_check::truth(&texts, &rows, &*encoder, progress)?;
+    let (reader, documents) = Reader::of(&*encoder, &texts, sts.as_ref(), progress)?;
+    let mut readers = vec![reader];
+    let tens = plaid_check::truth(&documents, &rows);
     let mut plaid = Vec::new();
     for bits in [Bits::Four, Bits::Two, Bits::Eight] {
         let place = folder.path().join(bits.number().to_string());
@@ -113,11 +115,9 @@ fn run(options: &BenchOptions, progress: &dyn Progress) -> Result<Report, BenchE
         }
         losses.push((bits, loss(&collection, &*encoder, bits, options)?));
     }
-    let (reader, _) = Reader::of(&*encoder, &collection, sts.as_ref(), progress)?;
-    let mut readers = vec![reader];
     if let Some(teacher) = &options.teacher {
         let teacher = keyfold_text::load(teacher, &store::load_options(options))?;
-        let (reader, documents) = Reader::of(&*teacher, &collection, sts.as_ref(), progress)?;
+        let (reader, documents) = Reader::of(&*teacher, &texts, sts.as_ref(), progress)?;
         let lists = single_vectors(&*teacher, &documents, &queries)?;
         let fused: Vec<Vec<usize>> = lists.iter().zip(&words).map(|(a, b)| fused(a, b)).collect();
         methods.push(measure("sentence encoder".to_owned(), &lists, &collection));
@@ -195,15 +195,10 @@ impl Reader {
     /// vectors.
     fn of(
         encoder: &dyn Encoder,
-        collection: &Collection,
+        texts: &[String],
         sts: Option<&Sts>,
         progress: &dyn Progress,
     ) -> Result<(Self, Vec<Vectors>), BenchError> {
-        let texts: Vec<String> = collection
-            .documents
-            .iter()
-            .map(|d| format!("{}\n{}", d.heading, d.body).trim().to_owned())
-            .collect();
         let name = encoder.identity().name.clone();
         progress.start(&name, "documents", Some(texts.len() as u64));
         let mut documents = Vec::new();

@@ -25,7 +25,7 @@ use crate::failure::Outcome;
 Examples:
   keyfold lab recall --texts 10000 --out train.jsonl
   keyfold lab recall --contexts 6 --keys 6 --texts 5
-  keyfold lab recall --task multi-query --pairs 8 --length 128 --texts 10000 --out queries.jsonl")]
+  keyfold lab recall --task multi-query --pairs 8 --length 128 --blank --texts 10000 --out queries.jsonl")]
 pub(super) struct RecallArgs {
     /// Which texts
     #[arg(long, value_name = "TASK", default_value = "joint")]
@@ -54,6 +54,10 @@ pub(super) struct RecallArgs {
     /// Multi-query recall: different tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     vocabulary: usize,
+    /// Multi-query recall: 0 in place of any tokens between the questions, which with few tokens tell
+    /// other values of the same keys
+    #[arg(long)]
+    blank: bool,
     /// File for the texts [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -81,6 +85,7 @@ impl RecallArgs {
                 vocab_size: self.vocabulary,
                 input_seq_len: self.length,
                 num_kv_pairs: self.pairs,
+                random_non_queries: !self.blank,
                 ..MultiQueryRecall::default()
             }
             .text(seed)?,
