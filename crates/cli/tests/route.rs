@@ -302,6 +302,10 @@ fn texts_to_recall_from_are_drawn_by_a_seed() {
     let line: Value = serde_json::from_str(&recall(&queries).ok()).unwrap();
     assert_eq!(line["tokens"].as_array().map(Vec::len), Some(32));
     assert_eq!(line["asked"].as_array().map(Vec::len), Some(3));
+    let blank = recall(&[&queries[..], &["--blank"]].concat()).ok();
+    let line: Value = serde_json::from_str(&blank).unwrap();
+    let tokens: Vec<u32> = serde_json::from_value(line["tokens"].clone()).unwrap();
+    assert_eq!(tokens.iter().filter(|t| **t != 0).count(), 3 * 2 + 3);
     recall(&["--least", "9", "--keys", "8"]).fails(1, &["9 to 8 keys"]);
     recall(&[&queries[..], &["--vocabulary", "16"]].concat()).fails(1, &["vocab_size 16"]);
 }
