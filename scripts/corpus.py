@@ -172,16 +172,20 @@ def manual_pages(folder):
                 yield paragraph[:1200]
 
 
-def documentation(folder):
-    pages = glob.glob(f"{folder}/x/**/*.html", recursive=True)
-    for path in sorted(pages):
+def pages(folder):
+    """Pages of documentation in English, with their tags."""
+    for path in sorted(glob.glob(f"{folder}/x/**/*.html", recursive=True)):
         language = re.search(r"\.([a-z]{2})(-[a-z]{2})?\.html$", path)
         if not os.path.isfile(path) or (language and language[1] != "en"):
             continue
         with open(path, errors="replace") as page:
-            text = untag(page.read())
+            yield page.read()
+
+
+def documentation(folder):
+    for page in pages(folder):
         collected = ""
-        for paragraph in re.split(r"\n\s*\n", text):
+        for paragraph in re.split(r"\n\s*\n", untag(page)):
             paragraph = one_line(paragraph)
             if len(paragraph) < 40:
                 continue

@@ -116,136 +116,90 @@ pub fn top_k_rows(scores: &[f32], k: usize, out: &mut Vec<u32>) {
     if k == 0 {
         return;
     }
-    let least = NEAR.with_borrow_mut(|near| least_of_top(scores, k, near));
-    // Of those equal to the least, as many as there is room for.
-    let mut equals = k - count_above(scores, least);
-    out.reserve(k + 8);
-    push_from(scores, least, &mut equals, out);
+    NEAR.with_borrow_mut(|near| {
+        collect(scores, bound_below_top(scores, k, near), near, out);
+        if out.len() < k {
+            collect(scores, f32::NEG_INFINITY, near, out);
+        }
+        keep_top(k, near, out);
+    });
 }
 
 thread_local! {
-    /// Scores near the one that is looked for.
+    /// Scores that may be among the greatest, twice.
     static NEAR: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// So many scores tell roughly where the `k`-th lies.
 const SAMPLE: usize = 512;
 
-/// The `k`-th greatest score, `0 < k < scores.len()`.
-fn least_of_top(scores: &[f32], k: usize, near: &mut Vec<f32>) -> f32 {
-    let descending = |a: &f32, b: &f32| b.total_cmp(a);
-    let clean = |&x: &f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
-    if scores.len() > 4 * SAMPLE {
-        near.clear();
-        let step = scores.len() / SAMPLE;
-        near.extend(scores.iter().step_by(step).map(clean));
-        // The place of the k-th among the sample is within three standard deviations of
-        // that share of it, nearly always.
-        let share = near.len() as f32 * k as f32 / scores.len() as f32;
-        let margin = 3.0 * share.sqrt() + 2.0;
-        let place = |x: f32, near: &[f32]| (x.max(0.0) as usize).min(near.len() - 1);
-        let low_place = place(share + margin, near);
-        let high_place = place(share - margin, near);
-        let low = *near.select_nth_unstable_by(low_place, descending).1;
-        let high = *near[..=low_place]
-            .select_nth_unstable_by(high_place, descending)
-            .1;
-        near.clear();
-        let above = split_near(scores, low, high, near);
-        if above < k && k <= above + near.len() {
-            return *near.select_nth_unstable_by(k - above - 1, descending).1;
-        }
+/// A score that most likely is not above the `k`-th greatest, and not far below it.
+fn bound_below_top(scores: &[f32], k: usize, sample: &mut Vec<f32>) -> f32 {
+    if scores.len() <= 4 * SAMPLE {
+        return f32::NEG_INFINITY;
     }
-    near.clear();
-    near.extend(scores.iter().map(clean));
-    *near.select_nth_unstable_by(k - 1, descending).1
+    sample.clear();
+    let clean = |&x: &f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
+    sample.extend(scores.iter().step_by(scores.len() / SAMPLE).map(clean));
+    // The place of the k-th among the sample is within three standard deviations of that share
+    // of it, nearly always.
+    let share = sample.len() as f32 * k as f32 / scores.len() as f32;
+    let place = ((share + 3.0 * share.sqrt() + 2.0) as usize).min(sample.len() - 1);
+    *sample
+        .select_nth_unstable_by(place, |a, b| b.total_cmp(a))
+        .1
+}
+
+/// Leaves in `places`, whose scores are `near`, those of the `k` greatest, in their order; of
+/// equal ones the first.
+fn keep_top(k: usize, near: &mut Vec<f32>, places: &mut Vec<u32>) {
+    let count = near.len();
+    if count <= k {
+        return;
+    }
+    near.extend_from_within(..);
+    let (inside, copy) = near.split_at_mut(count);
+    let (greater, &mut least, _) = copy.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    // Zeros of either sign are equal, though the order above puts one before the other.
+    let mut equals = k - greater.iter().filter(|&&x| x > least).count();
+    let mut scores = inside.iter();
+    places.retain(|_| {
+        let score = scores.next().copied().unwrap_or(f32::NEG_INFINITY);
+        let equal = score == least && equals > 0;
+        equals -= usize::from(equal);
+        score > least || equal
+    });
 }
 
 simd! {
-    /// How many scores are above `high`; those of the others that are not below `low` go to `near`.
-    fn split_near(scores: &[f32], low: f32, high: f32, near: &mut Vec<f32>) -> usize = split_near_body;
+    /// The scores that are not below `bound`, with their places. NaN becomes `-inf`.
+    fn collect(scores: &[f32], bound: f32, near: &mut Vec<f32>, places: &mut Vec<u32>) = collect_body;
 }
 
 #[inline(always)]
-fn split_near_body<V: Eight>(scores: &[f32], low: f32, high: f32, near: &mut Vec<f32>) -> usize {
-    let mut above = 0;
-    let (low, high) = (V::splat(low), V::splat(high));
-    let mut meet = [f32::NEG_INFINITY; 8];
+fn collect_body<V: Eight>(scores: &[f32], bound: f32, near: &mut Vec<f32>, places: &mut Vec<u32>) {
+    near.clear();
+    places.clear();
+    let bound = V::splat(bound);
     let blocks = scores.chunks_exact(8);
     let rest = blocks.remainder();
-    for (block, count) in blocks.map(|b| (b, 8)).chain([(rest, rest.len())]) {
-        let x = if count == 8 {
-            V::load(block)
-        } else {
-            meet[..count].copy_from_slice(block);
-            V::load(&meet)
-        };
+    let mut last = [f32::NEG_INFINITY; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut next = 0;
+    for (block, count) in blocks.map(|b| (b, 8)).chain([(&last[..], rest.len())]) {
         // NaN becomes -inf.
-        let x = x.max(V::splat(f32::NEG_INFINITY));
-        let greater = high.less_mask(x);
-        above += greater.count_ones() as usize;
-        let lanes = (1u32 << count) - 1;
-        let mut mask = !greater & !x.less_mask(low) & lanes;
+        let x = V::load(block).max(V::splat(f32::NEG_INFINITY));
+        let mut mask = !x.less_mask(bound) & ((1u32 << count) - 1);
         if mask != 0 {
             let x = x.to_array();
             while mask != 0 {
-                near.push(x[mask.trailing_zeros() as usize]);
+                let l = mask.trailing_zeros();
+                near.push(x[l as usize]);
+                places.push(next + l);
                 mask &= mask - 1;
             }
         }
-    }
-    above
-}
-
-simd! {
-    fn count_above(scores: &[f32], bound: f32) -> usize = count_above_body;
-}
-
-#[inline(always)]
-fn count_above_body<V: Eight>(scores: &[f32], bound: f32) -> usize {
-    let blocks = scores.chunks_exact(8);
-    let rest = blocks.remainder().iter().filter(|&&x| x > bound).count();
-    let mut count = 0;
-    for block in blocks {
-        count += V::splat(bound).less_mask(V::load(block)).count_ones() as usize;
-    }
-    count + rest
-}
-
-simd! {
-    /// Pushes the places of scores above `least`, and of the first `equals` that are equal.
-    fn push_from(scores: &[f32], least: f32, equals: &mut usize, out: &mut Vec<u32>) = push_from_body;
-}
-
-#[inline(always)]
-fn push_from_body<V: Eight>(scores: &[f32], least: f32, equals: &mut usize, out: &mut Vec<u32>) {
-    let bound = V::splat(least);
-    let blocks = scores.chunks_exact(8);
-    let rest = blocks.remainder();
-    let mut next = 0;
-    for block in blocks {
-        let x = V::load(block).max(V::splat(f32::NEG_INFINITY));
-        let mut mask = !x.less_mask(bound) & 0xff;
-        while mask != 0 {
-            let l = mask.trailing_zeros() as usize;
-            push_one(block[l], next + l, least, equals, out);
-            mask &= mask - 1;
-        }
         next += 8;
-    }
-    for (l, &x) in rest.iter().enumerate() {
-        push_one(x, next + l, least, equals, out);
-    }
-}
-
-#[inline(always)]
-fn push_one(x: f32, place: usize, least: f32, equals: &mut usize, out: &mut Vec<u32>) {
-    let x = if x.is_nan() { f32::NEG_INFINITY } else { x };
-    if x > least {
-        out.push(place as u32);
-    } else if x == least && *equals > 0 {
-        *equals -= 1;
-        out.push(place as u32);
     }
 }
 
@@ -342,15 +296,12 @@ mod tests {
             prop_assert_eq!(&got, &want);
 
             if 0 < k && k < scores.len() {
-                let least = least_of_top(&scores, k, &mut Vec::new());
-                let mut equals = k - count_above_body::<Portable>(&scores, least);
-                let mut twin = Vec::new();
-                push_from_body::<Portable>(&scores, least, &mut equals, &mut twin);
-                prop_assert_eq!(&twin, &want);
-                let (mut near, mut near_twin) = (Vec::new(), Vec::new());
-                let above = split_near(&scores, least - 1.0, least + 1.0, &mut near);
-                let above_twin = split_near_body::<Portable>(&scores, least - 1.0, least + 1.0, &mut near_twin);
-                prop_assert_eq!((above, near), (above_twin, near_twin));
+                let bound = bound_below_top(&scores, k, &mut Vec::new());
+                let (mut near, mut places) = (Vec::new(), Vec::new());
+                collect(&scores, bound, &mut near, &mut places);
+                let (mut near_twin, mut places_twin) = (Vec::new(), Vec::new());
+                collect_body::<Portable>(&scores, bound, &mut near_twin, &mut places_twin);
+                prop_assert_eq!((near, places), (near_twin, places_twin));
             }
         }
 
