@@ -16,7 +16,11 @@ expected.safetensors:
     steps         [257, H] f32 step sizes of the first layer (mamba2 alone), for long_mamba
 
 and, for mamba2, long.safetensors: kept [H], decay [H] and thresholds [3, H] for 384, 1024
-and 2048 tokens of a calibration on those steps with a clamp of 5 percent.
+and 2048 tokens of a calibration on those steps with a clamp of 5 percent; shares [3, H], what the
+released program calls alpha; and what its other ways of choosing do to made-up steps of a prompt
+(`longer_steps`) with the calibration of 1024 tokens: for alpha, offline, bound, channelwise_topk and
+all_topk (of 256 tokens) the number of kept steps and the sum of their places [2, H], for norm the factors [H]; heads that
+keep more than 1e-30 are global.
 """
 
 import json
@@ -185,7 +189,7 @@ def calibration(steps, a_log, clamp):
     steps = torch.minimum(steps, least)
     decay = steps.sum(0)
     kept = torch.exp(-torch.exp(a_log) * decay)
-    thresholds = []
+    thresholds, shares = [], []
     for target in (384, 1024, 2048):
         ordered = torch.sort(steps, dim=0, descending=True).values.T
         longer = torch.nn.functional.interpolate(
@@ -194,7 +198,48 @@ def calibration(steps, a_log, clamp):
         over = longer.double().cumsum(-1) > decay.double()[:, None]
         place = (over.int().argmax(-1) + 1).clamp(max=target - 1)
         thresholds.append(longer.gather(-1, place[:, None])[:, 0])
-    return {"kept": kept, "decay": decay, "thresholds": torch.stack(thresholds)}
+        shares.append((place / target).clamp(max=1))
+    shares = torch.stack(shares)
+    return {
+        "kept": kept,
+        "decay": decay,
+        "thresholds": torch.stack(thresholds),
+        "shares": shares,
+        **other_ways(longer_steps(steps), shares[1], decay, kept > 1e-30, 256),
+    }
+
+
+def longer_steps(steps, length=1000):
+    """Steps of a longer prompt, made of those of a short one."""
+    rows = torch.arange(length)
+    factors = 0.5 + (rows * 37 % 101).float() / 101
+    return steps[rows % len(steps)] * factors[:, None]
+
+
+def other_ways(steps, share, decay, is_global, most):
+    """What the released program can do in the place of thresholds, by its description."""
+    length = len(steps)
+    order = torch.argsort(steps, dim=0, descending=True, stable=True)
+    ranks = torch.argsort(order, dim=0)
+    ordered = steps.gather(0, order)
+    last = (length * share).clamp(max=length).long().clamp(max=length - 1)
+    middle = torch.quantile(steps, 1 - most / length, dim=0)
+    together = torch.linalg.vector_norm(steps[:, is_global], dim=1)
+    chosen = torch.zeros(length, dtype=torch.bool)
+    chosen[torch.topk(together, most).indices] = True
+    masks = {
+        "alpha": ranks < length * share,
+        "offline": steps >= ordered.gather(0, last[None]),
+        "bound": ranks < (ordered.cumsum(0) <= decay).sum(0),
+        "channelwise_topk": steps > middle,
+        "all_topk": chosen[:, None].expand(length, steps.shape[1]),
+    }
+    places = torch.arange(length)[:, None]
+    told = {
+        name: torch.stack([mask.sum(0), (mask * places).sum(0)]).to(torch.int32)
+        for name, mask in masks.items()
+    }
+    return {**told, "norm": decay / steps.sum(0)}
 
 
 def main(out):

@@ -178,6 +178,14 @@ fn long_prompts_are_calibrated_and_read() {
     };
     let given = format!("--long={out}");
     assert_ne!(foreseen(&[]), foreseen(&[&given]));
+    assert_ne!(
+        foreseen(&[&given]),
+        foreseen(&[&given, "--long-method", "norm"])
+    );
+    let args = ["lm", "perplexity", &text, "--model", &model, &given];
+    notes
+        .run(&[&args[..], &["--long-method", "middle"]].concat())
+        .fails(2, &["middle", "all_topk"]);
     let own = notes.run(&[
         "lm",
         "generate",

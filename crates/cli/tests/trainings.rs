@@ -364,6 +364,47 @@ fn mamba_models_with_few_keys_are_trained_and_alone_read_by_lm() {
         "joint_recall.max_n_key=2",
     ];
     train(&sizes).assert().success();
+
+    // What it looks at: two sources of 32 keys each, told where answers were.
+    let sparsity = |more: &[&str]| {
+        let mut command = keyfold();
+        command.args(["lab", "sparsity", "--quiet", "--json"]);
+        command.arg(folder.path().join("out")).args(more);
+        command
+    };
+    let looked = |more: &[&str]| -> serde_json::Value {
+        let output = sparsity(more).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let drawing = folder.path().join("keys.svg");
+    let found = looked(&["--texts", "7", "--svg", drawing.to_str().unwrap()]);
+    assert_eq!(found["texts"], 7);
+    let layers = found["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        assert_eq!(layer["sources"][1]["source"], "key_selection");
+        // Texts are shorter than the keys that a position may have: selection takes all.
+        let answers = &layer["answers"];
+        assert!(answers["asked"].as_u64().unwrap() >= 7, "{answers}");
+        assert_eq!(answers["found"], 1.0);
+        assert_eq!(layer["density"], 1.0);
+    }
+    let drawn = std::fs::read_to_string(&drawing).unwrap();
+    assert!(drawn.contains("layer 1") && drawn.contains("<circle"));
+    let lines = folder.path().join("texts.jsonl");
+    let mut recall = keyfold();
+    recall.args(["lab", "recall", "--texts", "3", "--least", "1"]);
+    recall.args(["--contexts", "2", "--keys", "2", "--out"]);
+    recall.arg(&lines).assert().success();
+    let data = ["--data", lines.to_str().unwrap()];
+    assert_eq!(looked(&data)["texts"], 3);
+    std::fs::write(&lines, r#"{"tokens": [1, 4000]}"#).unwrap();
+    assert!(told(&mut sparsity(&data), 1).contains("4000"));
+    std::fs::write(&lines, "{").unwrap();
+    assert!(told(&mut sparsity(&data), 1).contains("line 1"));
+
     std::fs::remove_dir_all(folder.path().join("out")).unwrap();
     let alone = [
         "task=language",
@@ -372,6 +413,9 @@ fn mamba_models_with_few_keys_are_trained_and_alone_read_by_lm() {
     ];
     assert!(told(&mut train(&alone), 2).contains("--data"));
     train(&alone).arg("--data").arg(&text).assert().success();
+    assert!(told(&mut sparsity(&[]), 1).contains("--data"));
+    let data = ["--data", text.to_str().unwrap()];
+    assert!(told(&mut sparsity(&data), 2).contains("no attention"));
     let mut command = keyfold();
     command.args(["lm", "perplexity", "--quiet", "--json", "--context", "64"]);
     command

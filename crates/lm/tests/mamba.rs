@@ -10,7 +10,7 @@ use keyfold_core::NoProgress;
 use keyfold_kernels::Team;
 use keyfold_lm::Reading;
 use keyfold_lm::decoding::argmax;
-use keyfold_lm::mamba::long_mamba::{Aggregate, LongMamba, LongMambaConfig, StepRecorder};
+use keyfold_lm::mamba::long_mamba::{Aggregate, LongMamba, LongMambaConfig, Method, StepRecorder};
 use keyfold_lm::mamba::{MambaFile, MambaLm, MambaSession, StepFilter};
 use safetensors::SafeTensors;
 
@@ -40,7 +40,11 @@ fn floats(name: &str, file: &str, tensor: &str) -> Vec<f32> {
 }
 
 fn ids(name: &str, tensor: &str) -> Vec<u32> {
-    let words = words(name, "expected.safetensors", tensor).into_iter();
+    ids_of(name, "expected.safetensors", tensor)
+}
+
+fn ids_of(name: &str, file: &str, tensor: &str) -> Vec<u32> {
+    let words = words(name, file, tensor).into_iter();
     words.map(u32::from_le_bytes).collect()
 }
 
@@ -139,7 +143,7 @@ fn a_calibration_is_what_the_same_arithmetic_gives_in_pytorch() {
         let config = LongMambaConfig {
             length: 256,
             windows: 1,
-            theta: 0.05,
+            theta: 1e-30,
             clamp: 5.0,
             agg: Aggregate::Avg,
         };
@@ -167,6 +171,59 @@ fn a_calibration_is_what_the_same_arithmetic_gives_in_pytorch() {
                 "{:?} {row:?}",
                 layer.thresholds[place]
             );
+        }
+        let shares = expected("shares");
+        for (place, row) in [(2, 0), (7, 1), (11, 2)].map(|(i, r)| (i, &shares[r * 6..][..6])) {
+            assert_eq!(layer.shares[place], row);
+        }
+        ways_of_the_program(name, &steps, &long);
+    }
+}
+
+/// parity/mamba.py: steps of a longer prompt, and what the released program's other ways keep.
+fn ways_of_the_program(name: &str, steps: &[f32], long: &LongMamba) {
+    let heads = 6;
+    let rows = steps.len() / heads;
+    let longer: Vec<f32> = (0..1000 * heads)
+        .map(|i| {
+            let (row, head) = (i / heads, i % heads);
+            let factor = 0.5 + (row * 37 % 101) as f32 / 101.0;
+            steps[row % rows * heads + head] * factor
+        })
+        .collect();
+    let global: Vec<usize> = (0..heads).filter(|h| long.is_global(0, *h)).collect();
+    assert!(!global.is_empty() && global.len() < heads);
+    for (method, tensor) in [
+        (Method::Alpha, "alpha"),
+        (Method::Offline, "offline"),
+        (Method::Bound, "bound"),
+        (Method::ChannelwiseTopk, "channelwise_topk"),
+        (Method::AllTopk, "all_topk"),
+        (Method::Norm, "norm"),
+    ] {
+        let mut found = longer.clone();
+        let long = long.clone().with_method(method);
+        long.filter(1000).steps(0, &mut found);
+        let pairs = |head: usize| {
+            let of = |all: &[f32]| -> Vec<f32> {
+                all.iter().skip(head).step_by(heads).copied().collect()
+            };
+            of(&found).into_iter().zip(of(&longer)).enumerate()
+        };
+        for head in 0..heads {
+            if !global.contains(&head) {
+                assert!(pairs(head).all(|(_, (a, b))| a == b), "{tensor} {head}");
+            } else if method == Method::Norm {
+                let factor = floats(name, "long.safetensors", tensor)[head];
+                assert!(pairs(head).all(|(_, (a, b))| (a - b * factor).abs() < 1e-5 * b));
+            } else {
+                let want = ids_of(name, "long.safetensors", tensor);
+                let kept = pairs(head).filter(|(_, (a, _))| *a > 0.0);
+                let kept: Vec<usize> = kept.map(|(i, _)| i).collect();
+                let told = [kept.len(), kept.iter().sum()];
+                let want = [want[head], want[heads + head]].map(|x| x as usize);
+                assert_eq!(told, want, "{tensor}, head {head}");
+            }
         }
     }
 }

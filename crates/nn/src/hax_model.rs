@@ -23,7 +23,9 @@ use serde_json::{Value, json};
 use crate::checkpoint::{self, NamedTensor};
 use crate::error::invalid;
 use crate::layers::parameter;
-use crate::mixers::{Hax, HaxBase, HaxLayerConfig, Mamba2Config, MambaConfig, Source, Sparse};
+use crate::mixers::{
+    Hax, HaxBase, HaxLayerConfig, Looked, Mamba2Config, MambaConfig, Source, Sparse,
+};
 use crate::{Embedding, ModelError, ops, random};
 
 const CONFIG: &str = "config.json";
@@ -253,6 +255,30 @@ impl HaxModel {
     /// # Panics
     /// When a token is not below the size of the vocabulary, or `starts` falls.
     pub fn states(&self, tokens: &[u32], starts: &[usize], learning: Option<u64>) -> HaxStates {
+        self.pass(tokens, starts, learning, |_, _, _| {})
+    }
+
+    /// By layer, what the positions of each text look at, by the hashes that the model has; no
+    /// layer where there is no attention. Texts are as in [`states`](Self::states).
+    ///
+    /// # Panics
+    /// As [`states`](Self::states).
+    pub fn looked(&self, tokens: &[u32], starts: &[usize]) -> Vec<Vec<Looked>> {
+        let mut all = Vec::new();
+        self.pass(tokens, starts, None, |mixer, normed, sparse| {
+            all.extend(mixer.looked(normed.clone(), starts, sparse.hashes));
+        });
+        all
+    }
+
+    /// A pass in which `watch` sees every layer with its input.
+    fn pass(
+        &self,
+        tokens: &[u32],
+        starts: &[usize],
+        learning: Option<u64>,
+        mut watch: impl FnMut(&Hax, &Tensor<2>, Sparse),
+    ) -> HaxStates {
         let eps = self.config.layer_norm_epsilon;
         let mut h = self.embedding.forward(tokens);
         let mut ranking: Option<Tensor<1>> = None;
@@ -263,6 +289,7 @@ impl HaxModel {
                 ranking: learning.map(|_| random::derive(seed, 1)),
             };
             let normed = ops::rms_norm(h.clone(), layer.norm.val(), eps);
+            watch(&layer.mixer, &normed, sparse);
             let (mixed, loss) = layer.mixer.forward(normed, starts, sparse);
             h = h + mixed;
             ranking = match (ranking, loss) {

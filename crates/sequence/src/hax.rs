@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::SequenceError;
 
-pub use attend::{attend, attend_backward};
+pub use attend::{attend, attend_backward, shares};
 pub use choose::{Chooser, Selected, importances, score_inputs, select};
 
 /// Where keys come from.
@@ -95,6 +95,16 @@ impl HaxConfig {
     /// Keys of each source.
     pub fn keys_each(&self) -> usize {
         self.sparse_keys / self.sparse_arch.len().max(1)
+    }
+
+    /// The part of it that has one source alone.
+    #[must_use]
+    pub fn only(&self, source: Source) -> Self {
+        Self {
+            sparse_arch: vec![source],
+            sparse_keys: self.keys_each(),
+            ..self.clone()
+        }
     }
 
     /// Positions between dilated keys.

@@ -22,6 +22,8 @@ pub struct RecallText {
     pub tokens: Vec<u32>,
     /// Positions at which something is asked, and the token that is the answer.
     pub asked: Vec<(u32, u32)>,
+    /// Where the answer to each of these was told; empty where that is not known.
+    pub told: Vec<u32>,
 }
 
 /// Values of keys in contexts: `begin`, for each context its name and then keys with their values,
@@ -101,15 +103,21 @@ impl JointRecall {
         let context_token = |c: usize| BEFORE_VALUES + (self.n_value + self.max_n_key + c) as u32;
         let mut text = RecallText {
             tokens: vec![BEGIN],
-            asked: Vec::new(),
+            ..RecallText::default()
         };
+        let mut told = vec![0; values.len()];
         for half in 0..2 {
             for context in permutation(contexts, rng) {
                 text.tokens.push(context_token(context));
                 for key in permutation(keys, rng) {
-                    let value = BEFORE_VALUES + values[context * keys + key];
-                    if half == 1 {
-                        text.asked.push((text.tokens.len() as u32, value));
+                    let pair = context * keys + key;
+                    let value = BEFORE_VALUES + values[pair];
+                    let at = text.tokens.len() as u32;
+                    if half == 0 {
+                        told[pair] = at + 1;
+                    } else {
+                        text.asked.push((at, value));
+                        text.told.push(told[pair]);
                     }
                     text.tokens.extend([key_token(key), value]);
                 }
@@ -206,24 +214,33 @@ impl MultiQueryRecall {
             .collect();
         let context = tokens.len();
         tokens.resize(self.input_seq_len, 0);
-        let mut asked = Vec::with_capacity(pairs);
+        let mut questions = Vec::with_capacity(pairs);
         let space = (self.input_seq_len - context) / 2;
-        for (gap, (&key, &value)) in self
+        let pairs = keys.iter().zip(&values);
+        for (pair, (gap, (&key, &value))) in self
             .gaps(space, &mut rng)
             .into_iter()
-            .zip(keys.iter().zip(&values))
+            .zip(pairs)
+            .enumerate()
         {
             let at = context + 2 * gap;
             tokens[at] = key;
-            asked.push((at as u32, value));
+            questions.push((at as u32, value, 2 * pair as u32 + 1));
         }
         if self.random_non_queries {
             for token in tokens.iter_mut().filter(|t| **t == 0) {
                 *token = rng.random_range(0..self.vocab_size as u32);
             }
         }
-        asked.sort_unstable();
-        Ok(RecallText { tokens, asked })
+        questions.sort_unstable();
+        Ok(RecallText {
+            tokens,
+            asked: questions
+                .iter()
+                .map(|&(at, value, _)| (at, value))
+                .collect(),
+            told: questions.iter().map(|&(.., told)| told).collect(),
+        })
     }
 
     /// Different numbers below `space`, the smaller the likelier.
@@ -284,10 +301,26 @@ mod tests {
                 }
             }
             assert_eq!(text.asked.len(), said.len());
+            assert_told(&text, |at| {
+                let names = text.tokens[..at].iter().rev();
+                *names.clone().find(|&&t| t >= BEFORE_VALUES + 12).unwrap()
+            });
             sizes.insert(text.tokens.len());
         }
         assert!(sizes.len() > 5, "{sizes:?}");
         assert_eq!(task.text(3).unwrap(), task.text(3).unwrap());
+    }
+
+    /// Each answer was told behind its key, in a place that is alike by `context`.
+    fn assert_told(text: &RecallText, context: impl Fn(usize) -> u32) {
+        assert_eq!(text.told.len(), text.asked.len());
+        for (&(at, answer), &told) in text.asked.iter().zip(&text.told) {
+            let (at, told) = (at as usize, told as usize);
+            assert!(told < at);
+            assert_eq!(text.tokens[told], answer);
+            assert_eq!(text.tokens[told - 1], text.tokens[at]);
+            assert_eq!(context(told), context(at));
+        }
     }
 
     #[test]
@@ -300,6 +333,7 @@ mod tests {
             let said: HashMap<u32, u32> =
                 text.tokens[..8].chunks(2).map(|p| (p[0], p[1])).collect();
             assert_eq!(said.len(), 4);
+            assert_told(&text, |_| 0);
             for &(at, answer) in &text.asked {
                 assert!(at >= 8 && at.is_multiple_of(2));
                 assert_eq!(said[&text.tokens[at as usize]], answer);

@@ -23,6 +23,8 @@
 //! Mamba has no heads: there a channel stands for one, with the slowest of its decays (the
 //! paper speaks of channels and state numbers, its code of heads alone; this is our reading).
 
+mod method;
+
 use std::path::Path;
 
 use keyfold_core::Progress;
@@ -33,6 +35,10 @@ use super::model::{MambaLm, StepFilter};
 use super::session::MambaSession;
 use crate::LmError;
 use crate::error::{invalid, io};
+
+use method::Prompt;
+
+pub use method::Method;
 
 /// Lengths that thresholds are kept for, in thousands of tokens when `length` is 2,000.
 const LENGTHS: [usize; 25] = [
@@ -117,6 +123,9 @@ pub struct LongMamba {
     /// Lengths that there are thresholds for.
     lengths: Vec<usize>,
     layers: Vec<LongLayer>,
+    /// What is done to prompts; no part of the calibration.
+    #[serde(skip)]
+    method: Method,
 }
 
 /// A layer of [`LongMamba`].
@@ -128,9 +137,12 @@ pub struct LongLayer {
     pub decay: Vec<f32>,
     /// By length, of each head: steps up to this are passed over.
     pub thresholds: Vec<Vec<f32>>,
+    /// By length, of each head: the share of steps that this keeps.
+    pub shares: Vec<Vec<f32>>,
 }
 
-const VERSION: u32 = 1;
+/// 2: with `shares`.
+const VERSION: u32 = 2;
 
 /// Steps of every layer, as a model made them of a text.
 #[derive(Default)]
@@ -211,6 +223,12 @@ impl LongMamba {
         &self.layers
     }
 
+    /// Does something else to prompts than the paper says.
+    #[must_use]
+    pub fn with_method(self, method: Method) -> Self {
+        Self { method, ..self }
+    }
+
     /// How it was calibrated.
     pub fn config(&self) -> &LongMambaConfig {
         &self.config
@@ -276,8 +294,9 @@ impl LongMamba {
         format!("{global} of {heads} heads are global and pass over small steps")
     }
 
-    /// What passes over tokens of a prompt of so many.
-    pub(super) fn filter(&self, prompt: usize) -> Thresholds<'_> {
+    /// Changes the steps of a prompt of so many tokens. Other methods than the paper's want all of a
+    /// layer's steps at once.
+    pub fn filter(&self, prompt: usize) -> Thresholds<'_> {
         Thresholds {
             long: self,
             at: self
@@ -311,7 +330,11 @@ impl LongMamba {
             l.kept.len() == heads
                 && l.decay.len() == heads
                 && l.thresholds.len() == long.lengths.len()
-                && l.thresholds.iter().all(|t| t.len() == heads)
+                && l.shares.len() == long.lengths.len()
+                && l.thresholds
+                    .iter()
+                    .chain(&l.shares)
+                    .all(|t| t.len() == heads)
         };
         if long.version != VERSION {
             return Err(invalid(
@@ -378,15 +401,23 @@ impl<'a> Windows<'a> {
             layers: layers.collect(),
             lengths: self.lengths,
             config: self.config,
+            method: Method::default(),
         }
     }
 }
 
 /// Passes over tokens of one prompt.
-pub(super) struct Thresholds<'a> {
+pub struct Thresholds<'a> {
     long: &'a LongMamba,
     /// Which length; none where the prompt stays as it is.
     at: Option<usize>,
+}
+
+impl Thresholds<'_> {
+    /// Whether it wants all of a layer's steps at once.
+    pub(super) fn whole(&self) -> bool {
+        self.at.is_some() && self.long.method.whole()
+    }
 }
 
 impl StepFilter for Thresholds<'_> {
@@ -394,21 +425,17 @@ impl StepFilter for Thresholds<'_> {
         let Some(at) = self.at else {
             return;
         };
-        let layer = &self.long.layers[layer];
-        let theta = self.long.config.theta;
-        let limits: Vec<f32> = layer.thresholds[at]
-            .iter()
-            .zip(&layer.kept)
-            // Steps are never below 0, so that this passes nothing over.
-            .map(|(&limit, &kept)| if kept > theta { limit } else { -1.0 })
+        let heads = 0..self.long.layers[layer].kept.len();
+        let global: Vec<usize> = heads
+            .filter(|head| self.long.is_global(layer, *head))
             .collect();
-        for row in steps.chunks_exact_mut(limits.len()) {
-            for (step, &limit) in row.iter_mut().zip(&limits) {
-                if *step <= limit {
-                    *step = 0.0;
-                }
-            }
-        }
+        self.long.method.apply(&mut Prompt {
+            steps,
+            layer: &self.long.layers[layer],
+            global: &global,
+            at,
+            length: self.long.config.length,
+        });
     }
 }
 
@@ -436,6 +463,7 @@ fn window_layer(
         kept: Vec::new(),
         decay: Vec::new(),
         thresholds: vec![Vec::new(); lengths.len()],
+        shares: vec![Vec::new(); lengths.len()],
     };
     for (head, &rate) in rates.iter().enumerate() {
         let mut own: Vec<f32> = steps.iter().skip(head).step_by(heads).copied().collect();
@@ -447,28 +475,32 @@ fn window_layer(
         let sum: f64 = own.iter().map(|&s| f64::from(s)).sum();
         layer.decay.push(sum as f32);
         layer.kept.push((f64::from(rate) * sum).exp() as f32);
-        for (thresholds, &length) in layer.thresholds.iter_mut().zip(lengths) {
+        let to = layer.thresholds.iter_mut().zip(&mut layer.shares);
+        for ((thresholds, shares), &length) in to.zip(lengths) {
             // Nothing is passed over where the text is no longer than the calibration's.
-            thresholds.push(if length <= own.len() {
-                0.0
-            } else {
-                threshold(&own, sum, length)
-            });
+            let (limit, share) = match length <= own.len() {
+                true => (0.0, 1.0),
+                false => threshold(&own, sum, length),
+            };
+            thresholds.push(limit);
+            shares.push(share);
         }
     }
     layer
 }
 
-/// The step after those that sum to `sum`, among sorted steps stretched to `length`.
-fn threshold(sorted: &[f32], sum: f64, length: usize) -> f32 {
+/// The step after those that sum to `sum`, among sorted steps stretched to `length`, and the share
+/// of all that stand before it.
+fn threshold(sorted: &[f32], sum: f64, length: usize) -> (f32, f32) {
     let mut total = 0.0;
     for at in 0..length {
         total += f64::from(stretched(sorted, length, at));
         if total > sum {
-            return stretched(sorted, length, (at + 1).min(length - 1));
+            let next = (at + 1).min(length - 1);
+            return (stretched(sorted, length, next), next as f32 / length as f32);
         }
     }
-    0.0
+    (0.0, 1.0)
 }
 
 /// Number `at` of `length` that lie along the sorted ones, as PyTorch interpolates
@@ -502,6 +534,7 @@ fn join(agg: Aggregate, windows: &[LongLayer]) -> LongLayer {
         kept: over(&|w| &w.kept),
         decay: over(&|w| &w.decay),
         thresholds: (0..lengths).map(|i| over(&|w| &w.thresholds[i])).collect(),
+        shares: (0..lengths).map(|i| over(&|w| &w.shares[i])).collect(),
     }
 }
 

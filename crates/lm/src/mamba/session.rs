@@ -101,8 +101,12 @@ impl MambaSession {
         let mut thresholds = long.as_ref().map(|long| long.filter(length));
         progress.start("reading the prompt", "tokens", Some(tokens.len() as u64));
         let start = Instant::now();
-        let last = tokens.len().div_ceil(CHUNK) - 1;
-        for (i, part) in tokens.chunks(CHUNK).enumerate() {
+        let together = match &thresholds {
+            Some(thresholds) if filter.is_none() && thresholds.whole() => tokens.len(),
+            _ => CHUNK,
+        };
+        let last = tokens.len().div_ceil(together) - 1;
+        for (i, part) in tokens.chunks(together).enumerate() {
             if progress.cancelled() {
                 progress.finish();
                 return Err(LmError::Stopped);
@@ -121,7 +125,7 @@ impl MambaSession {
                     self.lm.logits(rows.clone(), &mut self.b, &self.team);
                     let logits = self.b.logits.chunks_exact(self.lm.config().vocab_size);
                     for (row, logits) in rows.zip(logits) {
-                        each(i * CHUNK + row, logits);
+                        each(i * together + row, logits);
                     }
                 }
             }

@@ -76,6 +76,17 @@ pub struct Sparse {
     pub ranking: Option<u64>,
 }
 
+/// What the positions of a text look at.
+#[derive(Debug, Clone)]
+pub struct Looked {
+    /// The keys of each position.
+    pub keys: Selected,
+    /// What each gives to each of its keys, shares of 1.
+    pub shares: Vec<Vec<f32>>,
+    /// The keys that each source by itself chooses.
+    pub by_source: Vec<(Keys, Selected)>,
+}
+
 drawn_or_read!(Hax, HaxLayerConfig);
 
 impl Hax {
@@ -149,6 +160,16 @@ impl Hax {
         (out, ranking)
     }
 
+    /// What the positions of each text look at; none where the layer has no attention.
+    pub fn looked(&self, u: Tensor<2>, starts: &[usize], hashes: u64) -> Option<Vec<Looked>> {
+        let branch = self.branch.as_ref()?;
+        let Scanned { x, .. } = match &self.base {
+            Base::Mamba(base) => base.scan(u, starts),
+            Base::Mamba2(base) => base.scan(u, starts),
+        };
+        Some(branch.looked(&x, starts, hashes))
+    }
+
     /// The tensors as `prefix.in_proj.weight` and so on.
     pub fn tensors(&self, prefix: &str) -> Vec<NamedTensor> {
         let mut all = match &self.base {
@@ -170,47 +191,114 @@ impl Hax {
     }
 }
 
-impl Branch {
-    fn attend(
-        &self,
-        x: Tensor<2>,
-        starts: &[usize],
-        sparse: Sparse,
-    ) -> (Tensor<2>, Option<Tensor<1>>) {
-        let n = self.xx_proj.dims()[0] / 2;
-        let k = part(&x, &self.xx_proj, 0..n).mul_scalar((n as f64).sqrt().recip());
-        let q = part(&x, &self.xx_proj, n..2 * n);
-        let (of_q, of_k) = (numbers(&q), numbers(&k));
-        let texts: Vec<(&[f32], &[f32])> = starts
-            .windows(2)
-            .map(|t| t[0] * n..t[1] * n)
-            .map(|part| (&of_q[part.clone()], &of_k[part]))
-            .collect();
-        let scores = self.scores(&texts, n, &q.device());
-        let of_scores = scores.as_ref().map(numbers).unwrap_or_default();
-        let hashes = match self.config.has(Keys::SignBinLsh) {
-            true => random::normal(sparse.hashes, n * self.config.num_hash, 1.0),
-            false => Vec::new(),
-        };
-        let selected = texts
+/// Queries and keys of a batch, and what its keys are chosen by.
+struct Asked {
+    q: Tensor<2>,
+    k: Tensor<2>,
+    of_q: Vec<f32>,
+    of_k: Vec<f32>,
+    /// Numbers of a query.
+    n: usize,
+    scores: Option<Tensor<2>>,
+    of_scores: Vec<f32>,
+    hashes: Vec<f32>,
+}
+
+impl Asked {
+    /// Queries and keys of each text.
+    fn texts<'a>(&'a self, starts: &'a [usize]) -> Vec<(&'a [f32], &'a [f32])> {
+        let parts = starts.windows(2).map(|t| t[0] * self.n..t[1] * self.n);
+        parts
+            .map(|part| (&self.of_q[part.clone()], &self.of_k[part]))
+            .collect()
+    }
+
+    /// The keys of each position of each text.
+    fn select(&self, config: &HaxConfig, starts: &[usize]) -> Vec<Selected> {
+        let texts = self.texts(starts);
+        texts
             .par_iter()
             .zip(starts.par_windows(2))
             .map(|((q, k), t)| {
                 if q.is_empty() {
                     return Selected::default();
                 }
-                let scores = of_scores.get(t[0]..t[1]).unwrap_or_default();
-                hax::select(&self.config, q, k, n, &hashes, scores)
+                let scores = self.of_scores.get(t[0]..t[1]).unwrap_or_default();
+                hax::select(config, q, k, self.n, &self.hashes, scores)
                     // Settings and shapes were checked when the layer was made.
                     .expect("keys of checked shapes")
             })
-            .collect();
-        let ranking = match (sparse.ranking, &scores) {
-            (Some(seed), Some(scores)) => self.ranking(scores, &texts, n, starts, seed),
+            .collect()
+    }
+}
+
+impl Branch {
+    fn asked(&self, x: &Tensor<2>, starts: &[usize], hashes: u64) -> Asked {
+        let n = self.xx_proj.dims()[0] / 2;
+        let k = part(x, &self.xx_proj, 0..n).mul_scalar((n as f64).sqrt().recip());
+        let q = part(x, &self.xx_proj, n..2 * n);
+        let mut asked = Asked {
+            of_q: numbers(&q),
+            of_k: numbers(&k),
+            n,
+            scores: None,
+            of_scores: Vec::new(),
+            hashes: match self.config.has(Keys::SignBinLsh) {
+                true => random::normal(hashes, n * self.config.num_hash, 1.0),
+                false => Vec::new(),
+            },
+            q,
+            k,
+        };
+        asked.scores = self.scores(&asked.texts(starts), n, &asked.q.device());
+        asked.of_scores = asked.scores.as_ref().map(numbers).unwrap_or_default();
+        asked
+    }
+
+    fn attend(
+        &self,
+        x: Tensor<2>,
+        starts: &[usize],
+        sparse: Sparse,
+    ) -> (Tensor<2>, Option<Tensor<1>>) {
+        let asked = self.asked(&x, starts, sparse.hashes);
+        let selected = asked.select(&self.config, starts);
+        let ranking = match (sparse.ranking, &asked.scores) {
+            (Some(seed), Some(scores)) => {
+                self.ranking(scores, &asked.texts(starts), asked.n, starts, seed)
+            }
             _ => None,
         };
-        let read = ops::sparse_attention(q, k, x, starts, selected);
+        let read = ops::sparse_attention(asked.q, asked.k, x, starts, selected);
         (read * self.e.val().unsqueeze_dim(0), ranking)
+    }
+
+    fn looked(&self, x: &Tensor<2>, starts: &[usize], hashes: u64) -> Vec<Looked> {
+        let asked = self.asked(x, starts, hashes);
+        let chosen = asked.select(&self.config, starts);
+        let mut by_source: Vec<_> = self
+            .config
+            .sparse_arch
+            .iter()
+            .map(|source| {
+                (
+                    *source,
+                    asked.select(&self.config.only(*source), starts).into_iter(),
+                )
+            })
+            .collect();
+        let texts = asked.texts(starts).into_iter().zip(chosen);
+        texts
+            .map(|((q, k), keys)| Looked {
+                // The keys are of these texts.
+                shares: hax::shares(q, k, asked.n, &keys).expect("keys of checked shapes"),
+                by_source: by_source
+                    .iter_mut()
+                    .filter_map(|(source, texts)| Some((*source, texts.next()?)))
+                    .collect(),
+                keys,
+            })
+            .collect()
     }
 
     /// The score of each key, `[rows, 1]`.

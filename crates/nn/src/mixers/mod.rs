@@ -48,7 +48,7 @@ mod matrix;
 mod pairs;
 mod s6;
 
-pub use hax::{Hax, HaxBase, HaxLayerConfig, Sparse};
+pub use hax::{Hax, HaxBase, HaxLayerConfig, Looked, Sparse};
 pub use hydra::{Hydra, HydraConfig};
 pub use mamba::{Mamba, MambaConfig};
 pub use mamba_mixer::{Averages, MambaMixer, MambaMixerConfig};

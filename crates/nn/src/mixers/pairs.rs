@@ -77,11 +77,6 @@ impl TensorAttentionConfig {
         if self.degree == 0 {
             return Ok(());
         }
-        if self.causal {
-            return Err(refused(
-                "a polynomial has no gradient where attention is causal",
-            ));
-        }
         let score = self.scale().abs() * self.headdim as f64 * self.bound.powi(3);
         if self.bound == 0.0 || score > MOST_SCORE {
             return Err(refused(format!(

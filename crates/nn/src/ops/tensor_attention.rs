@@ -43,8 +43,8 @@ pub struct PairHeads {
 /// polynomial.
 ///
 /// # Errors
-/// When a number is not finite, a text is too long for exact attention, a polynomial has too many
-/// monomials, or is asked for causal attention, for which it has no gradient.
+/// When a number is not finite, a text is too long for exact attention, or a polynomial has too
+/// many monomials.
 ///
 /// # Panics
 /// When shapes do not fit, or `starts` falls.
@@ -67,11 +67,6 @@ pub fn tensor_attention(
         heads.count > 0 && keys.is_multiple_of(heads.count) && values.is_multiple_of(heads.count),
         "heads divide the widths"
     );
-    if heads.degree.is_some() && heads.causal {
-        return Err(SequenceError::Refused(
-            "a polynomial has no gradient where attention is causal".into(),
-        ));
-    }
     let pairs = Pairs {
         starts: starts.into(),
         heads,

@@ -87,6 +87,29 @@ pub fn attend_backward(
     Ok([dq, dk, dv])
 }
 
+/// What each position gives to each of its keys, in the order of the keys: shares of 1.
+///
+/// # Errors
+/// When a shape does not fit.
+pub fn shares(
+    q: &[f32],
+    k: &[f32],
+    dim: usize,
+    selected: &Selected,
+) -> Result<Vec<Vec<f32>>, SequenceError> {
+    if selected.is_empty() {
+        return Ok(Vec::new());
+    }
+    shape("the queries", q, selected.len(), dim)?;
+    shape("the keys", k, selected.len(), dim)?;
+    let each = q.chunks_exact(dim).enumerate().map(|(t, query)| {
+        let mut weights = Vec::new();
+        softmax(query, k, selected.of(t), &mut weights);
+        weights
+    });
+    Ok(each.collect())
+}
+
 fn softmax(query: &[f32], k: &[f32], keys: &[u32], weights: &mut Vec<f32>) {
     let dim = query.len();
     weights.clear();

@@ -15,8 +15,10 @@
 //! minimax polynomial has the smallest error at the worst score. Taylor's of even degree is
 //! above 0 everywhere; others may not be, and then weights cancel: [`Certificate`] says so.
 
+mod gradients;
+
+use super::Attention;
 use super::exact::{add, dot};
-use super::{Attention, Gradients};
 use crate::SequenceError;
 
 /// Monomials at most.
@@ -155,81 +157,10 @@ impl Polynomial {
             *out *= self.coefficients[monomial.degree] * monomial.count;
         }
     }
-
-    /// Gradients from `dout` `[n, values_dim]`.
-    ///
-    /// # Errors
-    /// When `dout` has another shape or the attention is causal, of which there are none here.
-    pub fn backward(
-        &self,
-        attention: &Attention,
-        dout: &[f64],
-    ) -> Result<Gradients, SequenceError> {
-        attention.check_dout(dout)?;
-        if attention.causal {
-            let what = "gradients of polynomial attention are those of all pairs; causal ones are not there";
-            return Err(SequenceError::Refused(what.into()));
-        }
-        let (n, d, width) = (attention.len(), attention.dim, attention.values_dim);
-        let r = self.features.len();
-        let mut sums = Sums::new(attention, r);
-        (0..n).for_each(|row| sums.add(attention, &self.features, row));
-        sums.join();
-        let (mut dvalues, mut dweights) = (vec![0.0; r * width], vec![0.0; r]);
-        let mut out = Gradients {
-            queries: vec![0.0; n * d],
-            keys: vec![vec![0.0; n * d]; attention.keys.len()],
-            values: vec![vec![0.0; n * width]; attention.keys.len()],
-        };
-        let (mut query, mut plain, mut dquery) = (vec![0.0; r], vec![0.0; r], vec![0.0; r]);
-        for (i, dout) in dout.chunks_exact(width).enumerate() {
-            self.query(attention, i, &mut query);
-            let mut mixed = vec![0.0; width];
-            for (u, values) in query.iter().zip(sums.values.chunks_exact(width)) {
-                add(&mut mixed, *u, values);
-            }
-            let sum = dot(&query, &sums.weights);
-            let dmixed: Vec<f64> = dout.iter().map(|x| x / sum).collect();
-            let dsum = -dot(&dmixed, &mixed) / sum;
-            for (a, monomial) in self.features.all.iter().enumerate() {
-                let values = &sums.values[a * width..][..width];
-                let slope = dot(&dmixed, values) + dsum * sums.weights[a];
-                dquery[a] = slope * self.coefficients[monomial.degree] * monomial.count;
-                add(&mut dvalues[a * width..][..width], query[a], &dmixed);
-                dweights[a] += query[a] * dsum;
-            }
-            let q = &attention.queries[i * d..][..d];
-            let scaled: Vec<f64> = q.iter().map(|q| attention.scale * q).collect();
-            self.features.fill(&scaled, &mut plain);
-            let mut dscaled = vec![0.0; d];
-            self.features
-                .back(&scaled, &plain, &mut dquery, &mut dscaled);
-            add(&mut out.queries[i * d..][..d], attention.scale, &dscaled);
-        }
-        for place in 0..attention.keys.len() {
-            let (dv, dw) = sums.others(place, &dvalues, &dweights);
-            for j in 0..n {
-                let key = &attention.keys[place][j * d..][..d];
-                let value = &attention.values[place][j * width..][..width];
-                self.features.fill(key, &mut plain);
-                for a in 0..r {
-                    let slopes = &dv[a * width..][..width];
-                    dquery[a] = dot(slopes, value) + dw[a];
-                    add(
-                        &mut out.values[place][j * width..][..width],
-                        plain[a],
-                        slopes,
-                    );
-                }
-                let dkey = &mut out.keys[place][j * d..][..d];
-                self.features.back(key, &plain, &mut dquery, dkey);
-            }
-        }
-        Ok(out)
-    }
 }
 
 /// Sums over the rows of keys.
+#[derive(Clone)]
 struct Sums {
     /// Of each key, `[r]` and `[r, values_dim]`.
     own: Vec<(Vec<f64>, Vec<f64>)>,
@@ -271,18 +202,6 @@ impl Sums {
             multiply(&mut self.weights, weights);
             multiply(&mut self.values, values);
         }
-    }
-
-    /// Gradients of the sums of one key.
-    fn others(&self, place: usize, dvalues: &[f64], dweights: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let (mut values, mut weights) = (dvalues.to_vec(), dweights.to_vec());
-        for (other, own) in self.own.iter().enumerate() {
-            if other != place {
-                multiply(&mut weights, &own.0);
-                multiply(&mut values, &own.1);
-            }
-        }
-        (values, weights)
     }
 }
 

@@ -166,14 +166,25 @@ proptest! {
         let exact = flat(attention.exact_backward(&dout).unwrap());
         let want = slopes(&numbers, &dout, &|x| x.definition(causal, &f64::exp));
         prop_assert!(far(&exact, &want) < 1e-8);
-        if causal {
-            return Ok(());
-        }
         let polynomial = Polynomial::new(&attention, 4, Fit::Taylor, false).unwrap();
         let p = |s: f64| polynomial.coefficients().iter().rev().fold(0.0, |sum, c| sum * s + c);
         let found = flat(polynomial.backward(&attention, &dout).unwrap());
-        let want = slopes(&numbers, &dout, &|x| x.definition(false, &p));
+        let want = slopes(&numbers, &dout, &|x| x.definition(causal, &p));
         prop_assert!(far(&found, &want) < 1e-7);
+    }
+
+    /// With entries up to a half scores are at most 0.25, where exp and the polynomial agree to 1e-8.
+    #[test]
+    fn gradients_of_small_entries_are_those_of_exact_attention(
+        n in 1usize..20, keys in 1usize..3, causal: bool, seed: u64,
+    ) {
+        let numbers = Numbers::new(n, 3, 2, keys, 0.5, seed);
+        let dout = Numbers::new(n, 1, 2, 1, 1.0, !seed).values.remove(0);
+        let attention = numbers.attention().causal(causal);
+        let exact = flat(attention.exact_backward(&dout).unwrap());
+        let polynomial = Polynomial::new(&attention, 6, Fit::Taylor, false).unwrap();
+        let found = flat(polynomial.backward(&attention, &dout).unwrap());
+        prop_assert!(far(&found, &exact) < 1e-6, "{}", far(&found, &exact));
     }
 
     #[test]

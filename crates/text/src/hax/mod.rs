@@ -12,6 +12,8 @@
 //! and language, where each byte of a window is asked for. What comes out is a model folder;
 //! without attention and on language it is a Mamba that `keyfold lm` reads.
 
+pub mod sparsity;
+
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -188,7 +190,11 @@ fn window(bytes: &[u8]) -> RecallText {
     let mut tokens = vec![BOS];
     tokens.extend(bytes.iter().map(|&b| u32::from(b)));
     tokens.pop();
-    RecallText { tokens, asked }
+    RecallText {
+        tokens,
+        asked,
+        told: Vec::new(),
+    }
 }
 
 struct HaxLearning<'a> {

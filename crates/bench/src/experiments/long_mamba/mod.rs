@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use keyfold_core::{NoProgress, Progress};
 use keyfold_kernels::Team;
-use keyfold_lm::mamba::long_mamba::{LongMamba, LongMambaConfig, StepRecorder};
+use keyfold_lm::mamba::long_mamba::{LongMamba, LongMambaConfig, Method, StepRecorder};
 use keyfold_lm::mamba::{
     MambaConfig, MambaFile, MambaLm, MambaSession, Mixer, Numbers, StepFilter, tensor_shapes,
 };
@@ -329,23 +329,28 @@ fn recall(
             .map(Arc::new)
             .map_err(failed)
     };
-    let ways: Vec<(String, Option<Arc<LongMamba>>)> = vec![
-        ("vanilla".into(), None),
-        ("LongMamba, clamp 5 %".into(), Some(calibrated(5.0)?)),
-        ("LongMamba, no clamp".into(), Some(calibrated(0.0)?)),
+    let clamped = calibrated(5.0)?;
+    // What the authors' program can do besides, with the same calibration.
+    let other = |method| Some(Arc::new(LongMamba::clone(&clamped).with_method(method)));
+    let ways: [(&str, Option<Arc<LongMamba>>); 9] = [
+        ("vanilla", None),
+        ("LongMamba, clamp 5 %", Some(Arc::clone(&clamped))),
+        ("no clamp", Some(calibrated(0.0)?)),
+        ("alpha", other(Method::Alpha)),
+        ("offline", other(Method::Offline)),
+        ("bound", other(Method::Bound)),
+        ("norm", other(Method::Norm)),
+        ("channelwise_topk", other(Method::ChannelwiseTopk)),
+        ("all_topk", other(Method::AllTopk)),
     ];
+    let names = ways.each_ref().map(|(name, _)| *name);
     let mut table = Table::new(
         &format!(
             "share of values recalled by a model {}, {prompts} prompts of each length (chance {:.2})",
             asked.about,
             1.0 / VALUES.len() as f64
         ),
-        &[
-            "tokens",
-            "vanilla",
-            "LongMamba, clamp 5 %",
-            "LongMamba, no clamp",
-        ],
+        &[&["tokens"][..], &names].concat(),
     );
     let mut lines: Vec<Line> = ways
         .iter()
@@ -375,7 +380,7 @@ fn recall(
             cells.push(format!("{share:.2}"));
             values.push(json!({"tokens": length, "way": name, "right": share}));
         }
-        table.row(<[String; 4]>::try_from(cells).unwrap_or_default());
+        table.row(<[String; 10]>::try_from(cells).unwrap_or_default());
         progress.advance(1);
     }
     progress.finish();
@@ -391,6 +396,8 @@ fn recall(
         last(&lines[2]),
         lines[0].1.first().map_or(0.0, |p| p.1),
     ));
+    // The program's other ways would hide these in the drawing.
+    lines.truncate(3);
     Ok((json!(values), lines))
 }
 

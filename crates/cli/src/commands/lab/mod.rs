@@ -4,6 +4,7 @@ mod in_context;
 mod random_features;
 mod recall;
 mod route;
+mod sparsity;
 mod tensor_attention;
 
 use clap::Subcommand;
@@ -21,6 +22,7 @@ Examples:
   keyfold lab random-features examples.jsonl --save predictor.safetensors
   keyfold lab recall --texts 10000 --out recall.jsonl
   keyfold lab route places.csv --svg tour.svg
+  keyfold lab sparsity recall --svg keys.svg
   keyfold lab tensor-attention rows.csv --top 20")]
 pub(crate) struct LabArgs {
     #[command(subcommand)]
@@ -33,6 +35,7 @@ enum Action {
     RandomFeatures(random_features::RandomFeaturesArgs),
     Recall(recall::RecallArgs),
     Route(route::RouteArgs),
+    Sparsity(sparsity::SparsityArgs),
     TensorAttention(tensor_attention::TensorAttentionArgs),
 }
 
@@ -42,6 +45,7 @@ pub(crate) fn run(args: &LabArgs, globals: &Globals) -> anyhow::Result<Outcome> 
         Action::RandomFeatures(args) => random_features::run(args, globals),
         Action::Recall(args) => recall::run(args, globals),
         Action::Route(args) => route::run(args, globals),
+        Action::Sparsity(args) => sparsity::run(args, globals),
         Action::TensorAttention(args) => tensor_attention::run(args, globals),
     };
     match result {

@@ -16,7 +16,7 @@ use crate::failure::Outcome;
 /// Make up texts that can only be continued by looking back, to try any model of sequences on
 ///
 /// Each line is a text: `tokens`, and `asked`, the places (from 0) at which something is asked,
-/// with the token that is the answer. Joint recall: a key has another value in each of several
+/// with the token that is the answer; `told` is where it was told. Joint recall: a key has another value in each of several
 /// contexts (1 begins a text, 4 stands between its halves, values are 10 and up, then keys, then
 /// contexts). Multi-query recall: pairs of keys and values, then keys once more. The drawing is
 /// that of the authors of HAX and of Zoology; the same seed gives the same texts.
@@ -100,7 +100,7 @@ pub(super) fn run(args: &RecallArgs, globals: &Globals) -> anyhow::Result<Outcom
         // Seeds of neighbouring runs must not share texts.
         let seed = keyfold_core::seed_of(&format!("recall {} {number}", globals.seed));
         let text = args.text(seed)?;
-        let line = json!({"tokens": text.tokens, "asked": text.asked});
+        let line = json!({"tokens": text.tokens, "asked": text.asked, "told": text.told});
         match args.out {
             None => writeln!(out, "{line}")?,
             Some(_) => writeln!(lines, "{line}")?,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keyfold_kernels::Team;
-use keyfold_lm::mamba::long_mamba::{Aggregate, LongMamba, LongMambaConfig};
+use keyfold_lm::mamba::long_mamba::{Aggregate, LongMamba, LongMambaConfig, Method};
 use keyfold_lm::mamba::{MambaFile, MambaLm, MambaSession};
 
 use crate::args::Globals;
@@ -53,8 +53,50 @@ pub(crate) struct LongArgs {
     /// those of its longest
     #[arg(long, requires = "long")]
     extrapolate: bool,
+    /// --long: what heads with a long memory do to a prompt's steps, by the names of the authors'
+    /// program; all but the first hold the whole prompt in memory at once
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "dt_thre",
+        requires = "long"
+    )]
+    long_method: MethodArg,
     #[command(flatten)]
     settings: LongSettings,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum MethodArg {
+    /// Pass over those up to the calibration's threshold
+    DtThre,
+    /// Keep the share of largest ones that the calibration says
+    Alpha,
+    /// The same by the step at which this share ends
+    Offline,
+    /// Keep the largest ones that sum to no more than the calibration's
+    Bound,
+    /// Scale all so that they sum to the calibration's
+    Norm,
+    /// Keep as many of the largest as the calibration had tokens
+    ChannelwiseTopk,
+    /// Keep so many tokens, the same ones in all those heads
+    AllTopk,
+}
+
+impl From<MethodArg> for Method {
+    fn from(method: MethodArg) -> Self {
+        match method {
+            MethodArg::DtThre => Self::DtThre,
+            MethodArg::Alpha => Self::Alpha,
+            MethodArg::Offline => Self::Offline,
+            MethodArg::Bound => Self::Bound,
+            MethodArg::Norm => Self::Norm,
+            MethodArg::ChannelwiseTopk => Self::ChannelwiseTopk,
+            MethodArg::AllTopk => Self::AllTopk,
+        }
+    }
 }
 
 /// Settings of the calibration.
@@ -161,6 +203,6 @@ impl LongArgs {
         };
         long.check(prompt.len(), self.extrapolate)?;
         progress.say(&long.note(prompt.len()));
-        Ok(Some(Arc::new(long)))
+        Ok(Some(Arc::new(long.with_method(self.long_method.into()))))
     }
 }
