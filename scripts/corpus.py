@@ -172,20 +172,16 @@ def manual_pages(folder):
                 yield paragraph[:1200]
 
 
-def pages(folder):
-    """Pages of documentation in English, with their tags."""
-    for path in sorted(glob.glob(f"{folder}/x/**/*.html", recursive=True)):
+def documentation(folder):
+    pages = glob.glob(f"{folder}/x/**/*.html", recursive=True)
+    for path in sorted(pages):
         language = re.search(r"\.([a-z]{2})(-[a-z]{2})?\.html$", path)
         if not os.path.isfile(path) or (language and language[1] != "en"):
             continue
         with open(path, errors="replace") as page:
-            yield page.read()
-
-
-def documentation(folder):
-    for page in pages(folder):
+            text = untag(page.read())
         collected = ""
-        for paragraph in re.split(r"\n\s*\n", untag(page)):
+        for paragraph in re.split(r"\n\s*\n", text):
             paragraph = one_line(paragraph)
             if len(paragraph) < 40:
                 continue
