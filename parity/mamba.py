@@ -184,6 +184,7 @@ def first_steps(model, prompt):
 def calibration(steps, a_log, clamp):
     """LongMamba's arithmetic on steps [L, H], after the paper's description."""
     length, heads = steps.shape
+    longer = longer_steps(steps)
     count = max(1, int(length * clamp / 100))
     least = torch.topk(steps, count, dim=0).values[-1]
     steps = torch.minimum(steps, least)
@@ -192,12 +193,12 @@ def calibration(steps, a_log, clamp):
     thresholds, shares = [], []
     for target in (384, 1024, 2048):
         ordered = torch.sort(steps, dim=0, descending=True).values.T
-        longer = torch.nn.functional.interpolate(
+        stretched = torch.nn.functional.interpolate(
             ordered[None], size=target, mode="linear", align_corners=False
         )[0]
-        over = longer.double().cumsum(-1) > decay.double()[:, None]
+        over = stretched.double().cumsum(-1) > decay.double()[:, None]
         place = (over.int().argmax(-1) + 1).clamp(max=target - 1)
-        thresholds.append(longer.gather(-1, place[:, None])[:, 0])
+        thresholds.append(stretched.gather(-1, place[:, None])[:, 0])
         shares.append((place / target).clamp(max=1))
     shares = torch.stack(shares)
     return {
@@ -205,7 +206,7 @@ def calibration(steps, a_log, clamp):
         "decay": decay,
         "thresholds": torch.stack(thresholds),
         "shares": shares,
-        **other_ways(longer_steps(steps), shares[1], decay, kept > 1e-30, 256),
+        **other_ways(longer, shares[1], decay, kept > 1e-30, 256),
     }
 
 

@@ -1,5 +1,5 @@
 """Writes crates/nn/tests/fixtures/mixers: layers of Mamba and Mamba-2 by transformers and one of Hydra
-by the recurrence itself, with random weights; their outputs for two texts, and all gradients of a
+by the recurrence itself, with random weights; their outputs for four texts, and all gradients of a
 weighted sum of these.
 
     venv/bin/python parity/mixers.py
@@ -17,7 +17,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from hydra import scan
 
 FOLDER = Path(__file__).parent.parent / "crates/nn/tests/fixtures/mixers"
-LENGTHS = [5, 14]
+LENGTHS = [1, 3, 5, 257]
 D = 8
 
 
@@ -72,6 +72,7 @@ def layers():
 
 def main():
     weights, expected = {}, {}
+    torch.manual_seed(2)
     texts = [torch.randn(1, length, D) for length in LENGTHS]
     factors = [torch.randn(1, length, D) for length in LENGTHS]
     expected["u"] = torch.cat(texts, dim=1)[0]

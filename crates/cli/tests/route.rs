@@ -294,8 +294,12 @@ fn texts_to_recall_from_are_drawn_by_a_seed() {
         let tokens: Vec<u32> = serde_json::from_value(line["tokens"].clone()).unwrap();
         let asked: Vec<(usize, u32)> = serde_json::from_value(line["asked"].clone()).unwrap();
         assert!(asked.len() >= 4 && tokens[0] == 1);
-        for (at, answer) in asked {
+        let told: Vec<usize> = serde_json::from_value(line["told"].clone()).unwrap();
+        assert_eq!(told.len(), asked.len());
+        for ((at, answer), told) in asked.into_iter().zip(told) {
             assert_eq!(tokens[at + 1], answer, "the answer follows the question");
+            assert_eq!(tokens[told], answer, "and was told before");
+            assert!(told < at);
         }
     }
     let queries = ["--task", "multi-query", "--pairs", "3", "--length", "32"];

@@ -499,8 +499,8 @@ mod tests {
         let (u, factors) = (want("u"), want("factors"));
         let (mut out, mut d_u) = (Vec::new(), Vec::new());
         let mut gradient = layout.zeros();
-        // Two texts, of 5 and 14 tokens.
-        for at in [0..5, 5..19] {
+        // Texts of 1, 3, 5 and 257 tokens.
+        for at in [0..1, 1..4, 4..9, 9..266] {
             let (length, at) = (at.len(), 8 * at.start..8 * at.end);
             let (kept, y) = mixer.forward(&weights, u[at.clone()].to_vec(), length);
             let d = mixer.backward(&weights, &kept, &factors[at], length, &mut gradient);

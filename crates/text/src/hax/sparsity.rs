@@ -322,7 +322,8 @@ pub fn load(folder: &ModelFolder) -> Result<HaxModel, TrainError> {
 /// What a run tells of itself.
 #[derive(Deserialize)]
 struct Run {
-    config: HaxConfig,
+    /// The settings, and what is said of the data.
+    config: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Made-up texts of the task that the model in a run's folder learned; none of those that it
@@ -332,15 +333,21 @@ struct Run {
 /// When the folder is not that of such a run, or the model learned to follow a user's text.
 pub fn made_up(folder: &ModelFolder, count: u64, seed: u64) -> Result<Vec<RecallText>, TrainError> {
     let why = "it says what the model learned; give a text where it is lost";
+    let wrong =
+        |what: String| TrainError::Config(format!("{}: {what}", folder.file("run.json").display()));
     let run: Run = folder
         .json("run.json", why)
         .map_err(|e| TrainError::Config(e.to_string()))?;
-    if run.config.task == HaxTask::Language {
+    let mut settings = run.config;
+    settings.remove("data");
+    let config: HaxConfig =
+        serde_json::from_value(settings.into()).map_err(|e| wrong(e.to_string()))?;
+    if config.task == HaxTask::Language {
         let what = "the model learned to follow a text of yours: give one, as --data FILE";
-        return Err(TrainError::Config(what.into()));
+        return Err(wrong(what.into()));
     }
     let task = HaxLearning {
-        config: &run.config,
+        config: &config,
         text: &[],
         held_out: &[],
     };

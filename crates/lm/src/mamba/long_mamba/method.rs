@@ -68,10 +68,10 @@ impl Method {
                 }
                 Self::Bound => {
                     let order = falling(&own);
-                    let mut total = 0.0f32;
+                    let mut total = 0.0;
                     let within = order.iter().take_while(|i| {
-                        total += own[**i];
-                        total <= sum
+                        total += f64::from(own[**i]);
+                        total as f32 <= sum
                     });
                     let count = within.count();
                     prompt.keep_first(head, &order, count);
