@@ -35,7 +35,7 @@ pub struct ChannelSum<'a> {
 }
 
 /// Outputs that stay in the first cache while channel after channel is added.
-const STRIP: usize = 4096;
+const STRIP: usize = 1024;
 
 /// Channels that are added together.
 const TOGETHER: usize = 4;
