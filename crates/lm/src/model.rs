@@ -13,7 +13,7 @@
 
 use crate::LmError;
 use crate::config::{Activation, Config, Norm, Positions, Rope, RopeScaling, rope_frequencies};
-use crate::linear::{DenseLinear, Linear};
+use crate::linear::{DenseLinear, Linear, apply_several};
 use crate::{ModelFile, Tensor};
 use keyfold_kernels::Team;
 use keyfold_kernels::attention::{Rotation, rotate};
@@ -257,11 +257,30 @@ impl Decoder {
         decoding: bool,
         team: &Team,
     ) {
-        let Some(linear) = self.layers[layer].linear(name) else {
-            unreachable!("loaded in load_layer: {name:?}")
-        };
-        out.resize(x.rows() * linear.rows(), 0.0);
-        linear.apply(x, out, decoding, team);
+        self.linears(layer, [name], x, [out], decoding, team);
+    }
+
+    /// [`linear`](Self::linear) of several maps that read the same `x`.
+    pub(crate) fn linears<const N: usize>(
+        &self,
+        layer: usize,
+        names: [LinearName; N],
+        x: &mut Activations,
+        outs: [&mut Vec<f32>; N],
+        decoding: bool,
+        team: &Team,
+    ) {
+        let maps = names.map(|name| match self.layers[layer].linear(name) {
+            Some(map) => map,
+            None => unreachable!("loaded in load_layer: {name:?}"),
+        });
+        let mut maps_left = maps.iter();
+        let outs = outs.map(|out| {
+            let rows = maps_left.next().map_or(0, |map| map.rows());
+            out.resize(x.rows() * rows, 0.0);
+            out.as_mut_slice()
+        });
+        apply_several(maps, x, outs, decoding, team);
     }
 
     /// Normalises the vectors of every query and key head, where the model does that.
@@ -283,14 +302,13 @@ impl Decoder {
         team: &Team,
     ) {
         let n = x.rows();
-        self.linear(layer, LinearName::Up, x, &mut buffers.up, decoding, team);
         let inner = buffers.inner.fill(n, self.config.intermediate_size);
         if self.config.gated_mlp {
-            self.linear(
+            self.linears(
                 layer,
-                LinearName::Gate,
+                [LinearName::Gate, LinearName::Up],
                 x,
-                &mut buffers.gate,
+                [&mut buffers.gate, &mut buffers.up],
                 decoding,
                 team,
             );
@@ -301,6 +319,7 @@ impl Decoder {
                 gate_by(act, inner, &up[span]);
             });
         } else {
+            self.linear(layer, LinearName::Up, x, &mut buffers.up, decoding, team);
             inner.copy_from_slice(&buffers.up);
             activate(self.config.hidden_act, inner);
         }

@@ -16,11 +16,12 @@ mod groups;
 mod x86;
 
 use super::decode::decode_body;
-use super::dot::Output;
-use super::{BlockMatrix, BlockType};
+use super::dot::{Output, products};
+use super::{Activations, BlockMatrix, BlockType};
 use crate::Team;
 use crate::vector::{Eight, simd};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Channels of a matrix `[inputs, outputs]` and what they are multiplied with.
 #[derive(Debug, Clone, Copy)]
@@ -49,48 +50,167 @@ const TOGETHER: usize = 4;
 /// When a matrix has not `out.len()` columns, a channel is not there, or there are not as
 /// many factors as channels.
 pub fn sum_channels(out: &mut [f32], terms: &[ChannelSum], team: &Team) {
-    let (mut grain, len) = (32, out.len());
-    for term in terms {
-        let weights = &term.weights;
-        assert_eq!(weights.cols, len, "sum_channels: outputs");
-        assert_eq!(
-            term.channels.len(),
-            term.factors.len(),
-            "sum_channels: factors"
+    let grain = terms.iter().map(|term| term.check(out.len()));
+    let grain = grain.max().unwrap_or(1);
+    in_halves(&mut [out], grain, team, |_, half, first, run| {
+        for term in terms {
+            term.half(half).add(first, run);
+        }
+    });
+}
+
+/// A map of which the channels of large inputs are read, and a few singular values for the
+/// other inputs.
+#[derive(Debug, Clone, Copy)]
+pub struct SparseProduct<'a> {
+    /// The channels that are read.
+    pub kept: ChannelSum<'a>,
+    /// What stands for the others.
+    pub low: Option<LowRank<'a>>,
+}
+
+/// `upᵀ (down · rest)`: a map of low rank.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    down: BlockMatrix<'a>,
+    up: BlockMatrix<'a>,
+    rest: &'a Activations,
+}
+
+impl<'a> LowRank<'a> {
+    /// `down` is `[rank, inputs]`, `up` `[rank, outputs]`; `rest` has one row.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub fn new(down: BlockMatrix<'a>, up: BlockMatrix<'a>, rest: &'a mut Activations) -> Self {
+        assert!(
+            down.rows == up.rows && down.cols == rest.cols() && rest.rows() == 1,
+            "LowRank: shapes do not fit"
         );
-        let there = |&channel: &u32| (channel as usize) < weights.rows;
-        assert!(term.channels.iter().all(there), "sum_channels: channel");
-        grain = grain.max(weights.kind.block_len());
+        if down.kind.is_packed() {
+            rest.round();
+        }
+        Self { down, up, rest }
     }
-    if !len.is_multiple_of(grain) {
+
+    /// Adds what one half of the ranks gives to the outputs `first ..`.
+    fn add(&self, half: usize, first: usize, out: &mut [f32]) {
+        let rank = self.down.rows;
+        let range = [0..rank / 2, rank / 2..rank][half].clone();
+        // Taken out: a thread may work for another team meanwhile.
+        let (mut low, mut channels) = LOW.take();
+        low.resize(rank, 0.0);
+        channels.clear();
+        channels.extend(range.start as u32..range.end as u32);
+        let to = Output::new(&mut low, 1, rank);
+        // SAFETY: given out once.
+        products(&self.down, self.rest, &mut unsafe {
+            to.columns(range.clone())
+        });
+        let term = ChannelSum {
+            weights: self.up,
+            channels: &channels,
+            factors: &low[range],
+        };
+        term.add(first, out);
+        LOW.set((low, channels));
+    }
+}
+
+/// Products of several maps, each written to its part of `outs`, handed to the team once. Every
+/// half of the channels and ranks is summed up apart, as in [`sum_channels`]; whoever has a part of
+/// a half makes what it needs of `down · rest` itself, which takes less than another hand-out.
+///
+/// # Panics
+/// As [`sum_channels`], or when there are not as many outputs as products.
+pub fn sparse_products(outs: &mut [&mut [f32]], all: &[SparseProduct], team: &Team) {
+    assert_eq!(outs.len(), all.len(), "sparse_products: outputs");
+    let mut grain = 1;
+    for (product, out) in all.iter().zip(&*outs) {
+        grain = grain.max(product.kept.check(out.len()));
+        if let Some(low) = &product.low {
+            assert_eq!(low.up.cols, out.len(), "sparse_products: outputs");
+            grain = grain.max(grain_of(low.up.kind));
+        }
+    }
+    in_halves(outs, grain, team, |which, half, first, run| {
+        all[which].kept.half(half).add(first, run);
+        if let Some(low) = &all[which].low {
+            low.add(half, first, run);
+        }
+    });
+}
+
+/// Outputs that a thread has of a kind are whole numbers of so many.
+fn grain_of(kind: BlockType) -> usize {
+    kind.block_len().max(32)
+}
+
+/// Fills `outs` with the sums of two halves, which the team shares: `add(which, half, first, run)`
+/// adds a half of what belongs to output `which` to its numbers `first ..`, which begin as 0.
+fn in_halves(
+    outs: &mut [&mut [f32]],
+    mut grain: usize,
+    team: &Team,
+    add: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+) {
+    if outs.iter().any(|out| !out.len().is_multiple_of(grain)) {
         // Rows that are no blocks; a packed kind has whole ones.
         grain = 1;
     }
+    let total: usize = outs.iter().map(|out| out.len()).sum();
     // Taken out: the caller's thread works as well.
     let mut halves = HALVES.take();
-    halves.resize(2 * len, 0.0);
-    team.split(&mut halves, grain, |first, run| {
-        let own = len.saturating_sub(first).min(run.len());
-        let (one, other) = run.split_at_mut(own);
-        let other_first = first.max(len) - len;
-        for (half, first, run) in [(0, first, one), (1, other_first, other)] {
-            run.fill(0.0);
-            if run.is_empty() {
-                continue;
-            }
-            for term in terms {
-                term.half(half).add(first, run);
+    halves.resize(2 * total, 0.0);
+    let shapes = &*outs;
+    team.split(&mut halves, grain, |mut at, mut run| {
+        run.fill(0.0);
+        // One half of all outputs lies before the other.
+        let mut begin = 0;
+        for half in 0..2 {
+            for (which, out) in shapes.iter().enumerate() {
+                let end = begin + out.len();
+                if at < end && !run.is_empty() {
+                    let (own, later) = run.split_at_mut((end - at).min(run.len()));
+                    add(which, half, at - begin, own);
+                    at += own.len();
+                    run = later;
+                }
+                begin = end;
             }
         }
     });
-    let (one, other) = halves.split_at(len);
-    for (out, (a, b)) in out.iter_mut().zip(one.iter().zip(other)) {
-        *out = a + b;
+    let (mut one, mut other) = halves.split_at(total);
+    for out in outs {
+        let (a, b);
+        (a, one) = one.split_at(out.len());
+        (b, other) = other.split_at(out.len());
+        for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+            *out = a + b;
+        }
     }
     HALVES.set(halves);
 }
 
 impl ChannelSum<'_> {
+    /// The least number of outputs that a thread has.
+    ///
+    /// # Panics
+    /// When the matrix has not `outputs` columns, a channel is not there, or there are not as many
+    /// factors as channels.
+    fn check(&self, outputs: usize) -> usize {
+        let weights = &self.weights;
+        assert_eq!(weights.cols, outputs, "sum_channels: outputs");
+        assert_eq!(
+            self.channels.len(),
+            self.factors.len(),
+            "sum_channels: factors"
+        );
+        let there = |&channel: &u32| (channel as usize) < weights.rows;
+        assert!(self.channels.iter().all(there), "sum_channels: channel");
+        grain_of(weights.kind)
+    }
+
     /// The first or the second half of the channels.
     fn half(&self, half: usize) -> Self {
         let middle = self.channels.len() / 2;
@@ -157,17 +277,21 @@ thread_local! {
     static UNPACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// The sums of both halves of the channels.
     static HALVES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Products of a low rank, and the places of its ranks.
+    static LOW: RefCell<(Vec<f32>, Vec<u32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// Which bytes of a row hold some columns; whole blocks.
+#[inline(always)]
+fn bytes_of(kind: BlockType, columns: &Range<usize>) -> Range<usize> {
+    let (len, size) = (kind.block_len(), kind.block_bytes());
+    columns.start / len * size..columns.end / len * size
 }
 
 /// The bytes of some columns of a row; whole blocks.
 #[inline(always)]
-fn part_of<'a>(
-    weights: &BlockMatrix<'a>,
-    row: usize,
-    columns: &std::ops::Range<usize>,
-) -> &'a [u8] {
-    let (len, size) = (weights.kind.block_len(), weights.kind.block_bytes());
-    &weights.row(row)[columns.start / len * size..columns.end / len * size]
+fn part_of<'a>(weights: &BlockMatrix<'a>, row: usize, columns: &Range<usize>) -> &'a [u8] {
+    &weights.row(row)[bytes_of(weights.kind, columns)]
 }
 
 simd! {
@@ -214,19 +338,24 @@ fn add<V: Eight, U: Unit>(
     first: usize,
     out: &mut [f32],
 ) {
-    for (i, strip) in out.chunks_mut(STRIP).enumerate() {
-        let at = first + i * STRIP;
-        let columns = at..at + strip.len();
-        let (fours, rest) = channels.as_chunks::<TOGETHER>();
-        let (four_factors, rest_factors) = factors.as_chunks::<TOGETHER>();
-        for (g, (channels, factors)) in fours.iter().zip(four_factors).enumerate() {
-            let next = fours.get(g + 1).unwrap_or(channels);
-            let rows = channels.map(|channel| part_of(weights, channel as usize, &columns));
-            let next = next.map(|channel| part_of(weights, channel as usize, &columns).as_ptr());
-            add_rows::<V, U, TOGETHER>(weights.kind, rows, next, *factors, strip);
+    // From as many runs of the list as channels are added together, as `groups` has it.
+    let run = channels.len() / TOGETHER;
+    for (s, strip) in out.chunks_mut(STRIP).enumerate() {
+        let at = first + s * STRIP;
+        let bytes = bytes_of(weights.kind, &(at..at + strip.len()));
+        let row = |place: usize| &weights.row(channels[place] as usize)[bytes.clone()];
+        for i in 0..run {
+            let mut rows = [row(i); TOGETHER];
+            let (mut next, mut of) = ([rows[0].as_ptr(); TOGETHER], [0.0; TOGETHER]);
+            for c in 0..TOGETHER {
+                rows[c] = row(c * run + i);
+                next[c] = row((c * run + i + 1).min(channels.len() - 1)).as_ptr();
+                of[c] = factors[c * run + i];
+            }
+            add_rows::<V, U, TOGETHER>(weights.kind, rows, next, of, strip);
         }
-        for (&channel, &factor) in rest.iter().zip(rest_factors) {
-            let row = part_of(weights, channel as usize, &columns);
+        for place in TOGETHER * run..channels.len() {
+            let (row, factor) = (row(place), factors[place]);
             add_rows::<V, U, 1>(weights.kind, [row], [row.as_ptr()], [factor], strip);
         }
     }
@@ -381,6 +510,87 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(150))]
+
+        #[test]
+        fn maps_handed_out_together_are_as_those_by_themselves(
+            kind in prop::sample::select(vec![BlockType::F16, BlockType::Q8_0, BlockType::Q4K]),
+            inputs in 1usize..4,
+            blocks in prop::collection::vec(1usize..5, 1..4),
+            rank in 0usize..40,
+            threads in 1usize..5,
+            seed: u64,
+        ) {
+            let inputs = 32 * inputs;
+            let mut rng = SmallRng::seed_from_u64(!seed);
+            let x = numbers(inputs, seed ^ 7);
+            // Of each map: weights, factors of a low rank, and channels.
+            let maps: Vec<_> = blocks
+                .iter()
+                .enumerate()
+                .map(|(i, blocks)| {
+                    let outputs = blocks * kind.block_len().max(32);
+                    let seed = seed.wrapping_add(i as u64);
+                    let chosen: Vec<u32> = (0..inputs as u32).filter(|_| rng.random()).collect();
+                    let factors: Vec<f32> = chosen.iter().map(|&c| x[c as usize]).collect();
+                    let mut rest = x.clone();
+                    chosen.iter().for_each(|&c| rest[c as usize] = 0.0);
+                    (
+                        outputs,
+                        packed(kind, &numbers(inputs * outputs, seed)),
+                        packed(BlockType::Q8_0, &numbers(rank * inputs, seed ^ 1)),
+                        packed(BlockType::Q8_0, &numbers(rank * outputs, seed ^ 2)),
+                        chosen,
+                        factors,
+                        rest,
+                    )
+                })
+                .collect();
+            let matrix = |kind, rows, cols, bytes| BlockMatrix::new(kind, rows, cols, bytes).unwrap();
+            let team = Team::new(threads);
+            let mut rests: Vec<Activations> = maps
+                .iter()
+                .map(|map| {
+                    let mut rest = Activations::new();
+                    rest.set(&map.6, inputs);
+                    rest
+                })
+                .collect();
+            // One after the other, as sums of two terms.
+            let mut expected = Vec::new();
+            let every: Vec<u32> = (0..rank as u32).collect();
+            for ((outputs, weights, down, up, chosen, factors, _), rest) in maps.iter().zip(&mut rests) {
+                let mut low = vec![0.0; rank];
+                crate::blocks::matvec(&mut low, &matrix(BlockType::Q8_0, rank, inputs, down), rest, &team);
+                let mut out = vec![9.0; *outputs];
+                let terms = [
+                    ChannelSum { weights: matrix(kind, inputs, *outputs, weights), channels: chosen, factors },
+                    ChannelSum { weights: matrix(BlockType::Q8_0, rank, *outputs, up), channels: &every, factors: &low },
+                ];
+                sum_channels(&mut out, &terms, &team);
+                expected.push(out);
+            }
+            let mut outs: Vec<Vec<f32>> = maps.iter().map(|map| vec![9.0; map.0]).collect();
+            let mut outs: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
+            let products: Vec<SparseProduct> = maps
+                .iter()
+                .zip(&mut rests)
+                .map(|((outputs, weights, down, up, chosen, factors, _), rest)| SparseProduct {
+                    kept: ChannelSum { weights: matrix(kind, inputs, *outputs, weights), channels: chosen, factors },
+                    low: Some(LowRank::new(
+                        matrix(BlockType::Q8_0, rank, inputs, down),
+                        matrix(BlockType::Q8_0, rank, *outputs, up),
+                        rest,
+                    )),
+                })
+                .collect();
+            sparse_products(&mut outs, &products, &team);
+            for (out, expected) in outs.iter().zip(&expected) {
+                let size = expected.iter().fold(1f32, |a, x| a.max(x.abs()));
+                for (a, b) in out.iter().zip(expected) {
+                    prop_assert!((a - b).abs() <= 1e-5 * size, "{a} {b}");
+                }
+            }
+        }
 
         #[test]
         fn sums_are_those_of_the_unpacked_channels(

@@ -27,7 +27,10 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-pub use channels::{ChannelSum, choose_channels, matmul_channels, sum_channels};
+pub use channels::{
+    ChannelSum, LowRank, SparseProduct, choose_channels, matmul_channels, sparse_products,
+    sum_channels,
+};
 pub use decode::dequantize;
 pub use encode::quantize;
 pub use input::Activations;

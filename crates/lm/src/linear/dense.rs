@@ -1,13 +1,13 @@
 //! All of a weight matrix, as the file has it.
 
-use super::Linear;
+use super::{Linear, Way};
 use crate::Tensor;
 use keyfold_kernels::Team;
 use keyfold_kernels::blocks::{Activations, BlockMatrix, BlocksError, matmul, matvec};
 
 /// From so many rows on, weights are expanded to `f32` and multiplied as a matrix; below,
 /// integer products read them once.
-const MATRIX_FROM: usize = 9;
+pub(super) const MATRIX_FROM: usize = 9;
 
 /// A weight matrix and its bias.
 pub struct DenseLinear {
@@ -64,6 +64,10 @@ impl Linear for DenseLinear {
         if let Some(bias) = &self.bias {
             keyfold_kernels::add_bias(out, bias);
         }
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way::Dense(self)
     }
 
     fn bytes_read(&self) -> u64 {

@@ -30,12 +30,12 @@ pub mod search;
 pub use calibrate::{Calibration, Factors, FoldOptions, by_channel, fold, linears, svd};
 pub use file::{EXTENSION, Folded, RSparseFile, beside, save};
 
-use super::Linear;
+use super::{Linear, Way};
 use crate::{LmError, Tensor};
 use keyfold_kernels::Team;
 use keyfold_kernels::blocks::{
-    Activations, BlockMatrix, BlockType, ChannelSum, choose_channels, matmul_channels, matvec,
-    sum_channels,
+    Activations, BlockMatrix, BlockType, ChannelSum, LowRank, SparseProduct, choose_channels,
+    matmul_channels, sparse_products,
 };
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -184,18 +184,44 @@ pub struct RSparseLinear {
     last_bytes: AtomicU64,
 }
 
-/// What choosing needs room for.
+/// The channels that one map reads for one input, and what is left for the low rank.
 #[derive(Default)]
-struct Scratch {
+struct Chosen {
     channels: Vec<u32>,
     factors: Vec<f32>,
     order: Vec<u32>,
     rest: Activations,
-    low: Vec<f32>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Of each of the maps of an input.
+    static CHOSEN: RefCell<Vec<Chosen>> = RefCell::default();
+}
+
+/// Products of several maps with one row `x`, each into its own output; the team is called once.
+pub(super) fn decode<const N: usize>(
+    maps: [&RSparseLinear; N],
+    x: &[f32],
+    mut outs: [&mut [f32]; N],
+    team: &Team,
+) {
+    // Taken out: the caller's thread works as well.
+    let mut chosen = CHOSEN.take();
+    if chosen.len() < N {
+        chosen.resize_with(N, Chosen::default);
+    }
+    let mut rooms = chosen.iter_mut();
+    let products = maps.map(|map| match rooms.next() {
+        Some(room) => map.product(x, room),
+        None => unreachable!("resized above"),
+    });
+    sparse_products(&mut outs, &products, team);
+    for (map, out) in maps.iter().zip(outs) {
+        if let Some(bias) = &map.parts.bias {
+            keyfold_kernels::add_bias(out, bias);
+        }
+    }
+    CHOSEN.set(chosen);
 }
 
 impl RSparseLinear {
@@ -241,17 +267,21 @@ impl RSparseLinear {
         &self.parts
     }
 
-    /// One row; gives the bytes that were read.
-    fn decode(&self, x: &[f32], out: &mut [f32], scratch: &mut Scratch, team: &Team) -> u64 {
+    /// Begins to count bytes.
+    pub(super) fn count_anew(&self) {
+        self.last_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// What is to be read for one row; counts its bytes.
+    fn product<'a>(&'a self, x: &[f32], chosen: &'a mut Chosen) -> SparseProduct<'a> {
         let parts = &self.parts;
         let weights = checked(&parts.weight);
-        let Scratch {
+        let Chosen {
             channels,
             factors,
             order,
             rest,
-            low,
-        } = scratch;
+        } = chosen;
         channels.clear();
         factors.clear();
         let threshold = parts.threshold.unwrap_or(f32::INFINITY);
@@ -260,30 +290,24 @@ impl RSparseLinear {
         if let Some(cap) = parts.cap.filter(|&cap| cap < channels.len()) {
             keep_largest(cap, &parts.scales, channels, factors, order, unread);
         }
-        let kept = ChannelSum {
-            weights,
-            channels,
-            factors,
-        };
         let row = weights.bytes().len() / weights.rows().max(1);
-        let mut bytes = (kept.channels.len() * row) as u64;
-        let (Some(down), Some(up)) = (&parts.down, &parts.up) else {
-            sum_channels(out, &[kept], team);
-            return bytes;
+        let mut bytes = channels.len() * row;
+        let low = match (&parts.down, &parts.up) {
+            (Some(down), Some(up)) => {
+                bytes += down.bytes().len() + up.bytes().len();
+                Some(LowRank::new(checked(down), checked(up), rest))
+            }
+            _ => None,
         };
-        let (down, up) = (checked(down), checked(up));
-        low.resize(down.rows(), 0.0);
-        matvec(low, &down, rest, team);
-        order.clear();
-        order.extend(0..up.rows() as u32);
-        let others = ChannelSum {
-            weights: up,
-            channels: order,
-            factors: low,
-        };
-        sum_channels(out, &[kept, others], team);
-        bytes += (down.bytes().len() + up.bytes().len()) as u64;
-        bytes
+        self.last_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        SparseProduct {
+            kept: ChannelSum {
+                weights,
+                channels,
+                factors,
+            },
+            low,
+        }
     }
 }
 
@@ -344,20 +368,21 @@ impl Linear for RSparseLinear {
 
     fn apply(&self, x: &mut Activations, out: &mut [f32], decoding: bool, team: &Team) {
         if decoding {
-            let (inputs, outputs) = (self.cols(), self.rows());
-            let rows = x.values().chunks_exact(inputs);
-            let bytes = SCRATCH.with_borrow_mut(|scratch| {
-                let each = rows.zip(out.chunks_exact_mut(outputs));
-                each.map(|(x, out)| self.decode(x, out, scratch, team))
-                    .sum()
-            });
-            self.last_bytes.store(bytes, Ordering::Relaxed);
-        } else {
-            matmul_channels(out, &checked(&self.parts.weight), x.values(), team);
+            self.count_anew();
+            let rows = x.values().chunks_exact(self.cols());
+            for (x, out) in rows.zip(out.chunks_exact_mut(self.rows())) {
+                decode([self], x, [out], team);
+            }
+            return;
         }
+        matmul_channels(out, &checked(&self.parts.weight), x.values(), team);
         if let Some(bias) = &self.parts.bias {
             keyfold_kernels::add_bias(out, bias);
         }
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way::RSparse(self)
     }
 
     /// What the last decoded pass read: it differs from token to token.

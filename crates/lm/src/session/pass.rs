@@ -229,9 +229,9 @@ impl Session {
     ) {
         let (decoder, team, b) = (&self.decoder, &self.team, &mut self.b);
         decoder.normed(layer, false, &b.h, &mut b.x, team);
-        decoder.linear(layer, LinearName::Q, &mut b.x, &mut b.q, decoding, team);
-        decoder.linear(layer, LinearName::K, &mut b.x, &mut b.k, decoding, team);
-        decoder.linear(layer, LinearName::V, &mut b.x, &mut b.v, decoding, team);
+        let names = [LinearName::Q, LinearName::K, LinearName::V];
+        let outs = [&mut b.q, &mut b.k, &mut b.v];
+        decoder.linears(layer, names, &mut b.x, outs, decoding, team);
         if let Some(observer) = observer {
             for (site, rows) in [
                 (Site::Q, &mut b.q),

@@ -10,7 +10,7 @@
 //! each and be unpacked before. Codes of 4 bits are 0 to 15; the last term takes what rounding
 //! adds to their middle, 8.
 
-use super::part_of;
+use super::bytes_of;
 use crate::blocks::decode::{half_at, scales_and_minima};
 use crate::blocks::{BlockMatrix, BlockType};
 
@@ -56,18 +56,24 @@ pub(super) fn cover(
     out: &mut [f32],
     add_group: impl Fn(BlockType, &Group, &mut [f32]),
 ) {
-    for (i, strip) in out.chunks_mut(STRIP).enumerate() {
-        let at = first + i * STRIP;
-        let columns = at..at + strip.len();
-        for g in (0..channels.len()).step_by(GROUP) {
-            let count = GROUP.min(channels.len() - g);
+    // The channels of a group come from sixteen runs of the list, each of which is read from its
+    // beginning to its end: memory foresees that, where rows that lie side by side and are read
+    // together are brought at a fraction of its speed.
+    let run = channels.len().div_ceil(GROUP);
+    for (s, strip) in out.chunks_mut(STRIP).enumerate() {
+        let at = first + s * STRIP;
+        let bytes = bytes_of(weights.kind, &(at..at + strip.len()));
+        for i in 0..run {
+            let row = |place: usize| {
+                let channel = channels[place.min(channels.len() - 1)];
+                &weights.row(channel as usize)[bytes.clone()]
+            };
             // Places that are left over repeat a channel, with the factor 0.
-            let place = |c: usize| channels[g + c.min(count - 1)] as usize;
-            let later = |c: usize| channels[(g + GROUP + c).min(channels.len() - 1)] as usize;
+            let factor = |place: usize| factors.get(place).copied().unwrap_or(0.0);
             let group = Group {
-                rows: std::array::from_fn(|c| part_of(weights, place(c), &columns)),
-                next: std::array::from_fn(|c| part_of(weights, later(c), &columns).as_ptr()),
-                factors: std::array::from_fn(|c| if c < count { factors[g + c] } else { 0.0 }),
+                rows: std::array::from_fn(|c| row(c * run + i)),
+                next: std::array::from_fn(|c| row(c * run + i + 1).as_ptr()),
+                factors: std::array::from_fn(|c| factor(c * run + i)),
             };
             add_group(weights.kind, &group, strip);
         }
