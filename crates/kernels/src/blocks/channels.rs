@@ -354,8 +354,8 @@ fn add<V: Eight, U: Unit>(
             }
             add_rows::<V, U, TOGETHER>(weights.kind, rows, next, of, strip);
         }
-        for place in TOGETHER * run..channels.len() {
-            let (row, factor) = (row(place), factors[place]);
+        for (&channel, &factor) in channels.iter().zip(factors).skip(TOGETHER * run) {
+            let row = &weights.row(channel as usize)[bytes.clone()];
             add_rows::<V, U, 1>(weights.kind, [row], [row.as_ptr()], [factor], strip);
         }
     }

@@ -458,7 +458,7 @@ mod tests {
     fn hits_of_a_position_share_what_it_gives() {
         let layers = hits(&model(&[Source::KeySelection], 4), &texts(1)[0]).unwrap();
         assert_eq!(layers.len(), 2);
-        let mut given = vec![0.0; 32];
+        let mut given = [0.0; 32];
         for hit in &layers[1] {
             assert!(hit.key <= hit.position);
             given[hit.position] += hit.share;
