@@ -16,7 +16,7 @@
 //! With ρ = 1 there is no second part and no scale: `m_j = 1` where `|x_j| > τ`. With ρ = 0
 //! there is no first one. τ is the `1 - (1 - s) ρ` quantile over a calibration text.
 //!
-//! Weights lie by input channel ([`sum_channels`]), in place of the usual layout and not
+//! Weights lie by input channel ([`sum_channels`](keyfold_kernels::blocks::sum_channels)), in place of the usual layout and not
 //! beside it. A prompt is multiplied whole. The embedding and the output matrix stay as they
 //! are. Bytes of a token: `channels * out` weights and `rank * (in + out)` numbers of 8 bits.
 //!
