@@ -45,8 +45,10 @@ impl Method {
     }
 
     pub(super) fn apply(self, prompt: &mut Prompt) {
-        if self == Self::AllTopk {
-            return prompt.keep_tokens();
+        match self {
+            Self::DtThre => return prompt.keep_above_thresholds(),
+            Self::AllTopk => return prompt.keep_tokens(),
+            _ => {}
         }
         for &head in prompt.global {
             let own = prompt.column(head);
@@ -55,10 +57,6 @@ impl Method {
             let count = own.len();
             let wanted = (count as f32 * share).min(count as f32);
             match self {
-                Self::DtThre => {
-                    let limit = prompt.layer.thresholds[prompt.at][head];
-                    prompt.keep(head, |_, step| step > limit);
-                }
                 Self::Alpha => prompt.keep_first(head, &falling(&own), wanted.ceil() as usize),
                 Self::Offline => {
                     let place = (wanted as usize).min(count.saturating_sub(1));
@@ -88,8 +86,8 @@ impl Method {
                     let limit = quantile(&own, 1.0 - kept);
                     prompt.keep(head, |_, step| step > limit);
                 }
-                // Done above, for all heads together.
-                Self::AllTopk => {}
+                // Done above.
+                Self::DtThre | Self::AllTopk => {}
             }
         }
     }
@@ -125,6 +123,13 @@ impl Prompt<'_> {
         let mut wanted = vec![false; order.len()];
         order.iter().take(count).for_each(|&i| wanted[i] = true);
         self.keep(head, |i, _| wanted[i]);
+    }
+
+    fn keep_above_thresholds(&mut self) {
+        let thresholds = &self.layer.thresholds[self.at];
+        for &head in self.global {
+            self.keep(head, |_, step| step > thresholds[head]);
+        }
     }
 
     fn keep_tokens(&mut self) {
