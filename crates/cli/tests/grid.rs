@@ -46,19 +46,18 @@ fn methods_are_measured_alone_and_two_by_two() {
     assert!(read(find("f16", "none", "none", "r-sparse")) < read(plain));
     find("q4_0", "double-sparse", "none", "dense");
     find("kvquant:3", "none", "look-m", "dense");
-    // What keeps its rows itself goes with no other cache.
+    // Blocks of old tokens lie in any cache, but for one whose bases are of rotated keys.
+    find("q8_0", "act-qkv", "none", "dense");
+    find("kvquant:3", "act-qkv", "none", "dense");
     let refused = told["refused"].as_array().unwrap();
-    let reason = refused
-        .iter()
-        .find(|r| r["cache"] == "q8_0" && r["select"] == "act-qkv")
-        .unwrap();
-    assert!(
-        reason["why"]
-            .as_str()
-            .unwrap()
-            .contains("keeps its rows itself"),
-        "{reason}"
-    );
+    let why = |cache: &str, evict: &str| {
+        let reason = refused
+            .iter()
+            .find(|r| r["cache"] == cache && r["select"] == "act-qkv" && r["evict"] == evict);
+        reason.unwrap()["why"].as_str().unwrap().to_owned()
+    };
+    assert!(why("matryoshka", "none").contains("rotated"));
+    assert!(why("f16", "h2o").contains("--evict"));
 }
 
 #[test]

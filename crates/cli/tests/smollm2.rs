@@ -55,6 +55,7 @@ fn it_knows_a_capital_whatever_it_reads_with() {
         ],
         &["--select", "tidal", "--tokens", "16"],
         &["--select", "act-qkv"],
+        &["--select", "act-qkv", "--cache", "q8_0"],
         &["--select", "power", "--prefill", "power"],
         &["--prefill", "hyper"],
     ] {

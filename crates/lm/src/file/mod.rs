@@ -10,6 +10,7 @@
 mod gguf;
 mod gguf_writer;
 mod names;
+mod repeated;
 pub(crate) mod safetensors;
 mod shared;
 mod tensor;

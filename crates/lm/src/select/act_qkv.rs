@@ -24,8 +24,9 @@
 //! ```
 //!
 //! Per token a layer reads `n_local + n_init + K · block_size` keys and values and one
-//! vector of `heads · head_dim` numbers for each block. All blocks stay in memory (as 16-bit
-//! floats), so the authors' cache of blocks on the accelerator has no counterpart here.
+//! vector of `heads · head_dim` numbers for each block. All blocks stay in memory, so the authors'
+//! cache of blocks on the accelerator has no counterpart here; they are the rows of a
+//! [`KvStore`], 16-bit floats or the codes of any store that gives back keys as they came.
 //!
 //! [`retrieved`](WholeAttention::retrieved) tells which blocks a layer read last: where an answer came from.
 //!
@@ -48,17 +49,19 @@ use self::rotary::Angles;
 pub use self::rotary::Rotary;
 use self::view::{HeadResult, View};
 use crate::refusal::Refusal;
-use crate::roles::{Dims, WholeAttention};
+use crate::roles::{Dims, KvStore, WholeAttention};
+use crate::store::{CacheType, DenseStore};
 
 const METHOD: &str = "act-qkv";
 
 /// Attention, cache and retrieval in one.
-#[derive(Debug)]
 pub struct ActQkv {
     config: ActQkvConfig,
     dims: Dims,
     angles: Angles,
     layers: Vec<Layer>,
+    /// Rows of the blocks, one after the other; keys not rotated.
+    store: Box<dyn KvStore>,
     /// Of all layers together, as the authors have it.
     shared: Statistics,
     budgets: Budgets,
@@ -83,8 +86,32 @@ struct Layer {
 }
 
 impl ActQkv {
-    /// Checks the settings. `rotary` turns queries and keys, which come unrotated.
+    /// Checks the settings. `rotary` turns queries and keys, which come unrotated. Blocks are
+    /// kept in 16 bits (32 where the authors' code is followed).
+    ///
+    /// # Errors
+    /// When a setting is out of range, or the model does not turn its keys.
     pub fn new(config: ActQkvConfig, dims: Dims, rotary: Rotary) -> Result<Self, Refusal> {
+        let kind = match config.compat {
+            true => CacheType::F32,
+            false => CacheType::F16,
+        };
+        let store = DenseStore::new(dims, kind, 0)
+            .ok_or_else(|| Refusal::setting(METHOD, "heads of no numbers"))?;
+        Self::with_store(config, dims, rotary, Box::new(store))
+    }
+
+    /// The same with blocks in `store`, which is empty and gives back keys unrotated, as it gets
+    /// them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_store(
+        config: ActQkvConfig,
+        dims: Dims,
+        rotary: Rotary,
+        store: Box<dyn KvStore>,
+    ) -> Result<Self, Refusal> {
         config.validate()?;
         if rotary.inv_freq.is_empty() {
             return Err(Refusal::setting(
@@ -105,6 +132,7 @@ impl ActQkv {
         Ok(Self {
             angles: Angles::new(rotary, config.n_local as u32 - 1),
             layers: vec![Layer::default(); dims.layers],
+            store,
             shared: Statistics::default(),
             budgets: Budgets::new(dims.layers, config.history),
             remaining: Vec::new(),
@@ -135,7 +163,7 @@ impl ActQkv {
 
     /// Blocks that `layer` holds.
     pub fn blocks(&self, layer: usize) -> usize {
-        self.layers[layer].memory.blocks.len()
+        self.layers[layer].memory.blocks
     }
 
     /// Attention of at most `exc_block_size` queries.
@@ -158,6 +186,9 @@ impl ActQkv {
         memory.append(few.keys, &rotated, few.values, &dims);
         let view = View {
             memory,
+            store: &*self.store,
+            layer,
+            block_size: self.config.block_size,
             dims,
             chosen: &chosen,
             near_queries: &near_queries,
@@ -354,7 +385,8 @@ impl WholeAttention for ActQkv {
             if asked {
                 self.take_question(layer, queries, first, true);
             }
-            self.layers[layer].memory.settle(&sizes, &dims);
+            let memory = &mut self.layers[layer].memory;
+            memory.settle(&sizes, &dims, &mut *self.store, layer);
         }
         self.calls += 1;
     }
@@ -369,7 +401,8 @@ impl WholeAttention for ActQkv {
     }
 
     fn bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.memory.bytes()).sum()
+        let layers = self.layers.iter().map(|layer| layer.memory.bytes());
+        layers.sum::<u64>() + self.store.bytes()
     }
 }
 

@@ -25,7 +25,9 @@
 //! `loss = 0.25 KL(all weights | projected) + 0.75 cross-entropy`, all other weights fixed.
 //!
 //! One basis serves all query heads of a KV head. The authors repeat keys and values for each
-//! query head first and train a basis for each, which stores a shared head several times.
+//! query head first and train a basis for each, which stores a shared head several times; bases of
+//! that kind ([`heads_in`] a file) go with a model whose heads were repeated
+//! ([`ModelFile::repeat_kv`](crate::ModelFile::repeat_kv)).
 
 mod bases;
 mod cayley;
@@ -37,7 +39,7 @@ mod train;
 
 pub use bases::{Around, Bases, HeadBasis, Moments, principal};
 pub use cayley::{from_cayley, to_cayley};
-pub use file::{load, save};
+pub use file::{heads_in, load, save};
 pub use fold::fold_output;
 pub use ranks::{RankSearch, Ranks, search_ranks};
 #[cfg(feature = "train")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use keyfold_lm::store::matryoshka::{
-    Around, Bases, RankSearch, Ranks, fold_output, load, principal, search_ranks,
+    Around, Bases, RankSearch, Ranks, fold_output, heads_in, load, principal, search_ranks,
 };
 use keyfold_lm::{Decoder, ModelFile};
 
@@ -42,6 +42,30 @@ impl LoadedBases {
             folded,
         })
     }
+}
+
+/// The model with a key and a value head for each query head where `each` asks for it or the bases
+/// in `path` are of query heads.
+pub(crate) fn fitting(
+    file: ModelFile,
+    path: Option<&Path>,
+    each: bool,
+    progress: &StderrProgress,
+) -> anyhow::Result<ModelFile> {
+    let dims = file.config().dims;
+    let of_queries = match path {
+        Some(path) => dims.group() > 1 && heads_in(path)? == dims.heads,
+        None => false,
+    };
+    if dims.group() == 1 || !(each || of_queries) {
+        return Ok(file);
+    }
+    progress.say(&format!(
+        "a basis for each query head: keys and values of a head are kept {} times, once for each \
+         query head that reads them",
+        dims.group()
+    ));
+    Ok(file.repeat_kv()?)
 }
 
 /// Refuses what is no share.
@@ -91,9 +115,22 @@ pub(super) struct BasesArgs {
     /// principal components
     #[arg(long, value_name = "FILE")]
     bases: Option<PathBuf>,
+    /// matryoshka: a basis for each query head, as the authors have it, where query heads share
+    /// keys and values; the cache then holds a shared head once for each of them
+    #[arg(long)]
+    per_query_head: bool,
 }
 
 impl BasesArgs {
+    /// The model as these bases need it.
+    pub(super) fn fitting(
+        &self,
+        file: ModelFile,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<ModelFile> {
+        fitting(file, self.bases.as_deref(), self.per_query_head, progress)
+    }
+
     /// Bases and ranks from a text.
     pub(super) fn calibrate(
         &self,

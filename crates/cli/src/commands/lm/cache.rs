@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ValueEnum;
 use keyfold_lm::roles::KvStore;
-use keyfold_lm::store::CacheType;
 use keyfold_lm::store::kvquant::{Calibration, Datatype, KvQuantConfig, KvQuantStore, model_hash};
 use keyfold_lm::store::matryoshka::MatryoshkaStore;
+use keyfold_lm::store::{CacheType, DenseStore};
 use keyfold_lm::{Decoder, ModelFile};
 
-use super::bases::LoadedBases;
+use super::bases::{LoadedBases, fitting};
 use super::calibrate;
 use super::setup::Loaded;
 use crate::failure::wrong_use;
@@ -154,6 +154,18 @@ impl CacheArgs {
         }
     }
 
+    /// The model with as many key and value heads as the cache's bases are of.
+    pub(super) fn fitting(
+        &self,
+        file: ModelFile,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<ModelFile> {
+        match &self.cache {
+            CacheArg::Matryoshka(Some(path)) => fitting(file, Some(path), false, progress),
+            _ => Ok(file),
+        }
+    }
+
     /// Bases of the cache, where it has some; those of values are folded into the decoder if
     /// `fold` says so.
     pub(super) fn bases(
@@ -189,6 +201,44 @@ impl CacheArgs {
                 return Ok(Some(Box::new(store)));
             }
         };
+        Ok(Some(Box::new(self.kvquant_store(bits, loaded, progress)?)))
+    }
+
+    /// A store that gives back keys as they come, not rotated: for blocks of far tokens.
+    pub(super) fn unrotated_store(
+        &self,
+        loaded: &Loaded,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<Box<dyn KvStore>> {
+        match &self.cache {
+            CacheArg::Dense(kind) => {
+                let dims = loaded.decoder.config().dims;
+                let store = DenseStore::new(dims, *kind, 0).ok_or_else(|| {
+                    wrong_use(format!(
+                        "heads of {} numbers are no whole blocks of 32; choose --cache f16 or f32",
+                        dims.head_dim
+                    ))
+                })?;
+                Ok(Box::new(store))
+            }
+            CacheArg::KvQuant { bits } => {
+                let store = self.kvquant_store(*bits, loaded, progress)?;
+                Ok(Box::new(store.unrotated()))
+            }
+            CacheArg::Matryoshka(_) => Err(wrong_use(
+                "the bases of --cache matryoshka are of rotated keys, and --select act-qkv keeps keys that are \
+                 not; choose another --cache or --select",
+            )),
+        }
+    }
+
+    fn kvquant_store(
+        &self,
+        bits: u8,
+        loaded: &Loaded,
+        progress: &StderrProgress,
+    ) -> anyhow::Result<KvQuantStore> {
+        let model = loaded.decoder.config();
         let config = self.kvquant(bits);
         config.validate(&model.dims)?;
         let calibration = match loaded.calibration.get() {
@@ -198,9 +248,8 @@ impl CacheArgs {
                 loaded.calibration.get_or_init(|| found)
             }
         };
-        let store = KvQuantStore::new(model, config, calibration);
         let from = || format!("cannot use --cache-calib {}", self.cache_calib.display());
-        Ok(Some(Box::new(store.with_context(from)?)))
+        KvQuantStore::new(model, config, calibration).with_context(from)
     }
 
     fn calibration(

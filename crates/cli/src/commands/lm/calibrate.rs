@@ -143,7 +143,13 @@ pub(super) fn run(args: &CalibrateArgs, globals: &Globals) -> anyhow::Result<Out
     let text = std::fs::read(path)
         .map_err(|e| wrong_use(format!("cannot read {}: {e}", path.display())))?;
     let text = String::from_utf8_lossy(&text);
-    let loaded = args.model.load(globals, &progress)?;
+    let loaded = match args.model.policy.cache.cache {
+        CacheArg::Matryoshka(_) => {
+            let heads = |file| args.bases.fitting(file, &progress);
+            args.model.load_with(globals, &progress, heads)?
+        }
+        _ => args.model.load(globals, &progress)?,
+    };
     let tokens = loaded
         .file
         .tokenizer()?

@@ -1,6 +1,6 @@
 //! `keyfold lm`: one file per command.
 
-mod bases;
+pub(crate) mod bases;
 mod cache;
 mod calibrate;
 mod chat;

@@ -200,7 +200,7 @@ impl PolicyArgs {
     ) -> anyhow::Result<Policy> {
         self.check(loaded)?;
         if self.select == SelectArg::ActQkv {
-            return self.act_qkv(loaded);
+            return self.act_qkv(loaded, progress);
         }
         let limit = loaded
             .decoder
@@ -336,9 +336,9 @@ impl PolicyArgs {
                 "--question-span guides what --select act-qkv looks up; give both, or neither",
             ));
         }
-        if act_qkv && (self.cache.dense() != Some(CacheType::F16) || self.evict.any()) {
+        if act_qkv && self.evict.any() {
             return Err(wrong_use(
-                "--select act-qkv keeps its rows itself; leave out --cache and --evict",
+                "--select act-qkv says itself which rows are kept; leave out --evict",
             ));
         }
         Ok(())
@@ -447,7 +447,7 @@ impl PolicyArgs {
         Ok(config)
     }
 
-    fn act_qkv(&self, loaded: &Loaded) -> anyhow::Result<Policy> {
+    fn act_qkv(&self, loaded: &Loaded, progress: &StderrProgress) -> anyhow::Result<Policy> {
         let config = loaded.decoder.config();
         let (inv_freq, scale) = rope_frequencies(config, config.max_position_embeddings);
         if config
@@ -472,7 +472,8 @@ impl PolicyArgs {
             scale,
             interleaved,
         };
-        let mut act = ActQkv::new(act, config.dims, rotary)?;
+        let store = self.cache.unrotated_store(loaded, progress)?;
+        let mut act = ActQkv::with_store(act, config.dims, rotary, store)?;
         if let Some(TokenSpan { from, to }) = self.question_span {
             act.set_question(from, to, to)?;
         }

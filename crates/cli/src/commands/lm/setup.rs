@@ -107,15 +107,16 @@ impl Loaded {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Self> {
-        Self::with(name, globals, progress, |_, _, _| Ok(None))
+        Self::with(name, globals, progress, Ok, |_, _, _| Ok(None))
     }
 
-    /// The same, with weights that `change` puts in place of others; it gives the bases of
-    /// the cache, where there are such.
+    /// The same, with the heads that `heads` gives the model and weights that `change` puts in
+    /// place of others; it gives the bases of the cache, where there are such.
     fn with(
         name: &str,
         globals: &Globals,
         progress: &StderrProgress,
+        heads: impl FnOnce(ModelFile) -> anyhow::Result<ModelFile>,
         change: impl FnOnce(&mut Decoder, &ModelFile, &Path) -> anyhow::Result<Option<LoadedBases>>,
     ) -> anyhow::Result<Self> {
         let path = path(name)?;
@@ -128,6 +129,7 @@ impl Loaded {
         }
         let file = ModelFile::open(&path)?;
         file.notes().iter().for_each(|note| progress.say(note));
+        let file = heads(file)?;
         let mut decoder = Decoder::load(&file)?;
         let bases = change(&mut decoder, &file, &path)?;
         Ok(Self {
@@ -259,11 +261,24 @@ impl ModelArgs {
         globals: &Globals,
         progress: &StderrProgress,
     ) -> anyhow::Result<Loaded> {
-        Loaded::with(&self.model, globals, progress, |decoder, file, path| {
+        self.load_with(globals, progress, |file| {
+            self.policy.cache.fitting(file, progress)
+        })
+    }
+
+    /// The same with the heads that `heads` gives the model.
+    pub(super) fn load_with(
+        &self,
+        globals: &Globals,
+        progress: &StderrProgress,
+        heads: impl FnOnce(ModelFile) -> anyhow::Result<ModelFile>,
+    ) -> anyhow::Result<Loaded> {
+        let change = |decoder: &mut Decoder, file: &ModelFile, path: &Path| {
             self.weights.put_into(decoder, path)?;
             let fold = self.weights == WeightsArg::Dense;
             self.policy.cache.bases(decoder, file, fold)
-        })
+        };
+        Loaded::with(&self.model, globals, progress, heads, change)
     }
 
     /// An empty text that is read as the options say.

@@ -34,6 +34,10 @@ pub(super) struct MatryoshkaArgs {
     /// A text file
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// A basis for each query head, as the authors have it, where query heads share keys and
+    /// values; the cache then holds a shared head once for each of them
+    #[arg(long)]
+    per_query_head: bool,
     #[command(flatten)]
     training: TrainingArgs,
 }
@@ -56,6 +60,7 @@ pub(super) fn run(args: &MatryoshkaArgs, globals: &Globals) -> anyhow::Result<Ou
     let text = String::from_utf8_lossy(&text);
     let tokens = file.tokenizer()?.encode(&text, SpecialTokens::Plain)?;
     let progress = StderrProgress::new(globals.quiet, NOTES);
+    let file = lm::bases::fitting(file, None, args.per_query_head, &progress)?;
     let decoder = Arc::new(Decoder::load(&file)?);
     let team = Arc::new(Team::new(globals.threads.map_or(0, usize::from)));
     let seen = &tokens[..tokens.len().min(SEEN)];

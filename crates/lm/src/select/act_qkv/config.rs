@@ -120,7 +120,6 @@ impl ActQkvConfig {
             n_local: self.n_local,
             block_size: self.block_size,
             repr_topk: self.repr_topk,
-            half: !self.compat,
         }
     }
 

@@ -1,59 +1,15 @@
-//! What a layer remembers: initial tokens, blocks of old tokens, and the tail that holds the
-//! local window and what is not yet a block.
+//! What a layer remembers: initial tokens, blocks of old tokens (the rows of a store), and the
+//! tail that holds the local window and what is not yet a block.
 
-use half::f16;
 use keyfold_kernels::{axpy, normalize_rows, top_k_rows};
 
-use crate::roles::Dims;
+use crate::roles::{Dims, KvStore};
 
 /// Keys and values of consecutive tokens, `[tokens, kv_heads, head_dim]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rows {
     pub(super) keys: Vec<f32>,
     pub(super) values: Vec<f32>,
-}
-
-/// A block of old tokens.
-#[derive(Debug, Clone)]
-pub(super) struct Block {
-    keys: Numbers,
-    values: Numbers,
-}
-
-#[derive(Debug, Clone)]
-enum Numbers {
-    Half(Vec<f16>),
-    Single(Vec<f32>),
-}
-
-impl Numbers {
-    fn new(numbers: Vec<f32>, half: bool) -> Self {
-        match half {
-            true => Self::Half(numbers.into_iter().map(f16::from_f32).collect()),
-            false => Self::Single(numbers),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Half(numbers) => numbers.len() * 2,
-            Self::Single(numbers) => numbers.len() * 4,
-        }
-    }
-
-    /// Appends the rows of one head.
-    fn head(&self, head: usize, wide: usize, dim: usize, out: &mut Vec<f32>) {
-        let at = head * dim;
-        match self {
-            Self::Half(numbers) => out.extend(
-                numbers
-                    .chunks_exact(wide)
-                    .flat_map(|row| &row[at..at + dim])
-                    .map(|x| x.to_f32()),
-            ),
-            Self::Single(numbers) => append_head(numbers, head, wide, dim, out),
-        }
-    }
 }
 
 /// Appends the rows of one head of `[tokens, heads, dim]`.
@@ -68,7 +24,7 @@ pub(super) fn append_head(rows: &[f32], head: usize, wide: usize, dim: usize, ou
 pub(super) struct Memory {
     /// The first tokens, once they left the window.
     pub(super) first: Rows,
-    pub(super) blocks: Vec<Block>,
+    pub(super) blocks: usize,
     /// Mean key of every block, of length one, `[blocks, heads * head_dim]`.
     pub(super) representatives: Vec<f32>,
     /// The newest tokens, keys not rotated.
@@ -88,8 +44,6 @@ pub(super) struct Sizes {
     pub(super) n_local: usize,
     pub(super) block_size: usize,
     pub(super) repr_topk: usize,
-    /// Blocks as 16-bit floats.
-    pub(super) half: bool,
 }
 
 impl Memory {
@@ -108,9 +62,15 @@ impl Memory {
         self.tokens += tokens;
     }
 
-    /// Moves what left the window to the initial tokens, then to blocks. `true` when initial
-    /// tokens were moved.
-    pub(super) fn settle(&mut self, sizes: &Sizes, dims: &Dims) -> bool {
+    /// Moves what left the window to the initial tokens, then to blocks, whose rows `store` takes
+    /// for the layer.
+    pub(super) fn settle(
+        &mut self,
+        sizes: &Sizes,
+        dims: &Dims,
+        store: &mut dyn KvStore,
+        layer: usize,
+    ) {
         let wide = dims.kv_heads * dims.head_dim;
         let mut outside = self.len(dims).saturating_sub(sizes.n_local);
         let missing = sizes.n_init - self.first.keys.len() / wide;
@@ -126,7 +86,7 @@ impl Memory {
         }
         let mut start = moved;
         while outside >= sizes.block_size {
-            self.make_block(start, sizes, dims);
+            self.make_block(start, sizes, dims, store, layer);
             start += sizes.block_size;
             outside -= sizes.block_size;
         }
@@ -138,17 +98,23 @@ impl Memory {
             rows.drain(..start * wide);
         }
         self.mass.drain(..start * dims.heads);
-        moved > 0
     }
 
-    fn make_block(&mut self, start: usize, sizes: &Sizes, dims: &Dims) {
+    fn make_block(
+        &mut self,
+        start: usize,
+        sizes: &Sizes,
+        dims: &Dims,
+        store: &mut dyn KvStore,
+        layer: usize,
+    ) {
         let (dim, wide, size) = (
             dims.head_dim,
             dims.kv_heads * dims.head_dim,
             sizes.block_size,
         );
         let rows = start * wide..(start + size) * wide;
-        let keys = self.tail.keys[rows.clone()].to_vec();
+        let keys = &self.tail.keys[rows.clone()];
         let mut mean = vec![0.0; dims.heads * dim];
         for (head, mean) in mean.chunks_exact_mut(dim).enumerate() {
             let mass = self.mass[start * dims.heads..].iter();
@@ -163,37 +129,30 @@ impl Memory {
         }
         normalize_rows(&mut mean, dims.heads * dim);
         self.representatives.extend_from_slice(&mean);
-        self.blocks.push(Block {
-            keys: Numbers::new(keys, sizes.half),
-            values: Numbers::new(self.tail.values[rows].to_vec(), sizes.half),
-        });
+        let first = (sizes.n_init + self.blocks * size) as u32;
+        let positions: Vec<u32> = (first..first + size as u32).collect();
+        store.append(layer, &positions, keys, &self.tail.values[rows]);
+        self.blocks += 1;
     }
 
-    /// Appends to `keys` and `values` one head of the blocks `chosen` and of the initial tokens.
-    pub(super) fn recall(
+    /// Appends to `keys` and `values` one head of the initial tokens.
+    pub(super) fn recall_first(
         &self,
-        chosen: &[u32],
         head: usize,
         dims: &Dims,
         keys: &mut Vec<f32>,
         values: &mut Vec<f32>,
     ) {
         let (wide, dim) = (dims.kv_heads * dims.head_dim, dims.head_dim);
-        for &block in chosen {
-            let block = &self.blocks[block as usize];
-            block.keys.head(head, wide, dim, keys);
-            block.values.head(head, wide, dim, values);
-        }
         append_head(&self.first.keys, head, wide, dim, keys);
         append_head(&self.first.values, head, wide, dim, values);
     }
 
+    /// Bytes of all but the blocks' rows.
     pub(super) fn bytes(&self) -> u64 {
-        let block = |block: &Block| block.keys.bytes() + block.values.bytes();
         let rows = |rows: &Rows| (rows.keys.len() + rows.values.len()) * 4;
         let numbers = self.representatives.len() + self.rotated.len() + self.mass.len();
-        let blocks: usize = self.blocks.iter().map(block).sum();
-        (blocks + rows(&self.first) + rows(&self.tail) + numbers * 4) as u64
+        (rows(&self.first) + rows(&self.tail) + numbers * 4) as u64
     }
 }
 

@@ -264,7 +264,8 @@ fn unfit_settings_are_refused_by_name() {
     let dims = dims(1, 2, 1, 16);
     let refused = |config: ActQkvConfig, says: &str| {
         let error = ActQkv::new(config, dims, rotary(16))
-            .unwrap_err()
+            .err()
+            .unwrap()
             .to_string();
         assert!(error.contains(says), "{error}");
     };

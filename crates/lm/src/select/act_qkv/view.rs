@@ -3,11 +3,15 @@
 use keyfold_kernels::attention::{Partial, Tile, add_mass, attend_tile};
 
 use super::memory::{Memory, append_head};
-use crate::roles::Dims;
+use crate::roles::{Dims, KvStore};
 
 /// What the heads of a chunk see.
 pub(super) struct View<'a> {
     pub(super) memory: &'a Memory,
+    /// Whose rows of `layer` are the blocks.
+    pub(super) store: &'a dyn KvStore,
+    pub(super) layer: usize,
+    pub(super) block_size: usize,
     pub(super) dims: Dims,
     pub(super) chosen: &'a [u32],
     pub(super) near_queries: &'a [f32],
@@ -36,6 +40,19 @@ impl View<'_> {
     /// Rows of the tail that some query has in its window.
     pub(super) fn window(&self) -> std::ops::Range<usize> {
         self.held.saturating_sub(self.n_local)..self.held + self.queries()
+    }
+
+    /// Appends one head of the chosen blocks.
+    fn recall_blocks(&self, kv_head: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+        let (size, dim) = (self.block_size, self.dims.head_dim);
+        for &block in self.chosen {
+            let (rows, at) = (block as usize * size, keys.len());
+            keys.resize(at + size * dim, 0.0);
+            values.resize(at + size * dim, 0.0);
+            let (keys, values) = (&mut keys[at..], &mut values[at..]);
+            self.store
+                .read(self.layer, kv_head, rows..rows + size, keys, values);
+        }
     }
 
     pub(super) fn attend(&self, kv_head: usize, result: &mut HeadResult) {
@@ -71,13 +88,8 @@ impl View<'_> {
 
         let (mut far_keys, mut far_values) = (Vec::new(), Vec::new());
         let memory = self.memory;
-        memory.recall(
-            self.chosen,
-            kv_head,
-            &self.dims,
-            &mut far_keys,
-            &mut far_values,
-        );
+        self.recall_blocks(kv_head, &mut far_keys, &mut far_values);
+        memory.recall_first(kv_head, &self.dims, &mut far_keys, &mut far_values);
         let recalled = far_keys.len() / dim;
         let left = (self.held + n).saturating_sub(self.n_local);
         append_head(

@@ -221,6 +221,19 @@ impl KvQuantStore {
         Ok(store)
     }
 
+    /// An empty store as this one, from which keys are read as they came, unrotated (far keys
+    /// of [`ActQkv`](crate::select::act_qkv::ActQkv)).
+    pub fn unrotated(&self) -> Self {
+        let layers = vec![false; self.dims.layers];
+        // Channels stay in the order of the model's rotary pairs.
+        let interleaved = self.rotary.rotation == Rotation::Interleaved;
+        Self {
+            rotary: Rotary::with(Vec::new(), 1.0, interleaved, layers),
+            heads: vec![Head::default(); self.heads.len()],
+            ..self.clone()
+        }
+    }
+
     /// The same for heads that turn as a model of the Llama family with this base does, to be
     /// measured without a model.
     ///

@@ -4,7 +4,9 @@ use rand::rngs::StdRng;
 
 use super::calibration::Fitted;
 use super::*;
-use crate::roles::{KvStore, RowSet};
+use crate::roles::{KvStore, RowSet, WholeAttention};
+use crate::select::act_qkv::{ActQkv, ActQkvConfig};
+use crate::store::{CacheType, DenseStore};
 use crate::test_store::{Fixture, assert_near, dims, normal, numbers};
 use keyfold_kernels::Team;
 
@@ -621,4 +623,63 @@ fn channels_are_numbered_as_published_and_as_the_model_has_them() {
     let published = calibration::published(&model, 8, true);
     assert_eq!(published[..8], [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
     assert_eq!(calibration::channels(&published, 8, true), model);
+}
+
+/// Old tokens in few bits beside 16: the output of a decoded token that looks them up.
+#[test]
+fn blocks_of_far_keys_are_kept_in_few_bits() {
+    let dims = dims(1, 2, 2, 32);
+    let (rows, _) = data();
+    let width = 2 * 32;
+    let angles = crate::select::act_qkv::Rotary {
+        inv_freq: (0..16).map(|i| 1e4f32.powf(-(i as f32) / 16.0)).collect(),
+        scale: 1.0,
+        interleaved: false,
+    };
+    let settings = ActQkvConfig {
+        block_size: 8,
+        n_init: 4,
+        n_local: 32,
+        topk: 8,
+        repr_topk: 2,
+        exc_block_size: 16,
+        ..ActQkvConfig::default()
+    };
+    let frequencies = angles.inv_freq.clone();
+    let run = |store: Box<dyn KvStore>| {
+        let mut act = ActQkv::with_store(settings.clone(), dims, angles.clone(), store).unwrap();
+        let (team, positions): (_, Vec<u32>) = (Team::new(2), (0..TOKENS as u32).collect());
+        let mut out = vec![0.0; rows.len()];
+        let queries = numbers(3, rows.len());
+        act.attend(
+            0, &queries, &rows, &rows, &positions, false, &team, &mut out,
+        );
+        (out[200 * width..].to_vec(), act.bytes())
+    };
+    let error = |a: &[f32], b: &[f32]| {
+        let square = |x: f32| f64::from(x * x);
+        let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+        (off / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
+    };
+    let plain = || Box::new(DenseStore::new(dims, CacheType::F16, 0).unwrap());
+    let (half, half_bytes) = run(plain());
+    let few = |bits: u8| {
+        let all = vec![true];
+        let rotary = Rotary::with(frequencies.clone(), 1.0, false, all);
+        KvQuantStore::with(dims, config(bits), &calibrated(false), rotary).unwrap()
+    };
+    let eight = DenseStore::new(dims, CacheType::Q8_0, 0).unwrap();
+    let (of_eight, bytes) = run(Box::new(eight));
+    assert!(error(&of_eight, &half) < 0.02 && bytes < half_bytes);
+    let (four, bytes) = run(Box::new(few(4).unrotated()));
+    let (two, less) = run(Box::new(few(2).unrotated()));
+    let (turned, _) = run(Box::new(few(4)));
+    let [four, two, turned] = [four, two, turned].map(|out| error(&out, &half));
+    assert!(four < 0.15 && four < two, "{four} {two}");
+    // Keys that are turned by their positions are not what a far query is made for.
+    assert!(turned > 2.0 * four, "{turned} {four}");
+    assert!(
+        less < bytes && bytes < half_bytes,
+        "{less} {bytes} {half_bytes}"
+    );
 }

@@ -109,6 +109,26 @@ fn bytes(numbers: impl Iterator<Item = f32>) -> Vec<u8> {
     numbers.flat_map(f32::to_le_bytes).collect()
 }
 
+/// How many heads of a layer have a basis in a file: a model's KV heads, or its query heads where
+/// it was made as the authors do.
+///
+/// # Errors
+/// When the file cannot be read or holds no bases.
+pub fn heads_in(path: &Path) -> Result<usize, LmError> {
+    let raw = std::fs::read(path).map_err(|e| io(path, e))?;
+    let no_bases = |why: String| {
+        let what = format!("it holds no bases for --cache matryoshka: {why}");
+        invalid(path, what)
+    };
+    let file = SafeTensors::deserialize(&raw).map_err(|e| no_bases(e.to_string()))?;
+    let name = layer_name(0);
+    let found = ["matrix", "weights"].iter().find_map(|what| {
+        let tensor = file.tensor(&format!("{name}key_unitary_transform_{what}"));
+        tensor.ok()?.shape().first().copied()
+    });
+    found.ok_or_else(|| no_bases("there is none of layer 0".to_owned()))
+}
+
 /// Reads bases and ranks for a model.
 ///
 /// # Errors
@@ -137,7 +157,7 @@ pub fn load(path: &Path, decoder: &Decoder) -> Result<(Bases, Ranks), LmError> {
         if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
             return Err(refuse(format!(
                 "tensor '{name}' is {:?} {:?}; the model asks for {shape:?} in single precision \
-                 (a basis for each KV head, not for each query head)",
+                 (a basis for each KV head, or one for each query head with repeated heads)",
                 tensor.dtype(),
                 tensor.shape()
             )));

@@ -489,3 +489,71 @@ fn leading_dimensions_label_keys_as_the_oracle_ranks_them() {
         assert!(same + 2 >= b.len(), "{a:?} {b:?}");
     }
 }
+
+/// As the authors have it: a basis for each query head, on keys and values that were repeated.
+#[test]
+fn a_basis_for_each_query_head_goes_with_repeated_heads() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama"));
+    let team = Arc::new(Team::new(2));
+    let load = |repeat: bool| {
+        let file = ModelFile::open(folder).unwrap();
+        let file = if repeat {
+            file.repeat_kv().unwrap()
+        } else {
+            file
+        };
+        let decoder = Arc::new(Decoder::load(&file).unwrap());
+        (file, decoder)
+    };
+    let ((_, plain), (file, repeated)) = (load(false), load(true));
+    let (dims, wide) = (plain.config().dims, repeated.config().dims);
+    assert!(dims.group() > 1 && wide.kv_heads == dims.heads);
+    let tokens: Vec<u32> = (1..60).collect();
+    let logits = |decoder: &Arc<Decoder>, bases: &Bases, ranks: &Ranks| {
+        let dims = decoder.config().dims;
+        let store = Box::new(store(dims, bases, ranks, false));
+        let bytes_per_row = store.row_bytes();
+        let policy = Policy::of(decoder, store);
+        let mut session = Session::new(Arc::clone(decoder), policy, Arc::clone(&team));
+        session.prefill(&tokens, &NoProgress).unwrap();
+        session.step(7).unwrap();
+        (
+            session.logits().to_vec(),
+            session.cache_bytes(),
+            bytes_per_row,
+        )
+    };
+    // Each query head with the basis of the KV head that it had reads the same.
+    let shared = with_means(Bases::random(&dims, 3));
+    let each = |of: &[HeadBasis]| -> Vec<HeadBasis> {
+        let heads = of
+            .iter()
+            .flat_map(|b| std::iter::repeat_n(b.clone(), dims.group()));
+        heads.collect()
+    };
+    let own = Bases {
+        keys: each(&shared.keys),
+        values: each(&shared.values),
+    };
+    let half = dims.head_dim / 2;
+    let (expected, bytes, _) = logits(&plain, &shared, &Ranks::all(&dims, half));
+    let (found, more, _) = logits(&repeated, &own, &Ranks::all(&wide, half));
+    assert_near(&found, &expected, 1e-4, "logits");
+    // Which is why it is not the way that is taken by itself.
+    assert_eq!(more, bytes * dims.group() as u64);
+    // With all dimensions, whatever the bases of query heads, the model is as it was.
+    let others = with_means(Bases::random(&wide, 4));
+    let all = Ranks::all(&wide, wide.head_dim);
+    let (found, ..) = logits(&repeated, &others, &all);
+    let every = Ranks::all(&dims, dims.head_dim);
+    let (expected, ..) = logits(&plain, &Bases::plain(&dims), &every);
+    assert_near(&found, &expected, 1e-4, "logits");
+    // A file of them tells whose they are, and the model without repeated heads refuses it.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bases.safetensors");
+    save(&path, &repeated, &others, &all).unwrap();
+    assert_eq!(heads_in(&path).unwrap(), dims.heads);
+    assert_eq!(super::load(&path, &repeated).unwrap().0, others);
+    assert!(super::load(&path, &plain).is_err());
+    drop(file);
+}

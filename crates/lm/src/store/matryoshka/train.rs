@@ -18,7 +18,7 @@ use keyfold_nn::checkpoint::numbers;
 use keyfold_nn::{AttentionHook, Llama, NoHook, ops, random};
 use keyfold_train::gradient::{GradientLearner, Loss, OptimConfig, Task};
 use keyfold_train::{
-    Decay, Ended, LearnError, Line, Report, RunConfig, Settings, TrainError, Validation, run,
+    Decay, LearnError, Line, Report, RunConfig, Settings, TrainError, Validation, run,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -393,11 +393,10 @@ pub fn train(
         place.watch,
     )?;
     let path = place.out.join("bases.safetensors");
-    if report.ended != Ended::Stopped {
-        let bases = learner.model().bases().map_err(failed)?;
-        let all = Ranks::all(&dims, dims.head_dim);
-        save(&path, &decoder, &bases, &all).map_err(failed)?;
-    }
+    // Of a run that was stopped too: they can be used until it goes on.
+    let bases = learner.model().bases().map_err(failed)?;
+    let all = Ranks::all(&dims, dims.head_dim);
+    save(&path, &decoder, &bases, &all).map_err(failed)?;
     Ok((report, path))
 }
 
