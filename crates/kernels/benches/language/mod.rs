@@ -174,22 +174,26 @@ fn prompt(bench: &mut Bench) {
     for kind in [
         BlockType::Q4_1,
         BlockType::Q8_0,
+        BlockType::Q4K,
+        BlockType::Q6K,
         BlockType::F16,
         BlockType::F32,
     ] {
-        for (threads, n) in [(1, 256), (2, 256), (2, 512), (2, 32)] {
+        for (threads, n) in [(1, 256), (2, 256), (2, 512), (2, 64), (2, 8)] {
             let team = Team::new(threads);
-            for (rows, cols) in [(1536, 576), (576, 1536)] {
+            for (rows, cols) in [(3072, 1024), (1024, 3072)] {
                 let bytes = packed(kind, rows, cols, 10);
                 let weights = BlockMatrix::new(kind, rows, cols, &bytes).unwrap();
-                let x = random(n * cols, 11);
+                let values = random(n * cols, 11);
+                let mut x = Activations::new();
                 let mut out = vec![0.0; n * rows];
                 let name = format!(
                     "prompt {}, {threads} threads, {n} x {cols} by {rows}",
                     kind.name()
                 );
                 bench.run(&name, Bound::Flops(2 * n * rows * cols), || {
-                    matmul(&mut out, &weights, &x, &team);
+                    x.set(&values, cols);
+                    matmul(&mut out, &weights, &mut x, &team);
                 });
             }
         }

@@ -1,5 +1,6 @@
 //! The input of products with packed weights.
 
+use super::lanes::INPUTS;
 use crate::vector::{Eight, simd};
 
 /// Numbers that share a scale.
@@ -15,6 +16,8 @@ pub struct Activations {
     values: Vec<f32>,
     rounded: bool,
     packed: Packed,
+    is_grouped: bool,
+    grouped: Grouped,
 }
 
 /// Rows rounded to 8 bits: `x = s q` with `s = max|x| / 127` of each 32.
@@ -30,6 +33,80 @@ pub(super) struct Packed {
     sums: Vec<f32>,
     /// `s Σq` for each 16.
     half_sums: Vec<f32>,
+}
+
+/// Rounded rows in groups of [`INPUTS`], side by side: what [`lanes`](super::lanes) reads. Places of
+/// the last group that no row has are 0.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Grouped {
+    rows: usize,
+    pub(super) cols: usize,
+    /// `[groups, cols / 4, INPUTS, 4]`
+    codes: Vec<i8>,
+    /// `s`, `[groups, cols / 32, INPUTS]`
+    scales: Vec<f32>,
+    /// `s Σq` of each 32.
+    sums: Vec<f32>,
+    /// `s Σq` of each 16.
+    half_sums: Vec<f32>,
+}
+
+impl Grouped {
+    pub(super) fn groups(&self) -> usize {
+        self.rows.div_ceil(INPUTS)
+    }
+
+    /// Rows of a group.
+    pub(super) fn in_group(&self, group: usize) -> usize {
+        (self.rows - group * INPUTS).min(INPUTS)
+    }
+
+    /// Codes, scales, and sums for each `unit` numbers of a group.
+    pub(super) fn group(&self, group: usize, unit: usize) -> (&[i8], &[f32], &[f32]) {
+        let of = |len: usize| group * len * INPUTS..(group + 1) * len * INPUTS;
+        let sums = match unit {
+            PART => &self.sums,
+            _ => &self.half_sums,
+        };
+        (
+            &self.codes[of(self.cols)],
+            &self.scales[of(self.cols / PART)],
+            &sums[of(self.cols / unit)],
+        )
+    }
+
+    fn set(&mut self, packed: &Packed, rows: usize, cols: usize) {
+        (self.rows, self.cols) = (rows, cols);
+        let padded = self.groups() * INPUTS;
+        self.codes.clear();
+        self.codes.resize(padded * cols, 0);
+        for (numbers, unit) in [
+            (&mut self.scales, PART),
+            (&mut self.sums, PART),
+            (&mut self.half_sums, PART / 2),
+        ] {
+            numbers.clear();
+            numbers.resize(padded * (cols / unit), 0.0);
+        }
+        if cols == 0 {
+            return;
+        }
+        for (row, codes) in packed.codes.chunks_exact(cols).enumerate() {
+            let (group, i) = (row / INPUTS, row % INPUTS);
+            let to = &mut self.codes[group * cols * INPUTS..][..cols * INPUTS];
+            let to = to.as_chunks_mut::<4>().0.iter_mut().skip(i).step_by(INPUTS);
+            to.zip(codes.as_chunks::<4>().0)
+                .for_each(|(to, four)| *to = *four);
+            let place = |to: &mut [f32], from: &[f32], len: usize| {
+                let to = to[group * len * INPUTS..].iter_mut().skip(i);
+                let from = &from[row * len..][..len];
+                to.step_by(INPUTS).zip(from).for_each(|(to, x)| *to = *x);
+            };
+            place(&mut self.scales, &packed.scales, cols / PART);
+            place(&mut self.sums, &packed.sums, cols / PART);
+            place(&mut self.half_sums, &packed.half_sums, 2 * (cols / PART));
+        }
+    }
 }
 
 /// One row of [`Packed`].
@@ -62,6 +139,7 @@ impl Activations {
         self.rows = n;
         self.cols = cols;
         self.rounded = false;
+        self.is_grouped = false;
         self.values.resize(n * cols, 0.0);
         &mut self.values
     }
@@ -101,6 +179,16 @@ impl Activations {
         packed.half_sums.resize(2 * parts, 0.0);
         round(&self.values, packed);
         self.rounded = true;
+    }
+
+    /// The rounded rows in groups, made unless they are there.
+    pub(super) fn grouped(&mut self) -> &Grouped {
+        self.round();
+        if !self.is_grouped {
+            self.grouped.set(&self.packed, self.rows, self.cols);
+            self.is_grouped = true;
+        }
+        &self.grouped
     }
 
     /// A row after [`round`](Self::round).

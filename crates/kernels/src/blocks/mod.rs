@@ -16,13 +16,16 @@
 //! While decoding, a token's time is that of reading the weights, so [`matvec`] rounds
 //! the input to 8 bits (a scale for each 32) and multiplies integers: 1.2 to 2 ns for 32
 //! weights on a core of 3.2 GHz, so that two threads are as fast as a memory of 22 GB/s
-//! brings them. For a prompt [`matmul`] unpacks tiles to `f32`, which many rows share.
+//! brings them. For a prompt [`matmul`] lays tiles of weights out anew for such integers where the
+//! machine adds up products of bytes in fours (AVX-512 VNNI), and else unpacks them to `f32`; many
+//! rows share the tiles.
 
 mod channels;
 mod decode;
 mod dot;
 mod encode;
 mod input;
+mod lanes;
 mod product;
 #[cfg(test)]
 mod tests;

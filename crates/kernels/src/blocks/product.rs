@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::dot::{Output, products};
-use super::{Activations, BlockMatrix, dequantize};
+use super::{Activations, BlockMatrix, dequantize, lanes};
 use crate::Team;
 
-/// Packed rows that [`matmul`] unpacks at once.
+/// Packed rows that [`unpacked`] unpacks at once.
 const TILE: usize = 64;
 
-/// Shares of threads in [`matmul`] are whole numbers of so many rows.
+/// Shares of threads in [`unpacked`] are whole numbers of so many rows.
 const PROMPT_GRAIN: usize = 16;
 
 /// Shares of threads are whole numbers of so many rows, which kernels take together; so
@@ -88,15 +88,33 @@ thread_local! {
     static UNPACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `out[n, rows] = x[n, cols] · weightsᵀ` for many rows `x` (a prompt), in `f32`: tiles of
-/// weights are unpacked, then multiplied with all inputs.
+/// `out[n, rows] = x[n, cols] · weightsᵀ` for many rows `x` (a prompt). Packed weights meet inputs
+/// rounded as in [`matvec`] where the machine is made for that, so that a prompt is read as it would
+/// be token by token; else tiles of weights are unpacked, then multiplied in `f32`.
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub fn matmul(out: &mut [f32], weights: &BlockMatrix, x: &[f32], team: &Team) {
+pub fn matmul(out: &mut [f32], weights: &BlockMatrix, x: &mut Activations, team: &Team) {
+    let n = x.rows();
+    assert_eq!(x.cols(), weights.cols, "matmul: length of an input");
+    assert_eq!(out.len(), n * weights.rows, "matmul: length of out");
+    if !lanes::available(weights.kind) {
+        return unpacked(out, weights, x.values(), team);
+    }
+    let out = Output::new(out, n, weights.rows);
+    let x = x.grouped();
+    let parts = team.threads();
+    team.run(|part| {
+        let own = share(weights.rows, lanes::LANES, part, parts);
+        // SAFETY: shares do not overlap.
+        lanes::products(weights, x, &mut unsafe { out.columns(own) });
+    });
+}
+
+/// [`matmul`] in `f32`.
+pub(super) fn unpacked(out: &mut [f32], weights: &BlockMatrix, x: &[f32], team: &Team) {
     let (rows, cols) = (weights.rows, weights.cols);
     let n = crate::dot::assert_rows(x.len(), cols, "matmul");
-    assert_eq!(out.len(), n * rows, "matmul: length of out");
     let out = Output::new(out, n, rows);
     let parts = team.threads();
     team.run(|part| {

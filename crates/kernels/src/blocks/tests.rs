@@ -23,7 +23,7 @@ fn unpacked(kind: BlockType, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// Bytes of blocks with any codes and any scales from a thousandth to a half.
-fn any_blocks(kind: BlockType, blocks: usize, seed: u64) -> Vec<u8> {
+pub(super) fn any_blocks(kind: BlockType, blocks: usize, seed: u64) -> Vec<u8> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut bytes = vec![0u8; blocks * kind.block_bytes()];
     rng.fill(&mut bytes[..]);
@@ -118,10 +118,23 @@ proptest! {
         }
 
         let mut product = vec![9.0; n * rows];
-        matmul(&mut product, &weights, x.values(), &team);
+        product::unpacked(&mut product, &weights, x.values(), &team);
         for (got, (want, size)) in product.iter().zip(definition(&w, x.values(), cols)) {
             prop_assert!((f64::from(*got) - want).abs() < 2e-6 * size + 1e-6, "{got} {want}");
         }
+        // In integers with rounded inputs where the machine is made for it.
+        matmul(&mut product, &weights, &mut x, &team);
+        let seen = match lanes::available(kind) {
+            true => seen,
+            false => x.values().to_vec(),
+        };
+        for (got, (want, size)) in product.iter().zip(definition(&w, &seen, cols)) {
+            // Codes without sign are larger than the weights that they stand for.
+            prop_assert!((f64::from(*got) - want).abs() < 1e-5 * size + 1e-5, "{got} {want}");
+        }
+        let mut alone = vec![9.0; n * rows];
+        matmul(&mut alone, &weights, &mut x, &Team::new(1));
+        prop_assert_eq!(alone, product);
     }
 
     #[test]
@@ -194,7 +207,7 @@ fn nothing_and_zeros_and_what_is_no_number() {
         assert_eq!(out, [0.0; 2], "{}", kind.name());
         x.set(&[], cols);
         matvec(&mut [], &weights, &mut x, &Team::new(1));
-        matmul(&mut [], &weights, &[], &Team::new(1));
+        matmul(&mut [], &weights, &mut x, &Team::new(1));
         // Damaged files and overflows end in numbers that are none, not in a panic.
         let ones = vec![255; zeros.len()];
         let weights = BlockMatrix::new(kind, 2, cols, &ones).unwrap();
@@ -202,6 +215,7 @@ fn nothing_and_zeros_and_what_is_no_number() {
         (wild[3], wild[100], wild[200]) = (f32::NAN, f32::INFINITY, f32::MAX);
         x.set(&wild, cols);
         matvec(&mut out, &weights, &mut x, &Team::new(1));
+        matmul(&mut out, &weights, &mut x, &Team::new(1));
         packed(kind, &wild);
     }
 }

@@ -5,8 +5,8 @@ use crate::Tensor;
 use keyfold_kernels::Team;
 use keyfold_kernels::blocks::{Activations, BlockMatrix, BlocksError, matmul, matvec};
 
-/// From so many rows on, weights are expanded to `f32` and multiplied as a matrix; below,
-/// integer products read them once.
+/// From so many rows on, tiles of weights are laid out or unpacked for all of them; below,
+/// integer products read the weights as they lie.
 pub(super) const MATRIX_FROM: usize = 9;
 
 /// A weight matrix and its bias.
@@ -59,7 +59,7 @@ impl Linear for DenseLinear {
         if x.rows() < MATRIX_FROM {
             matvec(out, &self.matrix(), x, team);
         } else {
-            matmul(out, &self.matrix(), x.values(), team);
+            matmul(out, &self.matrix(), x, team);
         }
         if let Some(bias) = &self.bias {
             keyfold_kernels::add_bias(out, bias);

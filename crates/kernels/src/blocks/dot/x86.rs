@@ -45,6 +45,8 @@ pub(in crate::blocks) trait Block {
     /// What the second half of `scales` is multiplied with before it is added to a number;
     /// 0 where there is none.
     const OFFSET: f32;
+    /// Whether codes have a sign.
+    const SIGNED: bool = false;
     /// Two `f16`: the scale, and what `OFFSET` speaks of.
     unsafe fn scales(block: *const u8) -> u32;
     /// The codes.
@@ -59,8 +61,8 @@ pub(in crate::blocks) trait Block {
 
 pub(in crate::blocks) struct Q4_0;
 pub(in crate::blocks) struct Q4_1;
-struct Q5_0;
-struct Q5_1;
+pub(in crate::blocks) struct Q5_0;
+pub(in crate::blocks) struct Q5_1;
 pub(in crate::blocks) struct Q8_0;
 
 #[inline(always)]
@@ -168,6 +170,7 @@ impl Block for Q5_1 {
 impl Block for Q8_0 {
     const BYTES: usize = 34;
     const OFFSET: f32 = 0.0;
+    const SIGNED: bool = true;
     #[inline(always)]
     unsafe fn scales(block: *const u8) -> u32 {
         // SAFETY: see above.
@@ -323,7 +326,7 @@ impl<const FIFTH: bool> Large<FIFTH> {
 
     /// The codes of parts `2 i` and `2 i + 1`.
     #[inline(always)]
-    unsafe fn codes(block: *const u8, i: usize) -> [__m256i; 2] {
+    pub(in crate::blocks) unsafe fn codes(block: *const u8, i: usize) -> [__m256i; 2] {
         // SAFETY: see above.
         unsafe {
             let packed = _mm256_loadu_si256(block.add(Self::LOW + 32 * i).cast());
@@ -409,14 +412,14 @@ fn large<const FIFTH: bool, const R: usize, const N: usize>(
 }
 
 /// `Q6K`.
-struct Sixteenths;
+pub(in crate::blocks) struct Sixteenths;
 
 impl Sixteenths {
-    const BYTES: usize = 210;
+    pub(in crate::blocks) const BYTES: usize = 210;
 
     /// The codes, 0 to 63, of part `j`.
     #[inline(always)]
-    unsafe fn codes(block: *const u8, j: usize) -> __m256i {
+    pub(in crate::blocks) unsafe fn codes(block: *const u8, j: usize) -> __m256i {
         let (half, place) = (j / 4, j % 4);
         // SAFETY: see above.
         unsafe {
