@@ -65,7 +65,7 @@ thread_local! {
 /// Whether [`products`] may be called for this kind on this machine.
 pub(super) fn available(kind: BlockType) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return kind.is_packed() && x86::available();
+    return kind.is_packed() && crate::vector::has_vnni();
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }

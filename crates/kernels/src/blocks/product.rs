@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::dot::{Output, products};
-use super::{Activations, BlockMatrix, dequantize, lanes};
+use super::{Activations, BlockMatrix, BlockType, dequantize, lanes};
 use crate::Team;
 
 /// Packed rows that [`unpacked`] unpacks at once.
@@ -86,6 +86,11 @@ fn share(rows: usize, grain: usize, part: usize, parts: usize) -> Range<usize> {
 thread_local! {
     /// Unpacked rows of a tile.
     static UNPACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// From so many inputs on [`matmul`] is faster than [`matvec`] on this machine.
+pub fn matmul_from(kind: BlockType) -> usize {
+    if lanes::available(kind) { 4 } else { 9 }
 }
 
 /// `out[n, rows] = x[n, cols] · weightsᵀ` for many rows `x` (a prompt). Packed weights meet inputs

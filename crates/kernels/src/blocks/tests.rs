@@ -117,6 +117,18 @@ proptest! {
             prop_assert!((f64::from(*got) - want).abs() < 2e-6 * size + 1e-6, "{got} {want}");
         }
 
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut twin = vec![9.0; n * rows];
+            let whole = dot::Output::new(&mut twin, n, rows);
+            // SAFETY: all columns, once.
+            if dot::with_avx2_alone(&weights, &x, &mut unsafe { whole.columns(0..rows) }) {
+                for (got, (want, size)) in twin.iter().zip(&want) {
+                    prop_assert!((f64::from(*got) - want).abs() < 2e-6 * size + 1e-6, "{got} {want}");
+                }
+            }
+        }
+
         let mut product = vec![9.0; n * rows];
         product::unpacked(&mut product, &weights, x.values(), &team);
         for (got, (want, size)) in product.iter().zip(definition(&w, x.values(), cols)) {

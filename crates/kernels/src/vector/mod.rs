@@ -213,6 +213,16 @@ pub(crate) fn has_avx2() -> bool {
     has!("avx2") && has!("fma") && has!("f16c")
 }
 
+/// Whether products of bytes may be added up in fours, in registers of up to 64 bytes (AVX-512
+/// with VNNI), beside what [`has_avx2`] tells.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_vnni() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl");
+    has_avx2() && wide && has!("avx512vnni")
+}
+
 /// Defines a function that runs `body::<Avx2>` compiled for AVX2, FMA and F16C on
 /// machines that have them, and `body::<Portable>` elsewhere.
 ///

@@ -3,11 +3,7 @@
 use super::{Linear, Way};
 use crate::Tensor;
 use keyfold_kernels::Team;
-use keyfold_kernels::blocks::{Activations, BlockMatrix, BlocksError, matmul, matvec};
-
-/// From so many rows on, tiles of weights are laid out or unpacked for all of them; below,
-/// integer products read the weights as they lie.
-pub(super) const MATRIX_FROM: usize = 9;
+use keyfold_kernels::blocks::{Activations, BlockMatrix, BlocksError, matmul, matmul_from, matvec};
 
 /// A weight matrix and its bias.
 pub struct DenseLinear {
@@ -56,7 +52,7 @@ impl Linear for DenseLinear {
     }
 
     fn apply(&self, x: &mut Activations, out: &mut [f32], _decoding: bool, team: &Team) {
-        if x.rows() < MATRIX_FROM {
+        if x.rows() < matmul_from(self.weight.kind()) {
             matvec(out, &self.matrix(), x, team);
         } else {
             matmul(out, &self.matrix(), x, team);

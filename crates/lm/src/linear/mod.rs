@@ -6,7 +6,7 @@ pub mod r_sparse;
 pub use dense::DenseLinear;
 
 use keyfold_kernels::Team;
-use keyfold_kernels::blocks::{Activations, Product, matvec_several};
+use keyfold_kernels::blocks::{Activations, Product, matmul_from, matvec_several};
 use r_sparse::RSparseLinear;
 
 /// `y = W x + b`, however `W` is kept.
@@ -58,7 +58,7 @@ pub fn apply_several<const N: usize>(
         return r_sparse::decode(maps, x.values(), outs, team);
     }
     if let Some(maps) = all(maps, |way| match way {
-        Way::Dense(map) if x.rows() < dense::MATRIX_FROM => Some(map),
+        Way::Dense(map) if x.rows() < matmul_from(map.weight().kind()) => Some(map),
         _ => None,
     }) {
         let mut rest = outs.iter_mut();

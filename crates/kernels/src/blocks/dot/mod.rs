@@ -274,3 +274,14 @@ pub(super) fn any_machine(weights: &BlockMatrix, x: &Activations, out: &mut Colu
         floats::products_body::<crate::vector::Portable>(weights, x, out);
     }
 }
+
+/// [`products`] as machines without VNNI compute them; false where they have no AVX2 either.
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(super) fn with_avx2_alone(weights: &BlockMatrix, x: &Activations, out: &mut Columns) -> bool {
+    let there = crate::vector::has_avx2() && weights.kind.is_packed();
+    if there {
+        // SAFETY: the machine has AVX2, FMA and F16C.
+        unsafe { x86::products_plain(weights, x, out) };
+    }
+    there
+}

@@ -1,10 +1,11 @@
-//! Packed rows on AVX2: products of bytes (`maddubs`) are added up in integers over a
-//! block, then scaled.
+//! Packed rows on AVX2: products of bytes (`maddubs`, or `vpdpbusd` where the machine has VNNI) are
+//! added up in integers over a block, then scaled.
 //!
 //! Bytes of 4, 5 and 6 bits are positive; what the kind subtracts or adds is taken from
 //! the sums of the inputs. A sum of two products has to fit 16 bits: 2 · 127 · 128 does.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::{Columns, Kernel, cover, sum_lanes};
 use crate::blocks::input::PackedRow;
@@ -16,18 +17,36 @@ use crate::vector::{Avx2, Eight};
 /// # Safety
 /// The machine must have AVX2, FMA and F16C.
 pub(super) unsafe fn products(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
-    let products = match weights.kind {
-        BlockType::Q4_0 => kind::<Small<Q4_0>>,
-        BlockType::Q4_1 => kind::<Small<Q4_1>>,
-        BlockType::Q5_0 => kind::<Small<Q5_0>>,
-        BlockType::Q5_1 => kind::<Small<Q5_1>>,
-        BlockType::Q8_0 => kind::<Small<Q8_0>>,
-        BlockType::Q4K => kind::<Large<false>>,
-        BlockType::Q5K => kind::<Large<true>>,
-        _ => kind::<Sixteenths>,
+    let products = match crate::vector::has_vnni() {
+        true => on::<Vnni>(weights.kind),
+        false => on::<Plain>(weights.kind),
     };
-    // SAFETY: the machine has AVX2, FMA and F16C by contract.
+    // SAFETY: the machine has AVX2, FMA and F16C by contract, and VNNI where `Vnni` was taken.
     unsafe { products(weights, x, out) }
+}
+
+/// [`products`] without VNNI.
+///
+/// # Safety
+/// As [`products`].
+#[cfg(test)]
+pub(super) unsafe fn products_plain(weights: &BlockMatrix, x: &Activations, out: &mut Columns) {
+    // SAFETY: by contract.
+    unsafe { on::<Plain>(weights.kind)(weights, x, out) }
+}
+
+/// The function for a kind.
+fn on<M: Machine>(kind: BlockType) -> unsafe fn(&BlockMatrix, &Activations, &mut Columns) {
+    match kind {
+        BlockType::Q4_0 => self::kind::<Small<Q4_0, M>>,
+        BlockType::Q4_1 => self::kind::<Small<Q4_1, M>>,
+        BlockType::Q5_0 => self::kind::<Small<Q5_0, M>>,
+        BlockType::Q5_1 => self::kind::<Small<Q5_1, M>>,
+        BlockType::Q8_0 => self::kind::<Small<Q8_0, M>>,
+        BlockType::Q4K => self::kind::<Halved<false, M>>,
+        BlockType::Q5K => self::kind::<Halved<true, M>>,
+        _ => self::kind::<Sixteenths>,
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -51,11 +70,10 @@ pub(in crate::blocks) trait Block {
     unsafe fn scales(block: *const u8) -> u32;
     /// The codes.
     unsafe fn codes(block: *const u8) -> __m256i;
-    /// Sums of two products of codes and inputs.
+    /// Codes and inputs as bytes without and with a sign, of which the products are the same.
     #[inline(always)]
-    unsafe fn pairs(codes: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: see above.
-        unsafe { _mm256_maddubs_epi16(codes, x) }
+    unsafe fn sides(codes: __m256i, x: __m256i) -> (__m256i, __m256i) {
+        (codes, x)
     }
 }
 
@@ -182,11 +200,101 @@ impl Block for Q8_0 {
         unsafe { _mm256_loadu_si256(block.add(2).cast()) }
     }
     #[inline(always)]
-    unsafe fn pairs(codes: __m256i, x: __m256i) -> __m256i {
-        // The instruction wants one side without sign: |codes| · (x with their sign).
+    unsafe fn sides(codes: __m256i, x: __m256i) -> (__m256i, __m256i) {
+        // |codes| · (x with their sign).
         // SAFETY: see above.
-        unsafe { _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes)) }
+        unsafe { (_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes)) }
     }
+}
+
+/// How four products of bytes are added up.
+trait Machine {
+    /// In every word the sum of four products of `codes` (without sign) and `x`.
+    ///
+    /// # Safety
+    /// The caller must be compiled for the machine.
+    unsafe fn fours(codes: __m256i, x: __m256i) -> __m256i;
+
+    /// [`small`] compiled for the machine.
+    ///
+    /// # Safety
+    /// The machine must be there.
+    unsafe fn small<B: Block, const R: usize, const N: usize>(
+        rows: [&[u8]; R],
+        x: &[PackedRow; N],
+    ) -> [[f32; R]; N];
+
+    /// [`large`] compiled for the machine.
+    ///
+    /// # Safety
+    /// The machine must be there.
+    unsafe fn large<const FIFTH: bool, const R: usize, const N: usize>(
+        rows: [&[u8]; R],
+        x: &[PackedRow; N],
+    ) -> [[f32; R]; N];
+}
+
+/// AVX2 alone.
+struct Plain;
+
+/// AVX2, and AVX-512's VNNI for registers of its length.
+struct Vnni;
+
+/// Defines the functions of a [`Machine`]; each is one of its own, for the sake of registers.
+macro_rules! compiled_for {
+    ($features:literal) => {
+        #[inline(always)]
+        unsafe fn small<B: Block, const R: usize, const N: usize>(
+            rows: [&[u8]; R],
+            x: &[PackedRow; N],
+        ) -> [[f32; R]; N] {
+            #[target_feature(enable = $features)]
+            fn compiled<M: Machine, B: Block, const R: usize, const N: usize>(
+                rows: [&[u8]; R],
+                x: &[PackedRow; N],
+            ) -> [[f32; R]; N] {
+                small::<M, B, R, N>(rows, x)
+            }
+            // SAFETY: by contract.
+            unsafe { compiled::<Self, B, R, N>(rows, x) }
+        }
+
+        #[inline(always)]
+        unsafe fn large<const FIFTH: bool, const R: usize, const N: usize>(
+            rows: [&[u8]; R],
+            x: &[PackedRow; N],
+        ) -> [[f32; R]; N] {
+            #[target_feature(enable = $features)]
+            fn compiled<M: Machine, const FIFTH: bool, const R: usize, const N: usize>(
+                rows: [&[u8]; R],
+                x: &[PackedRow; N],
+            ) -> [[f32; R]; N] {
+                large::<M, FIFTH, R, N>(rows, x)
+            }
+            // SAFETY: by contract.
+            unsafe { compiled::<Self, FIFTH, R, N>(rows, x) }
+        }
+    };
+}
+
+impl Machine for Plain {
+    #[inline(always)]
+    unsafe fn fours(codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)) }
+    }
+
+    compiled_for!("avx2,fma,f16c");
+}
+
+impl Machine for Vnni {
+    #[inline(always)]
+    unsafe fn fours(codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: by contract.
+        unsafe { _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x) }
+    }
+
+    compiled_for!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni");
 }
 
 #[inline(always)]
@@ -207,9 +315,9 @@ unsafe fn fours(pairs: __m256i, factors: __m256i) -> __m256 {
     unsafe { _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, factors)) }
 }
 
-struct Small<B>(B);
+struct Small<B, M>(PhantomData<(B, M)>);
 
-impl<B: Block> Kernel for Small<B> {
+impl<B: Block, M: Machine> Kernel for Small<B, M> {
     type Input<'a> = PackedRow<'a>;
 
     #[inline(always)]
@@ -220,13 +328,13 @@ impl<B: Block> Kernel for Small<B> {
     #[inline(always)]
     fn tile<const R: usize, const N: usize>(rows: [&[u8]; R], x: [PackedRow; N]) -> [[f32; R]; N] {
         // SAFETY: see above.
-        unsafe { small::<B, R, N>(rows, &x) }
+        unsafe { M::small::<B, R, N>(rows, &x) }
     }
 }
 
-/// Products of a tile; a function of its own, for the sake of registers.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn small<B: Block, const R: usize, const N: usize>(
+/// Products of a tile.
+#[inline(always)]
+fn small<M: Machine, B: Block, const R: usize, const N: usize>(
     rows: [&[u8]; R],
     x: &[PackedRow; N],
 ) -> [[f32; R]; N] {
@@ -241,7 +349,6 @@ fn small<B: Block, const R: usize, const N: usize>(
         let mut sums = [[_mm256_setzero_ps(); N]; R];
         // In odd lanes the sums of what is added to the numbers of each row.
         let mut offsets = [_mm256_setzero_ps(); N];
-        let ones = _mm256_set1_epi16(1);
         for b in 0..blocks {
             let mut scales = [0i32; 4];
             for (scales, row) in scales.iter_mut().zip(&rows) {
@@ -249,7 +356,7 @@ fn small<B: Block, const R: usize, const N: usize>(
             }
             let [s0, s1, s2, s3] = scales;
             let scales = _mm256_cvtph_ps(_mm_setr_epi32(s0, s1, s2, s3));
-            let mut codes = [ones; R];
+            let mut codes = [_mm256_setzero_si256(); R];
             for (codes, row) in codes.iter_mut().zip(&rows) {
                 *codes = B::codes(row.as_ptr().add(b * B::BYTES));
             }
@@ -263,7 +370,8 @@ fn small<B: Block, const R: usize, const N: usize>(
                 let both = Avx2(both).to_array();
                 let x = _mm256_loadu_si256(x[n].codes.as_ptr().add(32 * b).cast());
                 for r in 0..R {
-                    let dot = fours(B::pairs(codes[r], x), ones);
+                    let (codes, x) = B::sides(codes[r], x);
+                    let dot = _mm256_cvtepi32_ps(M::fours(codes, x));
                     let scale = _mm256_set1_ps(both[2 * r]);
                     sums[r][n] = _mm256_fmadd_ps(dot, scale, sums[r][n]);
                 }
@@ -346,7 +454,10 @@ impl<const FIFTH: bool> Large<FIFTH> {
     }
 }
 
-impl<const FIFTH: bool> Kernel for Large<FIFTH> {
+/// [`Large`] on a machine.
+struct Halved<const FIFTH: bool, M>(PhantomData<M>);
+
+impl<const FIFTH: bool, M: Machine> Kernel for Halved<FIFTH, M> {
     type Input<'a> = PackedRow<'a>;
 
     #[inline(always)]
@@ -357,13 +468,13 @@ impl<const FIFTH: bool> Kernel for Large<FIFTH> {
     #[inline(always)]
     fn tile<const R: usize, const N: usize>(rows: [&[u8]; R], x: [PackedRow; N]) -> [[f32; R]; N] {
         // SAFETY: see above.
-        unsafe { large::<FIFTH, R, N>(rows, &x) }
+        unsafe { M::large::<FIFTH, R, N>(rows, &x) }
     }
 }
 
-/// Products of a tile; a function of its own, for the sake of registers.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn large<const FIFTH: bool, const R: usize, const N: usize>(
+/// Products of a tile.
+#[inline(always)]
+fn large<M: Machine, const FIFTH: bool, const R: usize, const N: usize>(
     rows: [&[u8]; R],
     x: &[PackedRow; N],
 ) -> [[f32; R]; N] {
@@ -380,7 +491,6 @@ fn large<const FIFTH: bool, const R: usize, const N: usize>(
     // SAFETY: see above.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); N]; R];
-        let ones = _mm256_set1_epi16(1);
         for b in 0..blocks {
             for r in 0..R {
                 let block = rows[r].as_ptr().add(b * Large::<FIFTH>::BYTES);
@@ -399,7 +509,7 @@ fn large<const FIFTH: bool, const R: usize, const N: usize>(
                             let part = 2 * i + h;
                             let at = x[n].codes.as_ptr().add(256 * b + 32 * part);
                             let own = _mm256_loadu_si256(at.cast());
-                            let dot = fours(_mm256_maddubs_epi16(codes, own), ones);
+                            let dot = _mm256_cvtepi32_ps(M::fours(codes, own));
                             let factor = _mm256_set1_ps(factors[n][part]);
                             sums[r][n] = _mm256_fmadd_ps(dot, factor, sums[r][n]);
                         }

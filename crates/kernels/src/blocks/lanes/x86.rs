@@ -11,17 +11,6 @@ use crate::blocks::{BlockMatrix, BlockType};
 use crate::vector::Avx2;
 use crate::vector::Eight as _;
 
-/// Whether the machine has what the functions below are compiled for. The answer is cached by
-/// the standard library.
-pub(super) fn available() -> bool {
-    use std::arch::is_x86_feature_detected as has;
-    crate::vector::has_avx2()
-        && has!("avx512f")
-        && has!("avx512bw")
-        && has!("avx512vl")
-        && has!("avx512vnni")
-}
-
 /// How a kind's blocks are taken apart. Parts have 32 numbers.
 trait Parts {
     /// Bytes of a block.
@@ -132,7 +121,7 @@ impl Parts for Sixteenths {
 /// See [`super::fill`].
 ///
 /// # Safety
-/// The machine must be [`available`].
+/// The machine must have VNNI.
 pub(super) unsafe fn fill(weights: &BlockMatrix, rows: Range<usize>, tile: &mut Tile) {
     let fill = match weights.kind {
         BlockType::Q4_0 => fill_of::<Small<Q4_0>>,
@@ -231,7 +220,7 @@ unsafe fn turn(rows: [__m256i; TURNED]) -> [__m256i; TURNED] {
 /// See [`super::multiply`].
 ///
 /// # Safety
-/// The machine must be [`available`].
+/// The machine must have VNNI.
 pub(super) unsafe fn multiply(
     tile: &Tile,
     unit: usize,
