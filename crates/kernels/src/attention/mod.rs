@@ -17,6 +17,8 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use partial::Partial;
 pub use rotary::{Rotation, rotate};

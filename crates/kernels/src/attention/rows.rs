@@ -85,6 +85,11 @@ pub fn dot_rows(keys: CacheRows, queries: &[f32], rows: RowSet, out: &mut [f32])
     keys.check("dot_rows");
     let g = crate::dot::assert_rows(queries.len(), keys.dim, "dot_rows");
     assert_eq!(out.len(), g * rows.len(), "dot_rows: length of out");
+    #[cfg(target_arch = "x86_64")]
+    if super::wide::takes(&keys) {
+        // SAFETY: the machine has what is needed, and lengths are asserted above.
+        return unsafe { super::wide::dots(keys, queries, rows, out) };
+    }
     dots(keys, queries, rows, out);
 }
 
@@ -97,6 +102,11 @@ pub fn mix_rows(values: CacheRows, weights: &[f32], rows: RowSet, out: &mut [f32
     values.check("mix_rows");
     let g = crate::dot::assert_rows(out.len(), values.dim, "mix_rows");
     assert_eq!(weights.len(), g * rows.len(), "mix_rows: length of weights");
+    #[cfg(target_arch = "x86_64")]
+    if super::wide::takes(&values) {
+        // SAFETY: the machine has what is needed, and lengths are asserted above.
+        return unsafe { super::wide::mix(values, weights, rows, out) };
+    }
     mix(values, weights, rows, out);
 }
 
@@ -115,7 +125,7 @@ pub fn read_rows(from: CacheRows, rows: RowSet, out: &mut [f32]) {
 
 /// Which rows, and how they are packed, as the compiler is to know it. All rows are there.
 #[derive(Clone, Copy)]
-struct Source<'a, P> {
+pub(super) struct Source<'a, P> {
     cache: CacheRows<'a>,
     row_bytes: usize,
     rows: RowSet<'a>,
@@ -128,7 +138,7 @@ const AHEAD: usize = 16;
 impl<'a, P: Packed> Source<'a, P> {
     /// # Panics
     /// When a row is not there.
-    fn new(cache: CacheRows<'a>, rows: RowSet<'a>) -> Self {
+    pub(super) fn new(cache: CacheRows<'a>, rows: RowSet<'a>) -> Self {
         let row_bytes = cache.kind.row_bytes(cache.dim).unwrap_or(0);
         let last = match rows {
             RowSet::Range(from, to) if from < to => Some(to - 1),
@@ -151,9 +161,21 @@ impl<'a, P: Packed> Source<'a, P> {
         }
     }
 
+    /// Numbers of a row.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn dim(&self) -> usize {
+        self.cache.dim
+    }
+
+    /// How many rows.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     /// The first byte of the `i`-th row; `row_bytes` follow.
     #[inline(always)]
-    fn row(&self, i: usize) -> *const u8 {
+    pub(super) fn row(&self, i: usize) -> *const u8 {
         let start = self.rows.row(i) * self.cache.stride;
         // SAFETY: `new` has seen that all rows lie in the bytes.
         unsafe { self.cache.bytes.as_ptr().add(start) }
@@ -171,7 +193,7 @@ impl<'a, P: Packed> Source<'a, P> {
 
     /// Asks for the `i`-th row, if there is one and it is not the next in memory.
     #[inline(always)]
-    fn prefetch<V: Eight>(&self, i: usize) {
+    pub(super) fn prefetch<V: Eight>(&self, i: usize) {
         if let RowSet::List(rows) = self.rows
             && let Some(&row) = rows.get(i)
         {
@@ -200,7 +222,7 @@ macro_rules! by_kind {
 }
 
 simd! {
-    fn dots(keys: CacheRows, queries: &[f32], rows: RowSet, out: &mut [f32]) = dots_body;
+    pub(super) fn dots(keys: CacheRows, queries: &[f32], rows: RowSet, out: &mut [f32]) = dots_body;
 }
 
 #[inline(always)]
@@ -312,7 +334,7 @@ fn dot_tile<V: Eight, P: Packed, const G: usize, const R: usize>(
 }
 
 simd! {
-    fn mix(values: CacheRows, weights: &[f32], rows: RowSet, out: &mut [f32]) = mix_body;
+    pub(super) fn mix(values: CacheRows, weights: &[f32], rows: RowSet, out: &mut [f32]) = mix_body;
 }
 
 #[inline(always)]

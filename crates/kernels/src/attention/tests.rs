@@ -66,7 +66,9 @@ proptest! {
 
         let queries = numbers(g * dim, !seed);
         let (mut here, mut twin) = (vec![9.0; g * n], vec![9.0; g * n]);
+        let mut narrow = here.clone();
         dot_rows(rows, &queries, set, &mut here);
+        rows::dots(rows, &queries, set, &mut narrow);
         rows::dots_body::<Portable>(rows, &queries, set, &mut twin);
         for q in 0..g {
             for r in 0..n {
@@ -75,13 +77,16 @@ proptest! {
                 let (want, size): (f64, f64) = (terms.iter().sum(), terms.iter().map(|t| t.abs()).sum());
                 prop_assert!(near(here[q * n + r], want, size));
                 prop_assert!(near(twin[q * n + r], want, size));
+                prop_assert!(near(narrow[q * n + r], want, size));
             }
         }
 
         let weights = numbers(g * n, seed / 2);
         let start = numbers(g * dim, seed / 3);
         let (mut here, mut twin) = (start.clone(), start.clone());
+        let mut narrow = start.clone();
         mix_rows(rows, &weights, set, &mut here);
+        rows::mix(rows, &weights, set, &mut narrow);
         rows::mix_body::<Portable>(rows, &weights, set, &mut twin);
         for q in 0..g {
             for i in 0..dim {
@@ -90,6 +95,7 @@ proptest! {
                 let size = (0..n).map(|r| term(r).abs()).sum::<f64>();
                 prop_assert!(near(here[q * dim + i], want, size));
                 prop_assert!(near(twin[q * dim + i], want, size));
+                prop_assert!(near(narrow[q * dim + i], want, size));
             }
         }
     }

@@ -41,11 +41,13 @@ impl Angles<'_> {
 }
 
 /// A run of granules, and the column of the angles at which its first row stands.
-struct Run<'a> {
-    keys: KeyCodes<'a>,
-    angles: Angles<'a>,
-    granules: Range<usize>,
-    column: usize,
+pub(super) struct Run<'a> {
+    pub(super) keys: KeyCodes<'a>,
+    pub(super) angles: Angles<'a>,
+    pub(super) granules: Range<usize>,
+    pub(super) column: usize,
+    /// Whether the machine takes sixteen numbers at once.
+    wide: bool,
 }
 
 impl<'a> Run<'a> {
@@ -83,6 +85,10 @@ impl<'a> Run<'a> {
             angles,
             granules,
             column,
+            #[cfg(target_arch = "x86_64")]
+            wide: crate::vector::has_vnni(),
+            #[cfg(not(target_arch = "x86_64"))]
+            wide: false,
         }
     }
 
@@ -236,6 +242,13 @@ fn dot_tile<V: Eight, const BITS: u32, const G: usize>(
         let mut i = 0;
         // Two granules at once: numbers of queries and tables are loaded half as often.
         while i + 2 <= count {
+            #[cfg(target_arch = "x86_64")]
+            if run.wide {
+                // SAFETY: `Run::new` has seen that the machine has AVX-512.
+                unsafe { super::wide::dot_pairs::<BITS, G>(run, i, first, &packed[..chunk], out) };
+                i += 2;
+                continue;
+            }
             dot_pairs::<V, BITS, G, 2>(run, i, first, &packed[..chunk], out);
             i += 2;
         }
@@ -439,11 +452,24 @@ pub(super) fn dot_with<V: Eight>(
     queries: &[f32],
     out: &mut [f32],
 ) {
-    dots_body::<V>(
-        &Run::new(keys, angles, granules, column, "test"),
-        queries,
-        out,
-    );
+    let mut run = Run::new(keys, angles, granules, column, "test");
+    run.wide = false;
+    dots_body::<V>(&run, queries, out);
+}
+
+/// [`dot_keys`] as machines without AVX-512 compute it.
+#[cfg(test)]
+pub(super) fn dot_narrow(
+    keys: KeyCodes,
+    angles: Angles,
+    granules: Range<usize>,
+    column: usize,
+    queries: &[f32],
+    out: &mut [f32],
+) {
+    let mut run = Run::new(keys, angles, granules, column, "test");
+    run.wide = false;
+    dots(&run, queries, out);
 }
 
 #[cfg(test)]

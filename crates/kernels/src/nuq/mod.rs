@@ -23,6 +23,8 @@ mod keys;
 #[cfg(test)]
 mod tests;
 mod values;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use beside::{Beside, BesideRows, MOST_CHANNELS, dot_beside, mix_beside, widen_scales};
 pub use encode::{Group, nearest_codes};

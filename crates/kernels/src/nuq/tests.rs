@@ -120,12 +120,15 @@ proptest! {
         let (mut here, mut twin) = (vec![9.0; g * rows], vec![9.0; g * rows]);
         dot_keys(keys, angles, 0..granules, column, &queries, &mut here);
         keys::dot_with::<Portable>(keys, angles, 0..granules, column, &queries, &mut twin);
+        let mut narrow = vec![9.0; g * rows];
+        keys::dot_narrow(keys, angles, 0..granules, column, &queries, &mut narrow);
         for q in 0..g {
             for row in 0..rows {
                 let pairs = queries[q * dim..][..dim].iter().zip(&dense[row * dim..][..dim]);
                 let want: f64 = pairs.map(|(&q, k)| f64::from(q) * k).sum();
                 prop_assert!(near(here[q * rows + row], want), "{} {want}", here[q * rows + row]);
                 prop_assert!(near(twin[q * rows + row], want));
+                prop_assert!(near(narrow[q * rows + row], want));
             }
         }
         for granule in 0..granules {
@@ -170,6 +173,8 @@ proptest! {
         let (mut here, mut twin) = (start.clone(), start.clone());
         mix_values(values, &weights, set, &mut here);
         values::mix_body::<Portable>(values, &weights, set, &mut twin);
+        let mut narrow = start.clone();
+        values::mix(values, &weights, set, &mut narrow);
         let number = |row: usize, c: usize| f64::from(table[usize::from(codes[row * dim + c])]);
         for q in 0..g {
             for c in 0..dim {
@@ -179,6 +184,7 @@ proptest! {
                 let want = f64::from(start[q * dim + c]) + rows.iter().enumerate().map(term).sum::<f64>();
                 prop_assert!(near(here[q * dim + c], want));
                 prop_assert!(near(twin[q * dim + c], want));
+                prop_assert!(near(narrow[q * dim + c], want));
             }
         }
         let scales: Vec<[f32; 2]> = (0..count).map(|i| [1.0 + i as f32, -0.5 * i as f32]).collect();

@@ -82,11 +82,16 @@ pub fn mix_values(values: ValueCodes, weights: &[f32], rows: RowSet, out: &mut [
     let g = crate::dot::assert_rows(out.len(), values.dim, "mix_values");
     assert_eq!(weights.len(), g * rows.len(), "mix_values: weights");
     values.check(rows, "mix_values");
+    #[cfg(target_arch = "x86_64")]
+    if values.dim.is_multiple_of(16) && crate::vector::has_vnni() {
+        // SAFETY: the machine has AVX-512, and everything is checked.
+        return unsafe { super::wide::mix(values, weights, rows, out) };
+    }
     mix(values, weights, rows, out);
 }
 
 simd! {
-    fn mix(values: ValueCodes, weights: &[f32], rows: RowSet, out: &mut [f32]) = mix_body;
+    pub(super) fn mix(values: ValueCodes, weights: &[f32], rows: RowSet, out: &mut [f32]) = mix_body;
 }
 
 #[inline(always)]

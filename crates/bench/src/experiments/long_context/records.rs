@@ -1,4 +1,4 @@
-//! Records in text, one of which is asked for.
+//! Records in text, one of which is asked for: a passkey in English, letters for models of bytes.
 
 use keyfold_core::NoProgress;
 use keyfold_lm::decoding::argmax;
@@ -18,79 +18,82 @@ pub(super) fn asked(scale: Scale) -> (usize, usize) {
     }
 }
 
-/// Records as text with a question after them.
+/// A text with a question after it.
 pub(super) struct Records {
     pub(super) prompt: Vec<u32>,
     pub(super) question: usize,
     value: Vec<u32>,
 }
 
-const NAMES: [&str; 16] = [
-    "river", "stone", "garden", "window", "candle", "market", "harbor", "forest", "winter",
-    "silver", "bridge", "castle", "island", "meadow", "rocket", "thunder",
-];
+/// A text in which a passkey is hidden, as Amirkeivan Mohtashami and Martin Jaggi (2023, Landmark
+/// Attention) have it.
+const TASK: &str = "There is an important info hidden inside a lot of irrelevant text. Find it and \
+     memorize it. I will quiz you about the important information there.\n";
+const FILLER: &str =
+    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n";
+const PASSKEY: &str = "What is the pass key? The pass key is";
 
-/// How records are written.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Style {
-    /// Sentences, for models that read English.
-    Sentences,
-    /// As `keyfold train language-model` has them, for its models of bytes.
-    Bytes,
+/// A text, a question about it, and the answer as it follows the question.
+struct Asked {
+    prompt: Vec<u32>,
+    question: String,
+    answer: String,
 }
 
-impl Style {
-    fn of(model: &Model) -> Result<Self, BenchError> {
-        // Such a model knows 256 bytes and four signs.
-        let bytes = model.dims().vocab == 260 && model.encode("aA; ")?.len() == 4;
-        Ok(if bytes { Self::Bytes } else { Self::Sentences })
+/// For models that read English: a passkey at `depth` among sentences that tell nothing.
+fn passkey(
+    model: &Model,
+    length: usize,
+    depth: f64,
+    rng: &mut StdRng,
+) -> Result<Asked, BenchError> {
+    let key = rng.random_range(10_000..100_000u32);
+    let told = format!("The pass key is {key}. Remember it. {key} is the pass key.\n");
+    let (told, filler) = (model.encode(&told)?, model.encode(FILLER)?);
+    let mut prompt = [model.prefix(), model.encode(TASK)?].concat();
+    let taken = prompt.len() + told.len() + model.encode(PASSKEY)?.len() + 8;
+    let fillers = length.saturating_sub(taken) / filler.len().max(1);
+    if fillers == 0 {
+        let what = format!("{length} tokens have no room for a passkey");
+        return Err(BenchError::data(&model.name, what));
     }
+    let at = ((fillers + 1) as f64 * depth) as usize;
+    for i in 0..=fillers {
+        prompt.extend(if i == at.min(fillers) { &told } else { &filler });
+    }
+    Ok(Asked {
+        prompt,
+        question: PASSKEY.to_owned(),
+        answer: format!(" {key}"),
+    })
+}
 
-    fn intro(self) -> &'static str {
-        match self {
-            Self::Sentences => "Here are the codes of all doors.\n",
-            Self::Bytes => "",
-        }
+/// For models of bytes, as `keyfold train language-model` teaches them: records of three letters.
+fn letters(
+    model: &Model,
+    length: usize,
+    depth: f64,
+    rng: &mut StdRng,
+) -> Result<Asked, BenchError> {
+    let mut prompt = model.prefix();
+    let mut all: Vec<(String, String)> = Vec::new();
+    let room = 24;
+    while prompt.len() + room < length {
+        let key = (0..3).map(|_| rng.random_range('a'..='z')).collect();
+        let value = (0..3).map(|_| rng.random_range('A'..='Z')).collect();
+        prompt.extend(model.encode(&format!("{key}{value};"))?);
+        all.push((key, value));
     }
-
-    fn key(self, rng: &mut StdRng, number: usize) -> String {
-        match self {
-            Self::Sentences => {
-                let of = |rng: &mut StdRng| NAMES[rng.random_range(0..NAMES.len())];
-                format!("{}-{}-{number}", of(rng), of(rng))
-            }
-            Self::Bytes => (0..3).map(|_| rng.random_range('a'..='z')).collect(),
-        }
-    }
-
-    fn code(self, rng: &mut StdRng) -> String {
-        match self {
-            Self::Sentences => rng.random_range(1000..10_000u32).to_string(),
-            Self::Bytes => (0..3).map(|_| rng.random_range('A'..='Z')).collect(),
-        }
-    }
-
-    fn record(self, key: &str, code: &str) -> String {
-        match self {
-            Self::Sentences => format!("The code of door {key} is {code}.\n"),
-            Self::Bytes => format!("{key}{code};"),
-        }
-    }
-
-    fn question(self, key: &str) -> String {
-        match self {
-            Self::Sentences => format!("\nThe code of door {key} is"),
-            Self::Bytes => format!("?{key}"),
-        }
-    }
-
-    /// The value as it follows the question.
-    fn answer(self, code: &str) -> String {
-        match self {
-            Self::Sentences => format!(" {code}"),
-            Self::Bytes => code.to_owned(),
-        }
-    }
+    let at = ((all.len() as f64 * depth) as usize).min(all.len().saturating_sub(1));
+    let Some((key, value)) = all.get(at) else {
+        let what = format!("{length} tokens have no room for a record");
+        return Err(BenchError::data(&model.name, what));
+    };
+    Ok(Asked {
+        prompt,
+        question: format!("?{key}"),
+        answer: value.clone(),
+    })
 }
 
 impl Records {
@@ -100,24 +103,18 @@ impl Records {
         depth: f64,
         rng: &mut StdRng,
     ) -> Result<Self, BenchError> {
-        let style = Style::of(model)?;
-        let mut prompt = [model.prefix(), model.encode(style.intro())?].concat();
-        let mut all = Vec::new();
-        let room = 24;
-        while prompt.len() + room < length {
-            let key = style.key(rng, all.len());
-            let code = style.code(rng);
-            prompt.extend(model.encode(&style.record(&key, &code))?);
-            all.push((key, code));
-        }
-        let at = ((all.len() as f64 * depth) as usize).min(all.len().saturating_sub(1));
-        let Some((key, code)) = all.get(at) else {
-            let what = format!("{length} tokens have no room for a record");
-            return Err(BenchError::data(&model.name, what));
+        // Such a model knows 256 bytes and four signs.
+        let bytes = model.dims().vocab == 260 && model.encode("aA; ")?.len() == 4;
+        let Asked {
+            mut prompt,
+            question: asked,
+            answer,
+        } = match bytes {
+            true => letters(model, length, depth, rng)?,
+            false => passkey(model, length, depth, rng)?,
         };
-        let asked = style.question(key);
         let question = model.encode(&asked)?;
-        let both = model.encode(&(asked + &style.answer(code)))?;
+        let both = model.encode(&(asked + &answer))?;
         let value = both
             .get(question.len()..)
             .map_or(Vec::new(), <[u32]>::to_vec);
