@@ -46,7 +46,7 @@ pub(super) struct Run<'a> {
     pub(super) angles: Angles<'a>,
     pub(super) granules: Range<usize>,
     pub(super) column: usize,
-    /// Whether the machine takes sixteen numbers at once.
+    /// Whether sixteen numbers are taken at once.
     wide: bool,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
             granules,
             column,
             #[cfg(target_arch = "x86_64")]
-            wide: crate::vector::has_vnni(),
+            wide: super::wide::takes(keys.bits),
             #[cfg(not(target_arch = "x86_64"))]
             wide: false,
         }
@@ -240,15 +240,14 @@ fn dot_tile<V: Eight, const BITS: u32, const G: usize>(
             }
         }
         let mut i = 0;
+        #[cfg(target_arch = "x86_64")]
+        while run.wide && i + 2 <= count {
+            // SAFETY: `Run::new` has seen that the machine has what is needed, for 4 bits.
+            unsafe { super::wide::dot_pairs::<G>(run, i, first, &packed[..chunk], out) };
+            i += 2;
+        }
         // Two granules at once: numbers of queries and tables are loaded half as often.
         while i + 2 <= count {
-            #[cfg(target_arch = "x86_64")]
-            if run.wide {
-                // SAFETY: `Run::new` has seen that the machine has AVX-512.
-                unsafe { super::wide::dot_pairs::<BITS, G>(run, i, first, &packed[..chunk], out) };
-                i += 2;
-                continue;
-            }
             dot_pairs::<V, BITS, G, 2>(run, i, first, &packed[..chunk], out);
             i += 2;
         }

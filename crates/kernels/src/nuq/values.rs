@@ -83,8 +83,8 @@ pub fn mix_values(values: ValueCodes, weights: &[f32], rows: RowSet, out: &mut [
     assert_eq!(weights.len(), g * rows.len(), "mix_values: weights");
     values.check(rows, "mix_values");
     #[cfg(target_arch = "x86_64")]
-    if values.dim.is_multiple_of(16) && crate::vector::has_vnni() {
-        // SAFETY: the machine has AVX-512, and everything is checked.
+    if values.dim.is_multiple_of(16) && super::wide::takes(values.bits) {
+        // SAFETY: the machine has what is needed, and everything is checked.
         return unsafe { super::wide::mix(values, weights, rows, out) };
     }
     mix(values, weights, rows, out);
