@@ -139,6 +139,18 @@ fn a_cache_in_few_bits_is_calibrated_used_and_bound_to_its_model() {
     // Selectors read from it, and a prompt is kept.
     let tidal = ["--select", "tidal", "--tokens", "8"];
     write("kvquant:4", &[&file[..], &tidal].concat());
+    let act = [
+        "--select", "act-qkv", "--init", "4", "--local", "32", "--chunk", "16", "--block", "8",
+    ];
+    let act = |cache: &str| {
+        let told = write(
+            cache,
+            &[&act[..], if cache == "f16" { &[] } else { &file }].concat(),
+        );
+        assert!(!told["looked_up"].as_array().unwrap().is_empty(), "{told}");
+        told["report"]["cache_bytes"].as_u64().unwrap()
+    };
+    assert!(act("kvquant:3") < act("f16"));
     let kept = [&file[..], &["--prompt-cache", "state"]].concat();
     assert_eq!(
         write("kvquant:3", &kept)["tokens"],
@@ -356,4 +368,17 @@ fn caches_of_fewer_numbers_are_calibrated_and_read() {
         .run(&[&args[..], &cache].concat())
         .fails(1, &["bases.safetensors"]);
     calibrate(&["--cache-keep", "0.1", "--interval", "8"]).fails(1, &["interval"]);
+
+    // As the authors have it; the cache then holds what query heads share once for each.
+    calibrate(&[
+        "--per-query-head",
+        "--ranks",
+        "uniform",
+        "--cache-keep",
+        "1",
+    ])
+    .json();
+    let each = of(&cache);
+    assert_eq!(each["tokens"], dense["tokens"]);
+    assert!(bytes(&each) > 1.9 * bytes(&dense), "{}", bytes(&each));
 }

@@ -37,7 +37,7 @@ pub use channels::{
 pub use decode::dequantize;
 pub use encode::quantize;
 pub use input::Activations;
-pub use product::{Product, matmul, matmul_from, matvec, matvec_several};
+pub use product::{Product, matmul, matmul_from, matmul_rounds, matvec, matvec_several};
 
 /// How numbers are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -88,9 +88,15 @@ thread_local! {
     static UNPACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Whether [`matmul`] rounds its inputs for weights of this kind, as [`matvec`] does, on this
+/// machine.
+pub fn matmul_rounds(kind: BlockType) -> bool {
+    lanes::available(kind)
+}
+
 /// From so many inputs on [`matmul`] is faster than [`matvec`] on this machine.
 pub fn matmul_from(kind: BlockType) -> usize {
-    if lanes::available(kind) { 4 } else { 9 }
+    if matmul_rounds(kind) { 4 } else { 9 }
 }
 
 /// `out[n, rows] = x[n, cols] · weightsᵀ` for many rows `x` (a prompt). Packed weights meet inputs
@@ -103,7 +109,7 @@ pub fn matmul(out: &mut [f32], weights: &BlockMatrix, x: &mut Activations, team:
     let n = x.rows();
     assert_eq!(x.cols(), weights.cols, "matmul: length of an input");
     assert_eq!(out.len(), n * weights.rows, "matmul: length of out");
-    if !lanes::available(weights.kind) {
+    if !matmul_rounds(weights.kind) {
         return unpacked(out, weights, x.values(), team);
     }
     let out = Output::new(out, n, weights.rows);
