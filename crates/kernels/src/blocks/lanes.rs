@@ -64,8 +64,13 @@ thread_local! {
 
 /// Whether [`products`] may be called for this kind on this machine.
 pub(super) fn available(kind: BlockType) -> bool {
+    kind.is_packed() && has_lanes()
+}
+
+/// Whether the machine adds up products of bytes in fours.
+fn has_lanes() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return kind.is_packed() && crate::vector::has_vnni();
+    return crate::vector::has_vnni();
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }
@@ -99,11 +104,9 @@ fn fill(weights: &BlockMatrix, rows: Range<usize>, tile: &mut Tile) {
     tile.clear(weights.kind, weights.cols);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `products` has seen that the machine has what is needed.
-    unsafe {
-        x86::fill(weights, rows, tile);
-    }
+    return unsafe { x86::fill(weights, rows, tile) };
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = rows;
+    unreachable!("no machine of this kind is available: {rows:?}");
 }
 
 /// Products of a tile with the inputs of a group.

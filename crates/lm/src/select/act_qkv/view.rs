@@ -1,6 +1,7 @@
 //! What the queries of a chunk see: the window, and far keys as if at one distance.
 
-use keyfold_kernels::attention::{Partial, Tile, add_mass, attend_tile};
+use keyfold_kernels::attention::{Partial, RowSet, Tile, add_mass, attend_tile};
+use keyfold_kernels::{axpy, dot, softmax_rows};
 
 use super::memory::{Memory, append_head};
 use crate::roles::{Dims, KvStore};
@@ -56,6 +57,96 @@ impl View<'_> {
     }
 
     pub(super) fn attend(&self, kv_head: usize, result: &mut HeadResult) {
+        match self.queries() {
+            1 => self.attend_one(kv_head, result),
+            _ => self.attend_many(kv_head, result),
+        }
+    }
+
+    /// One query of each head, as a decoded token has: rows are read where they lie, those of
+    /// blocks by the store itself.
+    fn attend_one(&self, kv_head: usize, result: &mut HeadResult) {
+        let (dim, group) = (self.dims.head_dim, self.dims.group());
+        let (narrow, at) = (self.dims.kv_heads * dim, kv_head * dim);
+        let own = at * group..(at + dim) * group;
+        let (near_queries, far_queries) = (&self.near_queries[own.clone()], &self.far_queries[own]);
+        let size = self.block_size as u32;
+        let blocks = self.chosen.iter();
+        let blocks: Vec<u32> = blocks.flat_map(|&b| b * size..(b + 1) * size).collect();
+        let tail = &self.memory.tail;
+        let seen = self.held + 1;
+        let left = seen.saturating_sub(self.n_local);
+        // One head of some rows.
+        let head =
+            |rows: &'_ [f32], range: std::ops::Range<usize>| -> Vec<std::ops::Range<usize>> {
+                debug_assert!(range.end * narrow <= rows.len());
+                range
+                    .map(|r| r * narrow + at..r * narrow + at + dim)
+                    .collect()
+            };
+        let first = head(
+            &self.memory.first.keys,
+            0..self.memory.first.keys.len() / narrow,
+        );
+        let outside = head(&tail.keys, 0..left);
+        let inside = head(&self.memory.rotated, left..seen);
+        // Keys and values behind those of the blocks, and which queries they meet.
+        let parts = [
+            (
+                &first,
+                &self.memory.first.keys,
+                &self.memory.first.values,
+                far_queries,
+            ),
+            (&outside, &tail.keys, &tail.values, far_queries),
+            (&inside, &self.memory.rotated, &tail.values, near_queries),
+        ];
+        let count = blocks.len() + parts.iter().map(|part| part.0.len()).sum::<usize>();
+        let mut of_blocks = vec![0.0; group * blocks.len()];
+        let rows = RowSet::List(&blocks);
+        self.store
+            .dot(self.layer, kv_head, far_queries, rows, &mut of_blocks);
+        let mut weights = vec![0.0; group * count];
+        for (g, weights) in weights.chunks_exact_mut(count).enumerate() {
+            let (scores, mut rest) = weights.split_at_mut(blocks.len());
+            scores.copy_from_slice(&of_blocks[g * blocks.len()..][..blocks.len()]);
+            for (rows, keys, _, queries) in parts {
+                let query = &queries[g * dim..(g + 1) * dim];
+                let (own, later) = rest.split_at_mut(rows.len());
+                for (to, row) in own.iter_mut().zip(rows) {
+                    *to = dot(query, &keys[row.clone()]);
+                }
+                rest = later;
+            }
+        }
+        let scale = (dim as f32).sqrt().recip();
+        weights.iter_mut().for_each(|x| *x *= scale);
+        softmax_rows(&mut weights, count);
+        for (g, weights) in weights.chunks_exact(count).enumerate() {
+            of_blocks[g * blocks.len()..][..blocks.len()].copy_from_slice(&weights[..blocks.len()]);
+        }
+        result.out = vec![0.0; group * dim];
+        self.store
+            .mix(self.layer, kv_head, &of_blocks, rows, &mut result.out);
+        let window = self.window();
+        result.mass = vec![0.0; group * window.len()];
+        let masses = result.mass.chunks_exact_mut(window.len());
+        let outs = result.out.chunks_exact_mut(dim).zip(masses);
+        for ((out, mass), weights) in outs.zip(weights.chunks_exact(count)) {
+            let mut rest = &weights[blocks.len()..];
+            for (rows, _, values, _) in parts {
+                let (own, later) = rest.split_at(rows.len());
+                for (weight, row) in own.iter().zip(rows) {
+                    axpy(out, *weight, &values[row.clone()]);
+                }
+                rest = later;
+            }
+            let near = &weights[count - inside.len()..];
+            mass[left - window.start..].copy_from_slice(near);
+        }
+    }
+
+    fn attend_many(&self, kv_head: usize, result: &mut HeadResult) {
         let (dim, n) = (self.dims.head_dim, self.queries());
         let narrow = self.dims.kv_heads * dim;
         let window = self.window();
