@@ -5,7 +5,8 @@ use plotters::prelude::*;
 use crate::BenchError;
 
 /// Bars with their names and values; `unit` stands at the axis. A line is drawn
-/// across at `mark`, if given.
+/// across at `mark`, if given. What is infinite or no number has no bar: an axis has no end there,
+/// and drawing it would not end either.
 pub(crate) fn bars(
     title: &str,
     unit: &str,
@@ -13,7 +14,13 @@ pub(crate) fn bars(
     mark: Option<f64>,
 ) -> Result<String, BenchError> {
     let mut svg = String::new();
-    draw(&mut svg, title, unit, bars, mark).map_err(|e| BenchError::Plot(e.to_string()))?;
+    let drawn = bars.iter().map(|(name, value)| {
+        let value = if value.is_finite() { *value } else { 0.0 };
+        (name.clone(), value)
+    });
+    let bars: Vec<(String, f64)> = drawn.collect();
+    let mark = mark.filter(|mark| mark.is_finite());
+    draw(&mut svg, title, unit, &bars, mark).map_err(|e| BenchError::Plot(e.to_string()))?;
     Ok(svg)
 }
 
@@ -113,7 +120,9 @@ fn draw_lines(
     root.fill(&WHITE)?;
     let shown = |line: &Line| -> Vec<(f64, f64)> {
         let points = line.1.iter().copied();
-        points.filter(|(x, y)| *x > 0.0 && y.is_finite()).collect()
+        points
+            .filter(|(x, y)| *x > 0.0 && x.is_finite() && y.is_finite())
+            .collect()
     };
     let all: Vec<(f64, f64)> = lines.iter().flat_map(shown).collect();
     let least = all
@@ -171,6 +180,8 @@ mod tests {
             assert!(svg.contains(part), "no {part}");
         }
         bars("empty", "x", &[], None).unwrap();
+        let odd = [f64::INFINITY, f64::NAN, -1.0].map(|value| ("odd".to_owned(), value));
+        bars("odd", "x", &odd, Some(f64::INFINITY)).unwrap();
     }
 
     #[test]
@@ -187,5 +198,8 @@ mod tests {
             assert!(svg.contains(part), "no {part}");
         }
         lines("empty", "x", "y", &[]).unwrap();
+        let odd = vec![(f64::INFINITY, 1.0), (1.0, f64::NAN), (f64::NAN, 1.0)];
+        lines("odd", "x", "y", &[("odd".to_owned(), odd.clone())]).unwrap();
+        log_lines("odd", "x", "y", &[("odd".to_owned(), odd)]).unwrap();
     }
 }

@@ -263,7 +263,12 @@ fn distilled(case: &Case, threads: usize, seed: u64) -> Result<Vec<[f64; 3]>, Be
     let learned = (tokens - case.lengths[0]) as f64 / tokens as f64;
     let mut steps = Vec::new();
     for _ in 0..3 {
-        let more = (time(1 + case.steps)? - time(1)?).max(0.0) / case.steps as f64;
+        let (all, one) = (time(1 + case.steps)?, time(1)?);
+        // Where steps are so short that other programs decide, at least no less than nothing.
+        let more = match all > one {
+            true => (all - one) / case.steps as f64,
+            false => all / (1 + case.steps) as f64,
+        };
         // As if a step had all texts.
         steps.push([0.0, 0.0, more / learned]);
     }
