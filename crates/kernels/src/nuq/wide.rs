@@ -1,6 +1,5 @@
 //! Products and sums of codes of 4 bits on AVX-512 (with VBMI): a table of sixteen numbers is one
-//! register, where AVX2 takes two and chooses. Shorter codes gain nothing: their products are
-//! bound by multiplications, of which there are as many a second.
+//! register, where AVX2 takes two and chooses. Shorter codes gained nothing (docs/PERFORMANCE.md).
 
 use std::arch::x86_64::*;
 
