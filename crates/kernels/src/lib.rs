@@ -38,6 +38,7 @@ mod matmul;
 mod maxsim;
 mod norms;
 pub mod nuq;
+mod pages;
 pub mod peak;
 mod postings;
 mod pq;
@@ -61,6 +62,7 @@ pub use matmul::{
 };
 pub use maxsim::{MaxSim, maxsim, maxsim_alignment};
 pub use norms::{exp_rows, layer_norm, rms_norm, softmax_rows};
+pub use pages::Pages;
 pub use postings::{add_postings, add_scaled};
 pub use pq::{PQ_BLOCK, PqError, PqQuery, ProductQuantizer};
 pub use residual::maxsim_packed;

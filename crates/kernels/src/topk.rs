@@ -162,18 +162,64 @@ fn keep_top(k: usize, near: &mut Vec<f32>, places: &mut Vec<u32>) {
     let (greater, &mut least, _) = copy.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
     // Zeros of either sign are equal, though the order above puts one before the other.
     let mut equals = k - greater.iter().filter(|&&x| x > least).count();
-    let mut scores = inside.iter();
-    places.retain(|_| {
-        let score = scores.next().copied().unwrap_or(f32::NEG_INFINITY);
+    let mut kept = 0;
+    for (i, &score) in inside.iter().enumerate() {
+        // Written always, kept if it is one: no branch to be guessed. kept <= i.
+        places[kept] = places[i];
         let equal = score == least && equals > 0;
         equals -= usize::from(equal);
-        score > least || equal
-    });
+        kept += usize::from(score > least || equal);
+    }
+    places.truncate(kept);
+}
+
+/// The scores that are not below `bound`, with their places. NaN becomes `-inf`.
+fn collect(scores: &[f32], bound: f32, near: &mut Vec<f32>, places: &mut Vec<u32>) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::vector::has_vnni() {
+        // SAFETY: the machine has AVX-512.
+        return unsafe { collect_wide(scores, bound, near, places) };
+    }
+    collect_eight(scores, bound, near, places);
+}
+
+/// [`collect`], sixteen scores at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f")]
+fn collect_wide(scores: &[f32], bound: f32, near: &mut Vec<f32>, places: &mut Vec<u32>) {
+    use std::arch::x86_64::*;
+    near.clear();
+    places.clear();
+    // Every step writes sixteen numbers and keeps the first few of them.
+    near.reserve(scores.len() + 16);
+    places.reserve(scores.len() + 16);
+    let mut found = 0;
+    // SAFETY: a step reads the numbers of its block and no others. It writes sixteen numbers from
+    // `found` on, which is at most the number of scores before the block, so that there is room;
+    // the first `found` of both are written when the lengths are set.
+    unsafe {
+        let (least, bound) = (_mm512_set1_ps(f32::NEG_INFINITY), _mm512_set1_ps(bound));
+        let mut ids = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for block in scores.chunks(16) {
+            let there = (0xffff_u32 >> (16 - block.len())) as u16;
+            // NaN becomes -inf.
+            let x = _mm512_max_ps(_mm512_maskz_loadu_ps(there, block.as_ptr()), least);
+            let mask = there & _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound);
+            let to = near.as_mut_ptr().add(found);
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, x));
+            let to = places.as_mut_ptr().add(found);
+            _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi32(mask, ids));
+            found += mask.count_ones() as usize;
+            ids = _mm512_add_epi32(ids, _mm512_set1_epi32(16));
+        }
+        near.set_len(found);
+        places.set_len(found);
+    }
 }
 
 simd! {
-    /// The scores that are not below `bound`, with their places. NaN becomes `-inf`.
-    fn collect(scores: &[f32], bound: f32, near: &mut Vec<f32>, places: &mut Vec<u32>) = collect_body;
+    /// [`collect`], eight scores at a time.
+    fn collect_eight(scores: &[f32], bound: f32, near: &mut Vec<f32>, places: &mut Vec<u32>) = collect_body;
 }
 
 #[inline(always)]

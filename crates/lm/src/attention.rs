@@ -183,7 +183,7 @@ fn inside(list: &[u32], (from, to): (usize, usize)) -> RowSet<'_> {
 }
 
 /// The run of rows that one of `threads` takes.
-fn share(rows: RowSet<'_>, thread: usize, threads: usize) -> RowSet<'_> {
+pub(crate) fn share(rows: RowSet<'_>, thread: usize, threads: usize) -> RowSet<'_> {
     let n = rows.len();
     let (from, to) = (n * thread / threads, n * (thread + 1) / threads);
     match rows {

@@ -296,7 +296,7 @@ pub trait Prefill: Send {
 pub trait WholeAttention: Send {
     /// Attention of a chunk (one token while decoding): `queries` `[n, heads, head_dim]`,
     /// `keys` and `values` `[n, kv_heads, head_dim]`, all before rotary embedding; writes
-    /// `out` `[n, heads, head_dim]`.
+    /// `out` `[n, heads, head_dim]`. Returns how many bytes of what is held were read.
     #[allow(clippy::too_many_arguments)]
     fn attend(
         &mut self,
@@ -308,7 +308,7 @@ pub trait WholeAttention: Send {
         decoding: bool,
         team: &Team,
         out: &mut [f32],
-    );
+    ) -> u64;
 
     /// The most tokens of a prompt that may be read together.
     fn chunk(&self) -> usize;

@@ -132,8 +132,8 @@ pub(super) struct Source<'a, P> {
     packed: PhantomData<P>,
 }
 
-/// Rows of a list are asked for so many before their turn; runs come by themselves.
-const AHEAD: usize = 16;
+/// Rows of a list are asked for so many bytes before their turn; runs come by themselves.
+const AHEAD: usize = 8192;
 
 impl<'a, P: Packed> Source<'a, P> {
     /// # Panics
@@ -165,6 +165,11 @@ impl<'a, P: Packed> Source<'a, P> {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn dim(&self) -> usize {
         self.cache.dim
+    }
+
+    /// How many rows before its turn one is asked for.
+    pub(super) fn ahead(&self) -> usize {
+        (AHEAD / self.row_bytes).clamp(4, AHEAD / 32)
     }
 
     /// How many rows.
@@ -237,6 +242,9 @@ const NEAR: usize = 64;
 fn dots_of<V: Eight, P: Packed>(from: Source<P>, queries: &[f32], out: &mut [f32]) {
     let (dim, count) = (from.cache.dim, from.rows.len());
     let g = queries.len() / dim;
+    for i in 0..from.ahead().min(count) {
+        from.prefetch::<V>(i);
+    }
     for first in (0..count).step_by(NEAR) {
         let last = (first + NEAR).min(count);
         let mut q = 0;
@@ -266,12 +274,12 @@ fn dot_block<V: Eight, P: Packed, const G: usize, const R: usize>(
     range: std::ops::Range<usize>,
     out: &mut [f32],
 ) {
-    let count = from.rows.len();
+    let (count, ahead) = (from.rows.len(), from.ahead());
     let mut i = range.start;
     while i < range.end {
         let mut rows = [from.row(i); R];
         for (r, row) in rows.iter_mut().enumerate() {
-            from.prefetch::<V>(i + AHEAD + r);
+            from.prefetch::<V>(i + ahead + r);
             // Places beyond the last row repeat it.
             *row = from.row((i + r).min(range.end - 1));
         }
@@ -353,13 +361,14 @@ fn mix_of<V: Eight, P: Packed>(from: Source<P>, weights: &[f32], out: &mut [f32]
     let g = out.len() / dim;
     // Rows that stay in the first cache while column by column is worked on.
     let near = (NEAR * 128 / from.row_bytes).clamp(4, NEAR);
-    for i in 0..near.min(count) {
+    let ahead = from.ahead().max(near);
+    for i in 0..ahead.min(count) {
         from.prefetch::<V>(i);
     }
     for first in (0..count).step_by(near) {
         let rows = first..(first + near).min(count);
         for i in rows.clone() {
-            from.prefetch::<V>(i + near);
+            from.prefetch::<V>(i + ahead);
         }
         let mut q = 0;
         while q < g {

@@ -102,9 +102,6 @@ const QUERIES: usize = 4;
 /// Rows that meet queries together.
 const ROWS: usize = 4;
 
-/// Rows of a list are asked for so many before their turn.
-const AHEAD: usize = 16;
-
 /// Rows that stay in the first cache while all queries, or all columns, meet them.
 const NEAR: usize = 64;
 
@@ -112,6 +109,9 @@ const NEAR: usize = 64;
 fn dots_of<P: Wide>(from: Source<P>, queries: &[f32], out: &mut [f32]) {
     let (dim, count) = (from.dim(), from.len());
     let g = queries.len() / dim;
+    for i in 0..from.ahead().min(count) {
+        from.prefetch::<Avx2>(i);
+    }
     for first in (0..count).step_by(NEAR) {
         let near = first..(first + NEAR).min(count);
         for q in (0..g).step_by(QUERIES) {
@@ -135,12 +135,12 @@ fn dot_block<P: Wide, const G: usize>(
     near: Range<usize>,
     out: &mut [f32],
 ) {
-    let (dim, count) = (from.dim(), from.len());
+    let (dim, count, ahead) = (from.dim(), from.len(), from.ahead());
     assert!(queries.len() == G * dim && out.len() == G * count && near.end <= count);
     for i in near.clone().step_by(ROWS) {
         let mut rows = [from.row(i); ROWS];
         for (r, row) in rows.iter_mut().enumerate() {
-            from.prefetch::<Avx2>(i + AHEAD + r);
+            from.prefetch::<Avx2>(i + ahead + r);
             // Places behind the last row repeat it.
             *row = from.row((i + r).min(near.end - 1));
         }
@@ -199,13 +199,14 @@ pub(super) unsafe fn mix(values: CacheRows, weights: &[f32], rows: RowSet, out: 
 fn mix_of<P: Wide>(from: Source<P>, weights: &[f32], out: &mut [f32]) {
     let (dim, count) = (from.dim(), from.len());
     let g = out.len() / dim;
-    for i in 0..NEAR.min(count) {
+    let ahead = from.ahead().max(NEAR);
+    for i in 0..ahead.min(count) {
         from.prefetch::<Avx2>(i);
     }
     for first in (0..count).step_by(NEAR) {
         let near = first..(first + NEAR).min(count);
         for i in near.clone() {
-            from.prefetch::<Avx2>(i + NEAR);
+            from.prefetch::<Avx2>(i + ahead);
         }
         for q in (0..g).step_by(QUERIES) {
             let size = (g - q).min(QUERIES);

@@ -70,7 +70,9 @@ pub(crate) trait Eight: Vector {
     fn to_array(self) -> [f32; 8];
     /// Asks for numbers that will be needed soon.
     fn prefetch(numbers: &[f32]);
-    /// Asks for the cache line at an address, which need not be valid.
+    /// Asks for the cache line at an address, which need not be valid, to be brought to the second
+    /// cache: many more lines can be on their way there than to the first, and what is asked for
+    /// some kilobytes before its turn does not push out what the first one holds.
     fn prefetch_line(at: *const u8);
     /// Eight `f32` of any alignment.
     ///

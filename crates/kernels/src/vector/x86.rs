@@ -206,7 +206,7 @@ impl Eight for Avx2 {
     #[inline(always)]
     fn prefetch_line(at: *const u8) {
         // SAFETY: a hint, which reads nothing and takes any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[inline(always)]
     unsafe fn load_f32_at(from: *const u8) -> Self {

@@ -62,6 +62,8 @@ pub struct ActQkv {
     layers: Vec<Layer>,
     /// Rows of the blocks, one after the other; keys not rotated.
     store: Box<dyn KvStore>,
+    /// Rows of the tails of all layers; keys rotated by their positions.
+    near: DenseStore,
     /// Of all layers together, as the authors have it.
     shared: Statistics,
     budgets: Budgets,
@@ -102,7 +104,7 @@ impl ActQkv {
     }
 
     /// The same with blocks in `store`, which is empty and gives back keys unrotated, as it gets
-    /// them.
+    /// them. The window is kept in 16 bits, or in 32 where `store` keeps those.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -129,7 +131,14 @@ impl ActQkv {
                 ),
             ));
         }
+        let kind = match store.row_bytes().0 < 4 * dims.head_dim as u64 {
+            true => CacheType::F16,
+            false => CacheType::F32,
+        };
+        let near = DenseStore::new(dims, kind, 0)
+            .ok_or_else(|| Refusal::setting(METHOD, "heads of no numbers"))?;
         Ok(Self {
+            near,
             angles: Angles::new(rotary, config.n_local as u32 - 1),
             layers: vec![Layer::default(); dims.layers],
             store,
@@ -166,8 +175,8 @@ impl ActQkv {
         self.layers[layer].memory.blocks
     }
 
-    /// Attention of at most `exc_block_size` queries.
-    fn attend_few(&mut self, layer: usize, few: &Few, team: &Team, out: &mut [f32]) {
+    /// Attention of at most `exc_block_size` queries. Returns how many bytes of rows were read.
+    fn attend_few(&mut self, layer: usize, few: &Few, team: &Team, out: &mut [f32]) -> u64 {
         let dims = self.dims;
         let wide = dims.heads * dims.head_dim;
         let mut far_queries = few.queries.to_vec();
@@ -183,10 +192,14 @@ impl ActQkv {
         let mut rotated = few.keys.to_vec();
         self.angles
             .rotate(&mut rotated, narrow, few.from, dims.head_dim);
-        memory.append(few.keys, &rotated, few.values, &dims);
+        let new = (few.keys.len() / narrow) as u32;
+        let positions: Vec<u32> = (0..new).map(|i| memory.tokens as u32 + i).collect();
+        self.near.append(layer, &positions, &rotated, few.values);
+        memory.append(few.keys, few.values, &dims);
         let view = View {
             memory,
             store: &*self.store,
+            near: &self.near,
             layer,
             block_size: self.config.block_size,
             dims,
@@ -197,19 +210,29 @@ impl ActQkv {
             n_local: self.config.n_local,
             twice: self.config.compat,
         };
-        let mut heads: Vec<HeadResult> = vec![HeadResult::default(); dims.kv_heads];
-        team.split(&mut heads, 1, |first, heads| {
-            for (i, result) in heads.iter_mut().enumerate() {
-                view.attend(first + i, result);
-            }
-        });
+        let bytes = view.bytes();
         let window = view.window();
-        for (kv_head, result) in heads.iter().enumerate() {
-            result.write(kv_head, &dims, window.start, out, &mut memory.mass);
+        if new == 1 {
+            let mass = view.attend_one(team, out);
+            memory.mass[window.start * dims.heads..]
+                .iter_mut()
+                .zip(&mass)
+                .for_each(|(sum, mass)| *sum += mass);
+        } else {
+            let mut heads: Vec<HeadResult> = vec![HeadResult::default(); dims.kv_heads];
+            team.split(&mut heads, 1, |first, heads| {
+                for (i, result) in heads.iter_mut().enumerate() {
+                    view.attend_many(first + i, result);
+                }
+            });
+            for (kv_head, result) in heads.iter().enumerate() {
+                result.write(kv_head, &dims, window.start, out, &mut memory.mass);
+            }
         }
         #[cfg(test)]
         self.layers[layer].log.push(chosen.clone());
         self.layers[layer].retrieved = chosen;
+        bytes
     }
 
     /// The blocks that the layer reads for a chunk.
@@ -331,13 +354,14 @@ impl WholeAttention for ActQkv {
         decoding: bool,
         team: &Team,
         out: &mut [f32],
-    ) {
+    ) -> u64 {
         let dims = self.dims;
         let (wide, narrow) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
         let (n, size) = (positions.len(), self.config.exc_block_size);
         let Some(&first) = positions.first() else {
-            return;
+            return 0;
         };
+        let mut bytes = 0;
         if layer == 0 {
             let all = (self.config.topk * dims.layers) as f32;
             self.remaining = vec![all; n.div_ceil(size)];
@@ -361,7 +385,7 @@ impl WholeAttention for ActQkv {
                 values: &values[tokens.start * narrow..tokens.end * narrow],
                 decoding,
             };
-            self.attend_few(
+            bytes += self.attend_few(
                 layer,
                 &few,
                 team,
@@ -386,9 +410,10 @@ impl WholeAttention for ActQkv {
                 self.take_question(layer, queries, first, true);
             }
             let memory = &mut self.layers[layer].memory;
-            memory.settle(&sizes, &dims, &mut *self.store, layer);
+            memory.settle(&sizes, &dims, &mut *self.store, &mut self.near, layer);
         }
         self.calls += 1;
+        bytes
     }
 
     fn chunk(&self) -> usize {
@@ -402,7 +427,7 @@ impl WholeAttention for ActQkv {
 
     fn bytes(&self) -> u64 {
         let layers = self.layers.iter().map(|layer| layer.memory.bytes());
-        layers.sum::<u64>() + self.store.bytes()
+        layers.sum::<u64>() + self.store.bytes() + self.near.bytes()
     }
 }
 

@@ -190,7 +190,12 @@ impl Session {
                 let n = b.positions.len();
                 let out = b.attended.fill(n, dims.heads * dims.head_dim);
                 let decoding = pass != Pass::Prompt;
-                whole.attend(layer, &b.q, &b.k, &b.v, &b.positions, decoding, team, out);
+                let bytes =
+                    whole.attend(layer, &b.q, &b.k, &b.v, &b.positions, decoding, team, out);
+                if decoding {
+                    self.report.row_bytes += bytes;
+                    self.report.attention_time += start.elapsed();
+                }
             }
             return;
         };

@@ -1,6 +1,7 @@
 //! Every row as it came, in 32 or 16 bits, or in blocks of 8 or 4 bits.
 
 use crate::roles::{Dims, KvStore, RowSet};
+use keyfold_kernels::Pages;
 use keyfold_kernels::attention::{CacheRows, dot_rows, mix_rows, read_rows};
 use keyfold_kernels::blocks::{BlockType, quantize};
 use std::ops::Range;
@@ -31,46 +32,54 @@ impl CacheType {
     }
 }
 
-/// Rows of one layer and KV head.
+/// What is known of the rows of one layer and KV head.
 #[derive(Debug, Clone, Default)]
 struct Head {
-    keys: Vec<u8>,
-    values: Vec<u8>,
     positions: Vec<u32>,
     /// Of the first rows.
     bias: Vec<f32>,
 }
 
+/// The rows of all heads of a layer, `[kv_heads, keys and values, capacity, row_bytes]`: one run of
+/// bytes, since that of a single head is often smaller than a large page.
+#[derive(Debug, Default)]
+struct Layer {
+    bytes: Pages,
+    /// Rows for which each head has room.
+    capacity: usize,
+}
+
 /// Keeps every row until it is told to drop it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct DenseStore {
     dims: Dims,
     cache: CacheType,
     kind: BlockType,
     row_bytes: usize,
+    /// Rows that are expected.
+    rows: usize,
     /// `[layers, kv_heads]`.
     heads: Vec<Head>,
+    layers: Vec<Layer>,
 }
 
+/// The two kinds of rows, in the order in which a layer has them.
+const KEYS: usize = 0;
+const VALUES: usize = 1;
+
 impl DenseStore {
-    /// An empty store with room for `rows` rows. `None` where the blocks of `kind` do not
-    /// divide a head's vector.
+    /// An empty store, for about `rows` rows: it takes no room for more until there are more.
+    /// `None` where the blocks of `kind` do not divide a head's vector.
     pub fn new(dims: Dims, kind: CacheType, rows: usize) -> Option<Self> {
         let (cache, kind) = (kind, kind.blocks());
-        let row_bytes = kind.row_bytes(dims.head_dim)?;
-        let head = || Head {
-            keys: Vec::with_capacity(rows * row_bytes),
-            values: Vec::with_capacity(rows * row_bytes),
-            positions: Vec::with_capacity(rows),
-            bias: Vec::new(),
-        };
-        let heads = (0..dims.layers * dims.kv_heads).map(|_| head()).collect();
         Some(Self {
             dims,
             cache,
             kind,
-            row_bytes,
-            heads,
+            row_bytes: kind.row_bytes(dims.head_dim)?,
+            rows,
+            heads: vec![Head::default(); dims.layers * dims.kv_heads],
+            layers: (0..dims.layers).map(|_| Layer::default()).collect(),
         })
     }
 
@@ -82,13 +91,89 @@ impl DenseStore {
         &mut self.heads[layer * self.dims.kv_heads + kv_head]
     }
 
-    fn rows<'a>(&self, bytes: &'a [u8]) -> CacheRows<'a> {
+    /// Where the keys or the values of a head lie in its layer; those of `rows` rows.
+    fn place(&self, layer: usize, kv_head: usize, which: usize, rows: usize) -> Range<usize> {
+        let start = (2 * kv_head + which) * self.layers[layer].capacity * self.row_bytes;
+        start..start + rows * self.row_bytes
+    }
+
+    fn bytes_of(&self, layer: usize, kv_head: usize, which: usize) -> &[u8] {
+        let rows = self.head(layer, kv_head).positions.len();
+        &self.layers[layer].bytes[self.place(layer, kv_head, which, rows)]
+    }
+
+    /// The bytes of the first `rows` rows, for which there must be room.
+    fn bytes_mut(&mut self, layer: usize, kv_head: usize, which: usize, rows: usize) -> &mut [u8] {
+        let place = self.place(layer, kv_head, which, rows);
+        &mut self.layers[layer].bytes[place]
+    }
+
+    fn cache_rows(&self, layer: usize, kv_head: usize, which: usize) -> CacheRows<'_> {
         CacheRows {
             kind: self.kind,
             dim: self.dims.head_dim,
             stride: self.row_bytes,
-            bytes,
+            bytes: self.bytes_of(layer, kv_head, which),
         }
+    }
+
+    /// Makes room for `rows` rows of every head of a layer, and for a quarter more where more will
+    /// come: twice as much would be half empty, and large pages that are touched are in use.
+    fn reserve(&mut self, layer: usize, rows: usize) {
+        let capacity = self.layers[layer].capacity;
+        if rows <= capacity {
+            return;
+        }
+        let more = rows.max(capacity + capacity / 4).max(LEAST_ROWS);
+        let more = match rows <= self.rows {
+            true => more.min(self.rows),
+            false => more,
+        };
+        self.resize(layer, more);
+    }
+
+    /// Moves the rows of a layer to where each head has room for `capacity`.
+    fn resize(&mut self, layer: usize, capacity: usize) {
+        let Dims { kv_heads, .. } = self.dims;
+        let mut bytes = Pages::zeroed(2 * kv_heads * capacity * self.row_bytes);
+        for (which, to) in bytes
+            .chunks_exact_mut((capacity * self.row_bytes).max(1))
+            .enumerate()
+        {
+            let from = self.bytes_of(layer, which / 2, which % 2);
+            to[..from.len()].copy_from_slice(from);
+        }
+        self.layers[layer] = Layer { bytes, capacity };
+    }
+}
+
+/// Room that a layer has at first.
+const LEAST_ROWS: usize = 64;
+
+impl Clone for DenseStore {
+    fn clone(&self) -> Self {
+        let mut copy = Self {
+            dims: self.dims,
+            cache: self.cache,
+            kind: self.kind,
+            row_bytes: self.row_bytes,
+            rows: self.rows,
+            heads: self.heads.clone(),
+            layers: (0..self.dims.layers).map(|_| Layer::default()).collect(),
+        };
+        for (layer, to) in copy.layers.iter_mut().enumerate() {
+            let capacity = self.layers[layer].capacity;
+            to.bytes = Pages::zeroed(2 * self.dims.kv_heads * capacity * self.row_bytes);
+            to.capacity = capacity;
+            for kv_head in 0..self.dims.kv_heads {
+                for which in [KEYS, VALUES] {
+                    let from = self.bytes_of(layer, kv_head, which);
+                    let rows = self.head(layer, kv_head).positions.len();
+                    to.bytes[self.place(layer, kv_head, which, rows)].copy_from_slice(from);
+                }
+            }
+        }
+        copy
     }
 }
 
@@ -99,13 +184,12 @@ pub(super) fn push(kind: BlockType, row_bytes: usize, to: &mut Vec<u8>, row: &[f
     quantize(kind, row, &mut to[at..]);
 }
 
-/// Moves the rows `keep` to the front and drops the rest.
-pub(super) fn compact(bytes: &mut Vec<u8>, row_bytes: usize, keep: &[u32]) {
+/// Moves the rows `keep` to the front.
+pub(super) fn compact(bytes: &mut [u8], row_bytes: usize, keep: &[u32]) {
     for (to, &from) in keep.iter().enumerate() {
         let from = from as usize * row_bytes;
         bytes.copy_within(from..from + row_bytes, to * row_bytes);
     }
-    bytes.truncate(keep.len() * row_bytes);
 }
 
 /// The bias of the rows `keep`; none where there was none.
@@ -123,18 +207,19 @@ impl KvStore for DenseStore {
             kv_heads, head_dim, ..
         } = self.dims;
         let (kind, row_bytes) = (self.kind, self.row_bytes);
-        for (i, &position) in positions.iter().enumerate() {
-            for kv_head in 0..kv_heads {
-                let at = (i * kv_heads + kv_head) * head_dim;
-                let head = self.head_mut(layer, kv_head);
-                push(kind, row_bytes, &mut head.keys, &keys[at..at + head_dim]);
-                push(
-                    kind,
-                    row_bytes,
-                    &mut head.values,
-                    &values[at..at + head_dim],
-                );
-                head.positions.push(position);
+        let most = (0..kv_heads).map(|kv_head| self.len(layer, kv_head)).max();
+        self.reserve(layer, most.unwrap_or(0) + positions.len());
+        for kv_head in 0..kv_heads {
+            let before = self.len(layer, kv_head);
+            let rows = before + positions.len();
+            self.head_mut(layer, kv_head).positions.extend(positions);
+            for (which, numbers) in [(KEYS, keys), (VALUES, values)] {
+                let to = self.bytes_mut(layer, kv_head, which, rows);
+                let to = to[before * row_bytes..].chunks_exact_mut(row_bytes);
+                let heads = numbers.chunks_exact(head_dim);
+                for (row, to) in heads.skip(kv_head).step_by(kv_heads).zip(to) {
+                    quantize(kind, row, to);
+                }
             }
         }
     }
@@ -148,21 +233,11 @@ impl KvStore for DenseStore {
     }
 
     fn dot(&self, layer: usize, kv_head: usize, queries: &[f32], rows: RowSet, out: &mut [f32]) {
-        dot_rows(
-            self.rows(&self.head(layer, kv_head).keys),
-            queries,
-            rows,
-            out,
-        );
+        dot_rows(self.cache_rows(layer, kv_head, KEYS), queries, rows, out);
     }
 
     fn mix(&self, layer: usize, kv_head: usize, weights: &[f32], rows: RowSet, out: &mut [f32]) {
-        mix_rows(
-            self.rows(&self.head(layer, kv_head).values),
-            weights,
-            rows,
-            out,
-        );
+        mix_rows(self.cache_rows(layer, kv_head, VALUES), weights, rows, out);
     }
 
     fn read(
@@ -173,17 +248,18 @@ impl KvStore for DenseStore {
         keys: &mut [f32],
         values: &mut [f32],
     ) {
-        let head = self.head(layer, kv_head);
         let rows = RowSet::Range(rows.start, rows.end);
-        read_rows(self.rows(&head.keys), rows, keys);
-        read_rows(self.rows(&head.values), rows, values);
+        read_rows(self.cache_rows(layer, kv_head, KEYS), rows, keys);
+        read_rows(self.cache_rows(layer, kv_head, VALUES), rows, values);
     }
 
     fn keep(&mut self, layer: usize, kv_head: usize, keep: &[u32]) {
-        let row_bytes = self.row_bytes;
+        let (row_bytes, rows) = (self.row_bytes, self.len(layer, kv_head));
+        for which in [KEYS, VALUES] {
+            let bytes = self.bytes_mut(layer, kv_head, which, rows);
+            compact(bytes, row_bytes, keep);
+        }
         let head = self.head_mut(layer, kv_head);
-        compact(&mut head.keys, row_bytes, keep);
-        compact(&mut head.values, row_bytes, keep);
         for (to, &from) in keep.iter().enumerate() {
             head.positions[to] = head.positions[from as usize];
         }
@@ -193,12 +269,13 @@ impl KvStore for DenseStore {
 
     fn write(&mut self, layer: usize, kv_head: usize, rows: &[u32], keys: &[f32], values: &[f32]) {
         let (kind, row_bytes, dim) = (self.kind, self.row_bytes, self.dims.head_dim);
-        let head = self.head_mut(layer, kv_head);
-        for (i, &row) in rows.iter().enumerate() {
-            let at = row as usize * row_bytes..(row as usize + 1) * row_bytes;
-            let from = i * dim..(i + 1) * dim;
-            quantize(kind, &keys[from.clone()], &mut head.keys[at.clone()]);
-            quantize(kind, &values[from], &mut head.values[at]);
+        let all = self.len(layer, kv_head);
+        for (which, numbers) in [(KEYS, keys), (VALUES, values)] {
+            let bytes = self.bytes_mut(layer, kv_head, which, all);
+            for (&row, numbers) in rows.iter().zip(numbers.chunks_exact(dim)) {
+                let to = &mut bytes[row as usize * row_bytes..][..row_bytes];
+                quantize(kind, numbers, to);
+            }
         }
     }
 
@@ -211,13 +288,10 @@ impl KvStore for DenseStore {
     }
 
     fn truncate(&mut self, position: u32) {
-        let row_bytes = self.row_bytes;
         for head in &mut self.heads {
             let rows = head.positions.partition_point(|&p| p < position);
             head.positions.truncate(rows);
             head.bias.truncate(rows);
-            head.keys.truncate(rows * row_bytes);
-            head.values.truncate(rows * row_bytes);
         }
     }
 
@@ -243,7 +317,11 @@ impl KvStore for DenseStore {
         let head = self.head(layer, kv_head);
         (
             head.positions.clone(),
-            [head.keys.as_slice(), &head.values].concat(),
+            [
+                self.bytes_of(layer, kv_head, KEYS),
+                self.bytes_of(layer, kv_head, VALUES),
+            ]
+            .concat(),
         )
     }
 
@@ -252,14 +330,16 @@ impl KvStore for DenseStore {
         if bytes.len() != 2 * half || !positions.is_sorted_by(|a, b| a < b) {
             return false;
         }
+        self.reserve(layer, positions.len());
         let head = self.head_mut(layer, kv_head);
         head.positions.clear();
         head.positions.extend(positions);
         head.bias.clear();
-        head.keys.clear();
-        head.keys.extend(&bytes[..half]);
-        head.values.clear();
-        head.values.extend(&bytes[half..]);
+        let (keys, values) = bytes.split_at(half);
+        for (which, bytes) in [(KEYS, keys), (VALUES, values)] {
+            self.bytes_mut(layer, kv_head, which, positions.len())
+                .copy_from_slice(bytes);
+        }
         true
     }
 }

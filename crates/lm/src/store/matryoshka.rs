@@ -314,7 +314,9 @@ impl KvStore for MatryoshkaStore {
         let [of_key, of_value] = self.widths[at];
         let head = &mut self.heads[at];
         compact(&mut head.keys, of_key.bytes, keep);
+        head.keys.truncate(keep.len() * of_key.bytes);
         compact(&mut head.values, of_value.bytes, keep);
+        head.values.truncate(keep.len() * of_value.bytes);
         for (to, &from) in keep.iter().enumerate() {
             head.positions[to] = head.positions[from as usize];
         }

@@ -10,7 +10,9 @@ use keyfold_kernels::blocks::{
 };
 use keyfold_kernels::{Team, peak};
 use keyfold_lm::decoding::argmax;
-use keyfold_lm::linear::r_sparse::{Calibration, Factors, Parts, RSparseLinear, Split, linears};
+use keyfold_lm::linear::r_sparse::{
+    Calibration, Factors, Folded, Parts, RSparseFile, Split, beside, linears, save,
+};
 use keyfold_lm::store::CacheType;
 use keyfold_lm::synthetic::{Geometry, write_random};
 use keyfold_lm::{Decoder, LmError, ModelFile, Policy, Session};
@@ -282,7 +284,7 @@ pub(super) fn model(options: &BenchOptions, progress: &dyn Progress) -> Result<P
 }
 
 /// The model with thresholds of its own and factors of the right rank that are made up:
-/// the time of a product does not depend on their numbers.
+/// the time of a product does not depend on their numbers. Read from a file, as users have it.
 fn sparse(path: &Path, seed: u64, team: &Arc<Team>) -> Result<Decoder, LmError> {
     let file = ModelFile::open(path)?;
     let mut rng = StdRng::seed_from_u64(seed);
@@ -303,13 +305,18 @@ fn sparse(path: &Path, seed: u64, team: &Arc<Team>) -> Result<Decoder, LmError> 
             };
             let threshold = calibration.threshold(layer, name, &split)?;
             let parts = Parts::new(weight, &split, threshold, Some((&factors, rank)), None);
-            Ok((layer, name, RSparseLinear::new(parts)?))
+            Ok(Folded {
+                layer,
+                name,
+                split,
+                parts,
+            })
         });
     let folded: Vec<_> = folded.collect::<Result<_, LmError>>()?;
     let mut decoder = Decoder::load(&file)?;
-    for (layer, name, linear) in folded {
-        decoder.replace(layer, name, Box::new(linear))?;
-    }
+    let written = beside(path);
+    save(&written, decoder.fingerprint(), tokens.len(), &folded)?;
+    RSparseFile::open(&written)?.put_into(&mut decoder)?;
     Ok(decoder)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! f_c = factor_c * scale_c        of each channel and each part of 32 outputs
-//! f_c ≈ step * q_c                step = max |f| / 127 (codes of 4 bits) or / 32767 (of 8)
+//! f_c ≈ step * q_c                step = max |f| / 127
 //! out_o += step * Σ q_c code_co + Σ factor_c minimum_c - centre Σ (step q_c - f_c)
 //! ```
 //!
@@ -83,6 +83,11 @@ pub(super) fn cover(
 /// Adds sixteen channels to a strip of whole blocks.
 fn add_group(kind: BlockType, group: &Group, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
+    if crate::vector::has_vnni() {
+        // SAFETY: the machine has it.
+        return unsafe { super::vnni::add_group(kind, group, out) };
+    }
+    #[cfg(target_arch = "x86_64")]
     if crate::vector::has_avx2() {
         // SAFETY: the machine has AVX2, FMA and F16C.
         return unsafe { super::x86::add_group(kind, group, out) };
@@ -94,7 +99,7 @@ fn add_group(kind: BlockType, group: &Group, out: &mut [f32]) {
 pub(super) fn portable(kind: BlockType, group: &Group, out: &mut [f32]) {
     let factors = &group.factors;
     let (levels, centre) = match kind {
-        BlockType::Q8_0 => (32767.0, 0.0),
+        BlockType::Q8_0 => (127.0, 0.0),
         _ => (127.0, 8.0),
     };
     for (j, out) in out.chunks_exact_mut(32).enumerate() {

@@ -26,37 +26,37 @@ pub(super) unsafe fn add_group(kind: BlockType, group: &Group, out: &mut [f32]) 
     }
 }
 
-// SAFETY (of every block below): only `add_group` calls these functions, where the machine has
-// AVX2, FMA and F16C. Reads lie inside the blocks of `out.len()` numbers, which every row of the
+// SAFETY (of every block below): only `add_group` and that of `vnni` call these functions, where the
+// machine has AVX2, FMA and F16C. Reads lie inside the blocks of `out.len()` numbers, which every row of the
 // group holds by the assertion in `starts`.
 
 /// Where the rows begin; each has the bytes of `units` blocks.
 #[inline(always)]
-fn starts(group: &Group, units: usize, bytes: usize) -> [*const u8; GROUP] {
+pub(super) fn starts(group: &Group, units: usize, bytes: usize) -> [*const u8; GROUP] {
     assert!(group.rows.iter().all(|row| row.len() >= units * bytes));
     group.rows.map(<[u8]>::as_ptr)
 }
 
-/// Asks for byte `at` of the strips that come next, of every `period`-th channel: a few at a
-/// time, since a core waits for some two dozen lines of the cache at most.
+/// Asks for byte `at` of the strips that come next, of every `period`-th channel, to be brought to
+/// the second cache, as `Eight::prefetch_line` has it.
 #[inline(always)]
-unsafe fn ask(group: &Group, at: usize, first: usize, period: usize) {
+pub(super) unsafe fn ask(group: &Group, at: usize, first: usize, period: usize) {
     for c in (first..GROUP).step_by(period) {
         // SAFETY: a hint, which reads nothing and takes any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(group.next[c].wrapping_add(at).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(group.next[c].wrapping_add(at).cast()) };
     }
 }
 
 /// The sign bit cleared.
 #[inline(always)]
-unsafe fn absolute(x: __m256) -> __m256 {
+pub(super) unsafe fn absolute(x: __m256) -> __m256 {
     // SAFETY: see above.
     unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
 }
 
 /// `levels / x`, or 0 where that is 0.
 #[inline(always)]
-unsafe fn inverse(levels: f32, x: __m256) -> __m256 {
+pub(super) unsafe fn inverse(levels: f32, x: __m256) -> __m256 {
     // SAFETY: see above.
     unsafe {
         let above = _mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_setzero_ps());
@@ -73,7 +73,7 @@ unsafe fn add_words(words: __m128i, step: __m256, offset: __m256, out: *mut f32)
 
 /// Adds `step * sums + offset` to eight outputs.
 #[inline(always)]
-unsafe fn add_sums(sums: __m256i, step: __m256, offset: __m256, out: *mut f32) {
+pub(super) unsafe fn add_sums(sums: __m256i, step: __m256, offset: __m256, out: *mut f32) {
     // SAFETY: see above.
     unsafe {
         let before = _mm256_add_ps(_mm256_loadu_ps(out), offset);
@@ -179,7 +179,7 @@ unsafe fn factors(group: &Group) -> [__m256; 2] {
 
 /// Sixteen bytes of one row, then of another.
 #[inline(always)]
-unsafe fn two(one: *const u8, other: *const u8) -> __m256i {
+pub(super) unsafe fn two(one: *const u8, other: *const u8) -> __m256i {
     // SAFETY: see above.
     unsafe {
         let low = _mm256_castsi128_si256(_mm_loadu_si128(one.cast()));
@@ -256,7 +256,7 @@ fn bytes(group: &Group, out: &mut [f32]) {
                 codes,
                 step,
                 offset,
-            } = round::<Q8_0>(&rows, at, x, 32767.0, 0.0);
+            } = round::<Q8_0>(&rows, at, x, 127.0, 0.0);
             let mut pairs = [0i32; 8];
             _mm256_storeu_si256(pairs.as_mut_ptr().cast(), codes);
             let mut sums = [_mm256_setzero_si256(); 4];

@@ -19,7 +19,8 @@ pub(super) fn append_head(rows: &[f32], head: usize, wide: usize, dim: usize, ou
     }
 }
 
-/// One layer's memory.
+/// One layer's memory, but for its blocks, and for the tail as queries in its window meet it, which
+/// are rows of stores.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
     /// The first tokens, once they left the window.
@@ -29,8 +30,6 @@ pub(super) struct Memory {
     pub(super) representatives: Vec<f32>,
     /// The newest tokens, keys not rotated.
     pub(super) tail: Rows,
-    /// Keys of the tail, rotated by their positions.
-    pub(super) rotated: Vec<f32>,
     /// Attention that the tokens of the tail received while in the window, `[tokens, heads]`.
     pub(super) mass: Vec<f32>,
     /// Tokens so far.
@@ -53,22 +52,22 @@ impl Memory {
     }
 
     /// Appends tokens to the tail.
-    pub(super) fn append(&mut self, keys: &[f32], rotated: &[f32], values: &[f32], dims: &Dims) {
+    pub(super) fn append(&mut self, keys: &[f32], values: &[f32], dims: &Dims) {
         let tokens = keys.len() / (dims.kv_heads * dims.head_dim);
         self.tail.keys.extend_from_slice(keys);
         self.tail.values.extend_from_slice(values);
-        self.rotated.extend_from_slice(rotated);
         self.mass.resize(self.mass.len() + tokens * dims.heads, 0.0);
         self.tokens += tokens;
     }
 
     /// Moves what left the window to the initial tokens, then to blocks, whose rows `store` takes
-    /// for the layer.
+    /// for the layer. `near` has the rows of the tail.
     pub(super) fn settle(
         &mut self,
         sizes: &Sizes,
         dims: &Dims,
         store: &mut dyn KvStore,
+        near: &mut dyn KvStore,
         layer: usize,
     ) {
         let wide = dims.kv_heads * dims.head_dim;
@@ -90,11 +89,14 @@ impl Memory {
             start += sizes.block_size;
             outside -= sizes.block_size;
         }
-        for rows in [
-            &mut self.tail.keys,
-            &mut self.tail.values,
-            &mut self.rotated,
-        ] {
+        if start == 0 {
+            return;
+        }
+        let kept: Vec<u32> = (start as u32..self.len(dims) as u32).collect();
+        for kv_head in 0..dims.kv_heads {
+            near.keep(layer, kv_head, &kept);
+        }
+        for rows in [&mut self.tail.keys, &mut self.tail.values] {
             rows.drain(..start * wide);
         }
         self.mass.drain(..start * dims.heads);
@@ -148,10 +150,10 @@ impl Memory {
         append_head(&self.first.values, head, wide, dim, values);
     }
 
-    /// Bytes of all but the blocks' rows.
+    /// Bytes of all but the rows in stores.
     pub(super) fn bytes(&self) -> u64 {
         let rows = |rows: &Rows| (rows.keys.len() + rows.values.len()) * 4;
-        let numbers = self.representatives.len() + self.rotated.len() + self.mass.len();
+        let numbers = self.representatives.len() + self.mass.len();
         (rows(&self.first) + rows(&self.tail) + numbers * 4) as u64
     }
 }

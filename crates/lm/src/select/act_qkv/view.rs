@@ -1,9 +1,15 @@
 //! What the queries of a chunk see: the window, and far keys as if at one distance.
 
-use keyfold_kernels::attention::{Partial, RowSet, Tile, add_mass, attend_tile};
-use keyfold_kernels::{axpy, dot, softmax_rows};
+use std::ops::Range;
+
+use keyfold_kernels::Team;
+use keyfold_kernels::attention::{
+    CacheRows, Partial, RowSet, Tile, add_mass, attend_tile, dot_rows, mix_rows,
+};
+use keyfold_kernels::blocks::BlockType;
 
 use super::memory::{Memory, append_head};
+use crate::attention::share;
 use crate::roles::{Dims, KvStore};
 
 /// What the heads of a chunk see.
@@ -11,6 +17,8 @@ pub(super) struct View<'a> {
     pub(super) memory: &'a Memory,
     /// Whose rows of `layer` are the blocks.
     pub(super) store: &'a dyn KvStore,
+    /// Whose rows are the tail, keys rotated by their positions.
+    pub(super) near: &'a dyn KvStore,
     pub(super) layer: usize,
     pub(super) block_size: usize,
     pub(super) dims: Dims,
@@ -39,7 +47,7 @@ impl View<'_> {
     }
 
     /// Rows of the tail that some query has in its window.
-    pub(super) fn window(&self) -> std::ops::Range<usize> {
+    pub(super) fn window(&self) -> Range<usize> {
         self.held.saturating_sub(self.n_local)..self.held + self.queries()
     }
 
@@ -56,116 +64,138 @@ impl View<'_> {
         }
     }
 
-    pub(super) fn attend(&self, kv_head: usize, result: &mut HeadResult) {
-        match self.queries() {
-            1 => self.attend_one(kv_head, result),
-            _ => self.attend_many(kv_head, result),
+    /// One query of each head, as a decoded token has: every thread takes a run of the rows of each
+    /// kind, where they lie, and what it finds is merged by the log-sum-exp. Returns the attention
+    /// to the rows of the window, `[rows, heads]`.
+    pub(super) fn attend_one(&self, team: &Team, out: &mut [f32]) -> Vec<f32> {
+        let (dim, heads) = (self.dims.head_dim, self.dims.heads);
+        let threads = team.threads();
+        let mut parts: Vec<Part> = (0..threads).map(|_| Part::new(heads, dim)).collect();
+        let blocks = self.rows_of_blocks();
+        team.split(&mut parts, 1, |thread, part| {
+            for kind in self.kinds(&blocks) {
+                let rows = share(kind.rows(), thread, threads);
+                if !rows.is_empty() {
+                    self.meet(&kind, rows, &mut part[0]);
+                }
+            }
+        });
+        let window = self.window();
+        let mut mass = vec![0.0; window.len() * heads];
+        for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+            let mut all = Partial::EMPTY;
+            out.fill(0.0);
+            for part in &parts {
+                all.merge(out, part.partials[head], &part.out[head * dim..][..dim]);
+            }
+            all.finish(out);
+            for part in parts.iter().filter(|part| !part.near.is_empty()) {
+                let count = part.near.len() / heads;
+                let scale = (part.near_max[head] - all.max).exp() / all.sum;
+                let weights = &part.near[head * count..][..count];
+                let first = part.near_from.saturating_sub(window.start);
+                let mass = mass[first * heads..].iter_mut().skip(head).step_by(heads);
+                mass.zip(weights).for_each(|(mass, w)| *mass = scale * w);
+            }
         }
+        mass
     }
 
-    /// One query of each head, as a decoded token has: rows are read where they lie, those of
-    /// blocks by the store itself.
-    fn attend_one(&self, kv_head: usize, result: &mut HeadResult) {
-        let (dim, group) = (self.dims.head_dim, self.dims.group());
-        let (narrow, at) = (self.dims.kv_heads * dim, kv_head * dim);
-        let own = at * group..(at + dim) * group;
-        let (near_queries, far_queries) = (&self.near_queries[own.clone()], &self.far_queries[own]);
+    /// Rows of the chosen blocks.
+    fn rows_of_blocks(&self) -> Vec<u32> {
         let size = self.block_size as u32;
         let blocks = self.chosen.iter();
-        let blocks: Vec<u32> = blocks.flat_map(|&b| b * size..(b + 1) * size).collect();
-        let tail = &self.memory.tail;
-        let seen = self.held + 1;
-        let left = seen.saturating_sub(self.n_local);
-        // One head of some rows.
-        let head =
-            |rows: &'_ [f32], range: std::ops::Range<usize>| -> Vec<std::ops::Range<usize>> {
-                debug_assert!(range.end * narrow <= rows.len());
-                range
-                    .map(|r| r * narrow + at..r * narrow + at + dim)
-                    .collect()
-            };
-        let first = head(
-            &self.memory.first.keys,
-            0..self.memory.first.keys.len() / narrow,
-        );
-        let outside = head(&tail.keys, 0..left);
-        let inside = head(&self.memory.rotated, left..seen);
-        // Keys and values behind those of the blocks, and which queries they meet.
-        let parts = [
-            (
-                &first,
-                &self.memory.first.keys,
-                &self.memory.first.values,
-                far_queries,
-            ),
-            (&outside, &tail.keys, &tail.values, far_queries),
-            (&inside, &self.memory.rotated, &tail.values, near_queries),
-        ];
-        let count = blocks.len() + parts.iter().map(|part| part.0.len()).sum::<usize>();
-        let mut of_blocks = vec![0.0; group * blocks.len()];
-        let rows = RowSet::List(&blocks);
-        self.store
-            .dot(self.layer, kv_head, far_queries, rows, &mut of_blocks);
-        let mut weights = vec![0.0; group * count];
-        for (g, weights) in weights.chunks_exact_mut(count).enumerate() {
-            let (scores, mut rest) = weights.split_at_mut(blocks.len());
-            scores.copy_from_slice(&of_blocks[g * blocks.len()..][..blocks.len()]);
-            for (rows, keys, _, queries) in parts {
-                let query = &queries[g * dim..(g + 1) * dim];
-                let (own, later) = rest.split_at_mut(rows.len());
-                for (to, row) in own.iter_mut().zip(rows) {
-                    *to = dot(query, &keys[row.clone()]);
-                }
-                rest = later;
-            }
-        }
+        blocks.flat_map(|&b| b * size..(b + 1) * size).collect()
+    }
+
+    /// First row of the tail that is in the window of one query, and the one behind the last.
+    fn seen(&self) -> Range<usize> {
+        let end = self.held + 1;
+        end.saturating_sub(self.n_local)..end
+    }
+
+    /// What one query meets.
+    fn kinds<'b>(&'b self, blocks: &'b [u32]) -> [Kind<'b>; 4] {
+        let (memory, seen) = (self.memory, self.seen());
+        let narrow = self.dims.kv_heads * self.dims.head_dim;
+        let first = memory.first.keys.len() / narrow;
+        [
+            Kind::Blocks(blocks),
+            Kind::Far(&memory.first.keys, &memory.first.values, first),
+            Kind::Far(&memory.tail.keys, &memory.tail.values, seen.start),
+            Kind::Near(seen),
+        ]
+    }
+
+    /// Bytes of the rows that are read, by as many queries as there are.
+    pub(super) fn bytes(&self) -> u64 {
+        let dims = &self.dims;
+        let of = |(key, value): (u64, u64)| (key + value) * dims.kv_heads as u64;
+        let whole = (8 * dims.kv_heads * dims.head_dim) as u64;
+        let left = (self.held + self.queries()).saturating_sub(self.n_local);
+        let far = self.memory.first.keys.len() / (dims.kv_heads * dims.head_dim) + left;
+        (self.chosen.len() * self.block_size) as u64 * of(self.store.row_bytes())
+            + far as u64 * whole
+            + (self.window().len() as u64) * of(self.near.row_bytes())
+    }
+
+    /// Adds some rows of a kind to what a thread has found.
+    fn meet(&self, kind: &Kind, rows: RowSet, part: &mut Part) {
+        let (dims, dim, group) = (self.dims, self.dims.head_dim, self.dims.group());
         let scale = (dim as f32).sqrt().recip();
-        weights.iter_mut().for_each(|x| *x *= scale);
-        softmax_rows(&mut weights, count);
-        for (g, weights) in weights.chunks_exact(count).enumerate() {
-            of_blocks[g * blocks.len()..][..blocks.len()].copy_from_slice(&weights[..blocks.len()]);
-        }
-        result.out = vec![0.0; group * dim];
-        self.store
-            .mix(self.layer, kv_head, &of_blocks, rows, &mut result.out);
-        let window = self.window();
-        result.mass = vec![0.0; group * window.len()];
-        let masses = result.mass.chunks_exact_mut(window.len());
-        let outs = result.out.chunks_exact_mut(dim).zip(masses);
-        for ((out, mass), weights) in outs.zip(weights.chunks_exact(count)) {
-            let mut rest = &weights[blocks.len()..];
-            for (rows, _, values, _) in parts {
-                let (own, later) = rest.split_at(rows.len());
-                for (weight, row) in own.iter().zip(rows) {
-                    axpy(out, *weight, &values[row.clone()]);
+        let queries = match kind {
+            Kind::Near(_) => self.near_queries,
+            _ => self.far_queries,
+        };
+        let mut scores = vec![0.0; group * rows.len()];
+        for kv_head in 0..dims.kv_heads {
+            let own = kv_head * group * dim..(kv_head + 1) * group * dim;
+            let queries = &queries[own.clone()];
+            let (layer, store) = match kind {
+                Kind::Near(_) => (self.layer, self.near),
+                _ => (self.layer, self.store),
+            };
+            match kind {
+                Kind::Far(keys, ..) => {
+                    dot_rows(one_head(keys, &dims, kv_head), queries, rows, &mut scores)
                 }
-                rest = later;
+                _ => store.dot(layer, kv_head, queries, rows, &mut scores),
             }
-            let near = &weights[count - inside.len()..];
-            mass[left - window.start..].copy_from_slice(near);
+            let mut partials = vec![Partial::EMPTY; group];
+            for (partial, scores) in partials.iter_mut().zip(scores.chunks_exact_mut(rows.len())) {
+                *partial = Partial::of(scores, scale);
+            }
+            let mut sums = vec![0.0; group * dim];
+            match kind {
+                Kind::Far(_, values, _) => {
+                    mix_rows(one_head(values, &dims, kv_head), &scores, rows, &mut sums)
+                }
+                _ => store.mix(layer, kv_head, &scores, rows, &mut sums),
+            }
+            if let (Kind::Near(_), RowSet::Range(from, _)) = (kind, rows) {
+                part.near.extend_from_slice(&scores);
+                part.near_max.extend(partials.iter().map(|p| p.max));
+                part.near_from = from;
+            }
+            let so_far = part.partials[kv_head * group..].iter_mut();
+            let outs = part.out[own].chunks_exact_mut(dim);
+            for (((so_far, out), partial), sum) in
+                so_far.zip(outs).zip(partials).zip(sums.chunks_exact(dim))
+            {
+                so_far.merge(out, partial, sum);
+            }
         }
     }
 
-    fn attend_many(&self, kv_head: usize, result: &mut HeadResult) {
+    pub(super) fn attend_many(&self, kv_head: usize, result: &mut HeadResult) {
         let (dim, n) = (self.dims.head_dim, self.queries());
         let narrow = self.dims.kv_heads * dim;
         let window = self.window();
-        let in_window = window.start * narrow..window.end * narrow;
-        let (mut near_keys, mut near_values) = (Vec::new(), Vec::new());
-        append_head(
-            &self.memory.rotated[in_window.clone()],
-            kv_head,
-            narrow,
-            dim,
-            &mut near_keys,
-        );
-        append_head(
-            &self.memory.tail.values[in_window],
-            kv_head,
-            narrow,
-            dim,
-            &mut near_values,
-        );
+        let mut near_keys = vec![0.0; window.len() * dim];
+        let mut near_values = near_keys.clone();
+        let (keys, values) = (&mut near_keys, &mut near_values);
+        self.near
+            .read(self.layer, kv_head, window.clone(), keys, values);
         let near_visible: Vec<(u32, u32)> = (0..n)
             .map(|i| {
                 let own = self.held + i;
@@ -244,6 +274,59 @@ impl View<'_> {
             for (partial, out) in partials.iter().zip(out.chunks_exact_mut(dim)) {
                 partial.finish(out);
             }
+        }
+    }
+}
+
+/// The rows of one head of `[rows, kv_heads, head_dim]`.
+fn one_head<'a>(numbers: &'a [f32], dims: &Dims, kv_head: usize) -> CacheRows<'a> {
+    CacheRows {
+        kind: BlockType::F32,
+        dim: dims.head_dim,
+        stride: 4 * dims.kv_heads * dims.head_dim,
+        bytes: bytemuck::cast_slice(&numbers[kv_head * dims.head_dim..]),
+    }
+}
+
+/// Rows that a query meets in the same way.
+enum Kind<'a> {
+    /// Rows of chosen blocks.
+    Blocks(&'a [u32]),
+    /// So many rows of keys and values in 32 bits, met as if they were far.
+    Far(&'a [f32], &'a [f32], usize),
+    /// Rows of the window.
+    Near(Range<usize>),
+}
+
+impl Kind<'_> {
+    fn rows(&self) -> RowSet<'_> {
+        match self {
+            Kind::Blocks(rows) => RowSet::List(rows),
+            Kind::Far(.., count) => RowSet::Range(0, *count),
+            Kind::Near(rows) => RowSet::Range(rows.start, rows.end),
+        }
+    }
+}
+
+/// What one thread has found.
+struct Part {
+    partials: Vec<Partial>,
+    /// `[heads, head_dim]`.
+    out: Vec<f32>,
+    /// `exp(score - near_max)` of its rows of the window, `[heads, rows]`, and the first of these.
+    near: Vec<f32>,
+    near_max: Vec<f32>,
+    near_from: usize,
+}
+
+impl Part {
+    fn new(heads: usize, dim: usize) -> Self {
+        Self {
+            partials: vec![Partial::EMPTY; heads],
+            out: vec![0.0; heads * dim],
+            near: Vec::new(),
+            near_max: Vec::new(),
+            near_from: 0,
         }
     }
 }
