@@ -37,7 +37,7 @@ pub struct ChannelSum<'a> {
 }
 
 /// Outputs that stay in the first cache while channel after channel is added.
-const STRIP: usize = 1024;
+const STRIP: usize = 4096;
 
 /// Channels that are added together.
 const TOGETHER: usize = 4;
@@ -484,6 +484,23 @@ pub fn choose_channels(
         "choose_channels: scales"
     );
     assert_eq!(rest.len(), x.len(), "choose_channels: rest");
+    #[cfg(target_arch = "x86_64")]
+    if crate::vector::has_vnni() {
+        // SAFETY: the machine has AVX-512, and the lengths are asserted above.
+        return unsafe { vnni::choose(x, scales, threshold, channels, factors, rest) };
+    }
+    choose_one_by_one(x, scales, threshold, channels, factors, rest);
+}
+
+/// [`choose_channels`] on any machine.
+fn choose_one_by_one(
+    x: &[f32],
+    scales: &[f32],
+    threshold: f32,
+    channels: &mut Vec<u32>,
+    factors: &mut Vec<f32>,
+    rest: &mut [f32],
+) {
     let from = channels.len();
     channels.resize(from + x.len(), 0);
     factors.resize(from + x.len(), 0.0);
@@ -695,6 +712,13 @@ mod tests {
             let scales: Vec<f32> = if scaled { numbers(x.len(), 3).iter().map(|s| s.abs()).collect() } else { Vec::new() };
             let (mut channels, mut factors, mut rest) = (Vec::new(), Vec::new(), vec![9.0; x.len()]);
             choose_channels(&x, &scales, threshold, &mut channels, &mut factors, &mut rest);
+            // On any machine, behind others.
+            let mut twin = (vec![5], vec![0.5], vec![9.0; x.len()]);
+            choose_one_by_one(&x, &scales, threshold, &mut twin.0, &mut twin.1, &mut twin.2);
+            let mut behind = (vec![5], vec![0.5], vec![9.0; x.len()]);
+            choose_channels(&x, &scales, threshold, &mut behind.0, &mut behind.1, &mut behind.2);
+            prop_assert_eq!(&behind, &twin);
+            prop_assert_eq!((&twin.0[1..], &twin.2), (&channels[..], &rest));
             let large = |j: usize| x[j].abs() * scales.get(j).copied().unwrap_or(1.0) > threshold;
             let expected: Vec<u32> = (0..x.len()).filter(|&j| large(j)).map(|j| j as u32).collect();
             prop_assert_eq!(&channels, &expected);

@@ -18,7 +18,7 @@ use crate::blocks::{BlockMatrix, BlockType};
 pub(super) const GROUP: usize = 16;
 
 /// Outputs that stay in the first cache while group after group is added.
-const STRIP: usize = 2048;
+const STRIP: usize = 4096;
 
 /// A strip of sixteen channels.
 pub(super) struct Group<'a> {

@@ -305,3 +305,50 @@ fn large(group: &Group, out: &mut [f32]) {
         }
     }
 }
+
+/// See [`super::choose_channels`]; sixteen inputs at a time.
+///
+/// # Safety
+/// The machine must have AVX-512 F. `rest` must be as long as `x`, and `scales` too unless it is empty.
+#[target_feature(enable = "avx2,fma,avx512f")]
+pub(super) unsafe fn choose(
+    x: &[f32],
+    scales: &[f32],
+    threshold: f32,
+    channels: &mut Vec<u32>,
+    factors: &mut Vec<f32>,
+    rest: &mut [f32],
+) {
+    // Every step writes sixteen numbers and keeps the first few of them.
+    channels.reserve(x.len() + 16);
+    factors.reserve(x.len() + 16);
+    let (mut of_channels, mut of_factors) = (channels.len(), factors.len());
+    // SAFETY: a step reads and writes the numbers of its block of `x`, `scales` and `rest` and no
+    // others. It writes sixteen numbers behind those that were found in earlier blocks, for which
+    // there is room; what lies before the new lengths is written when they are set.
+    unsafe {
+        let mut ids = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for from in (0..x.len()).step_by(16) {
+            let there = (0xffff_u32 >> (16 - (x.len() - from).min(16))) as u16;
+            let x = _mm512_maskz_loadu_ps(there, x.as_ptr().add(from));
+            let mut size = _mm512_abs_ps(x);
+            if !scales.is_empty() {
+                let scale = _mm512_maskz_loadu_ps(there, scales.as_ptr().add(from));
+                size = _mm512_mul_ps(size, scale);
+            }
+            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(size, _mm512_set1_ps(threshold));
+            let chosen = there & above;
+            let to = channels.as_mut_ptr().add(of_channels);
+            _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi32(chosen, ids));
+            let to = factors.as_mut_ptr().add(of_factors);
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(chosen, x));
+            let to = rest.as_mut_ptr().add(from);
+            _mm512_mask_storeu_ps(to, there, _mm512_maskz_mov_ps(!chosen, x));
+            of_channels += chosen.count_ones() as usize;
+            of_factors += chosen.count_ones() as usize;
+            ids = _mm512_add_epi32(ids, _mm512_set1_epi32(16));
+        }
+        channels.set_len(of_channels);
+        factors.set_len(of_factors);
+    }
+}
