@@ -11,11 +11,14 @@
 //! and `Q4K`, whose factors are rounded (see [`groups`]). Other kinds are unpacked first. Cost:
 //! the bytes of the channels that are named.
 
+mod choose;
 mod groups;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub use choose::choose_channels;
 
 use super::decode::decode_body;
 use super::dot::{Output, products};
@@ -465,59 +468,6 @@ numbers!(Single, 4, load_f32_at);
 numbers!(Half, 2, load_f16_at);
 numbers!(Brain, 2, load_bf16_at);
 
-/// Appends the numbers of the inputs with `|x| * scales > threshold` (`scales` empty: all 1)
-/// to `channels` and `factors`, and writes the others to `rest`, with 0 in the places of the
-/// chosen.
-///
-/// # Panics
-/// When `scales` or `rest` have another length.
-pub fn choose_channels(
-    x: &[f32],
-    scales: &[f32],
-    threshold: f32,
-    channels: &mut Vec<u32>,
-    factors: &mut Vec<f32>,
-    rest: &mut [f32],
-) {
-    assert!(
-        scales.is_empty() || scales.len() == x.len(),
-        "choose_channels: scales"
-    );
-    assert_eq!(rest.len(), x.len(), "choose_channels: rest");
-    #[cfg(target_arch = "x86_64")]
-    if crate::vector::has_vnni() {
-        // SAFETY: the machine has AVX-512, and the lengths are asserted above.
-        return unsafe { vnni::choose(x, scales, threshold, channels, factors, rest) };
-    }
-    choose_one_by_one(x, scales, threshold, channels, factors, rest);
-}
-
-/// [`choose_channels`] on any machine.
-fn choose_one_by_one(
-    x: &[f32],
-    scales: &[f32],
-    threshold: f32,
-    channels: &mut Vec<u32>,
-    factors: &mut Vec<f32>,
-    rest: &mut [f32],
-) {
-    let from = channels.len();
-    channels.resize(from + x.len(), 0);
-    factors.resize(from + x.len(), 0.0);
-    let mut n = from;
-    for (j, (&x, rest)) in x.iter().zip(rest).enumerate() {
-        let scale = if scales.is_empty() { 1.0 } else { scales[j] };
-        let chosen = x.abs() * scale > threshold;
-        // Written always, kept if chosen: no branch to be guessed. n <= from + j.
-        channels[n] = j as u32;
-        factors[n] = x;
-        n += usize::from(chosen);
-        *rest = if chosen { 0.0 } else { x };
-    }
-    channels.truncate(n);
-    factors.truncate(n);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -701,32 +651,6 @@ mod tests {
                     prop_assert!((f64::from(*got) - want).abs() < 3e-5, "{kind:?}: {got} {want}");
                 }
             }
-        }
-
-        #[test]
-        fn chosen_channels_and_the_rest_are_the_input(
-            x in prop::collection::vec(-2f32..2.0, 0..70),
-            threshold in 0f32..2.0,
-            scaled: bool,
-        ) {
-            let scales: Vec<f32> = if scaled { numbers(x.len(), 3).iter().map(|s| s.abs()).collect() } else { Vec::new() };
-            let (mut channels, mut factors, mut rest) = (Vec::new(), Vec::new(), vec![9.0; x.len()]);
-            choose_channels(&x, &scales, threshold, &mut channels, &mut factors, &mut rest);
-            // On any machine, behind others.
-            let mut twin = (vec![5], vec![0.5], vec![9.0; x.len()]);
-            choose_one_by_one(&x, &scales, threshold, &mut twin.0, &mut twin.1, &mut twin.2);
-            let mut behind = (vec![5], vec![0.5], vec![9.0; x.len()]);
-            choose_channels(&x, &scales, threshold, &mut behind.0, &mut behind.1, &mut behind.2);
-            prop_assert_eq!(&behind, &twin);
-            prop_assert_eq!((&twin.0[1..], &twin.2), (&channels[..], &rest));
-            let large = |j: usize| x[j].abs() * scales.get(j).copied().unwrap_or(1.0) > threshold;
-            let expected: Vec<u32> = (0..x.len()).filter(|&j| large(j)).map(|j| j as u32).collect();
-            prop_assert_eq!(&channels, &expected);
-            for (&c, f) in channels.iter().zip(&factors) {
-                prop_assert_eq!(*f, x[c as usize]);
-                rest[c as usize] = *f;
-            }
-            prop_assert_eq!(rest, x);
         }
     }
 }

@@ -129,21 +129,18 @@ impl DenseStore {
             true => more.min(self.rows),
             false => more,
         };
-        self.resize(layer, more);
+        self.layers[layer] = self.with_room(layer, more);
     }
 
-    /// Moves the rows of a layer to where each head has room for `capacity`.
-    fn resize(&mut self, layer: usize, capacity: usize) {
-        let Dims { kv_heads, .. } = self.dims;
-        let mut bytes = Pages::zeroed(2 * kv_heads * capacity * self.row_bytes);
-        for (which, to) in bytes
-            .chunks_exact_mut((capacity * self.row_bytes).max(1))
-            .enumerate()
-        {
-            let from = self.bytes_of(layer, which / 2, which % 2);
+    /// A copy of a layer in which each head has room for `capacity` rows, which are no fewer than it has.
+    fn with_room(&self, layer: usize, capacity: usize) -> Layer {
+        let size = capacity * self.row_bytes;
+        let mut bytes = Pages::zeroed(2 * self.dims.kv_heads * size);
+        for (i, to) in bytes.chunks_exact_mut(size.max(1)).enumerate() {
+            let from = self.bytes_of(layer, i / 2, i % 2);
             to[..from.len()].copy_from_slice(from);
         }
-        self.layers[layer] = Layer { bytes, capacity };
+        Layer { bytes, capacity }
     }
 }
 
@@ -152,28 +149,14 @@ const LEAST_ROWS: usize = 64;
 
 impl Clone for DenseStore {
     fn clone(&self) -> Self {
-        let mut copy = Self {
-            dims: self.dims,
-            cache: self.cache,
-            kind: self.kind,
-            row_bytes: self.row_bytes,
-            rows: self.rows,
+        let layers = self.layers.iter().enumerate();
+        Self {
             heads: self.heads.clone(),
-            layers: (0..self.dims.layers).map(|_| Layer::default()).collect(),
-        };
-        for (layer, to) in copy.layers.iter_mut().enumerate() {
-            let capacity = self.layers[layer].capacity;
-            to.bytes = Pages::zeroed(2 * self.dims.kv_heads * capacity * self.row_bytes);
-            to.capacity = capacity;
-            for kv_head in 0..self.dims.kv_heads {
-                for which in [KEYS, VALUES] {
-                    let from = self.bytes_of(layer, kv_head, which);
-                    let rows = self.head(layer, kv_head).positions.len();
-                    to.bytes[self.place(layer, kv_head, which, rows)].copy_from_slice(from);
-                }
-            }
+            layers: layers
+                .map(|(i, layer)| self.with_room(i, layer.capacity))
+                .collect(),
+            ..*self
         }
-        copy
     }
 }
 
@@ -420,6 +403,35 @@ mod tests {
             (store.len(0, 1), store.len(0, 0), store.len(1, 1)),
             (1, 3, 3)
         );
+    }
+
+    #[test]
+    fn rows_stay_when_room_is_made_and_in_copies() {
+        let keys_of = |store: &DenseStore, kv_head: usize| {
+            let rows = store.len(1, kv_head);
+            let (mut keys, mut values) = (vec![0.0; rows * 32], vec![0.0; rows * 32]);
+            store.read(1, kv_head, 0..rows, &mut keys, &mut values);
+            assert!(keys.iter().zip(&values).all(|(k, v)| *k == -v));
+            keys
+        };
+        for expected in [0, 100, 700] {
+            let mut store = DenseStore::new(DIMS, CacheType::F32, expected).unwrap();
+            for position in 0..700u32 {
+                let of = |sign| [row(position, 0, sign), row(position, 1, sign)].concat();
+                store.append(1, &[position], &of(1.0), &of(-1.0));
+                // Heads of a layer need not have the same rows.
+                if position == 60 {
+                    store.keep(1, 1, &[7, 50]);
+                }
+            }
+            let all: Vec<f32> = (0..700).flat_map(|p| row(p, 0, 1.0)).collect();
+            let kept = [7, 50].into_iter().chain(61..700);
+            let kept: Vec<f32> = kept.flat_map(|p| row(p, 1, 1.0)).collect();
+            let copy = store.clone();
+            store.truncate(3);
+            assert_eq!(keys_of(&store, 0), all[..3 * 32]);
+            assert_eq!((keys_of(&copy, 0), keys_of(&copy, 1)), (all, kept));
+        }
     }
 
     #[test]

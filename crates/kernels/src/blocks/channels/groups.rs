@@ -20,6 +20,9 @@ pub(super) const GROUP: usize = 16;
 /// Outputs that stay in the first cache while group after group is added.
 const STRIP: usize = 4096;
 
+/// Steps of a rounded factor on each side.
+pub(super) const LEVELS: f32 = 127.0;
+
 /// A strip of sixteen channels.
 pub(super) struct Group<'a> {
     pub(super) rows: [&'a [u8]; GROUP],
@@ -98,16 +101,16 @@ fn add_group(kind: BlockType, group: &Group, out: &mut [f32]) {
 /// [`add_group`] on any machine.
 pub(super) fn portable(kind: BlockType, group: &Group, out: &mut [f32]) {
     let factors = &group.factors;
-    let (levels, centre) = match kind {
-        BlockType::Q8_0 => (127.0, 0.0),
-        _ => (127.0, 8.0),
+    let centre = match kind {
+        BlockType::Q8_0 => 0.0,
+        _ => 8.0,
     };
     for (j, out) in out.chunks_exact_mut(32).enumerate() {
         let parts = group.rows.map(|row| Part::read(kind, row, j));
         let scaled: [f32; GROUP] = std::array::from_fn(|c| parts[c].scale * factors[c]);
         let size = scaled.iter().fold(0f32, |a, x| a.max(x.abs()));
-        let inverse = if size > 0.0 { levels / size } else { 0.0 };
-        let step = size * (1.0 / levels);
+        let inverse = if size > 0.0 { LEVELS / size } else { 0.0 };
+        let step = size * (1.0 / LEVELS);
         let codes = scaled.map(|x| (x * inverse).round_ties_even() as i32);
         let off = step * codes.iter().sum::<i32>() as f32 - scaled.iter().sum::<f32>();
         let added = parts.iter().zip(factors).map(|(p, x)| p.minimum * x);

@@ -6,8 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::groups::{GROUP, Group};
-use super::x86::{absolute, add_sums, ask, inverse, starts, two};
+use super::groups::{GROUP, Group, LEVELS};
+use super::x86::{Parts, add_sums, ask, parts, starts, two};
 use crate::blocks::BlockType;
 use crate::blocks::dot::x86::{Block, Large, Q4_0, Q4_1, Q8_0};
 
@@ -31,7 +31,7 @@ pub(super) unsafe fn add_group(kind: BlockType, group: &Group, out: &mut [f32]) 
 // AVX-512 F, BW, VL and VNNI and what AVX2's functions need. Reads lie inside the blocks of
 // `out.len()` numbers, which every row of the group holds by the assertion in `starts`.
 
-/// Factors times the scales of a block of 32, rounded to 127 steps on each side.
+/// Factors times the scales of a block of 32, rounded.
 struct Rounded {
     /// Of channel after channel, in both halves.
     codes: __m256i,
@@ -55,8 +55,8 @@ unsafe fn round<B: Block>(rows: &[*const u8; GROUP], at: usize, x: __m512, centr
         );
         let scaled = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(w)), x);
         let size = _mm512_reduce_max_ps(_mm512_abs_ps(scaled));
-        let step = size * (1.0 / 127.0);
-        let inverse = if size > 0.0 { 127.0 / size } else { 0.0 };
+        let step = size * (1.0 / LEVELS);
+        let inverse = if size > 0.0 { LEVELS / size } else { 0.0 };
         let codes = _mm512_cvtps_epi32(_mm512_mul_ps(scaled, _mm512_set1_ps(inverse)));
         let mut offset = _mm512_setzero_ps();
         if centre != 0.0 {
@@ -235,7 +235,7 @@ unsafe fn add_bytes<const N: usize>(
     }
 }
 
-/// `Q4K`; the eight parts of a block in the lanes of a register.
+/// `Q4K`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn large(group: &Group, out: &mut [f32]) {
     type Unit = Large<false>;
@@ -246,19 +246,13 @@ fn large(group: &Group, out: &mut [f32]) {
         let mask = _mm256_set1_epi8(15);
         for (u, out) in blocks.iter_mut().enumerate() {
             let at = u * Unit::BYTES;
-            let zero = _mm256_setzero_ps();
-            let (mut scaled, mut size) = ([zero; GROUP], zero);
-            let (mut sum, mut offset) = (zero, zero);
-            for c in 0..GROUP {
-                let (scales, minima) = Unit::scales(rows[c].add(at));
-                let x = _mm256_set1_ps(group.factors[c]);
-                scaled[c] = _mm256_mul_ps(scales, x);
-                size = _mm256_max_ps(size, absolute(scaled[c]));
-                sum = _mm256_add_ps(sum, scaled[c]);
-                offset = _mm256_fnmadd_ps(minima, x, offset);
-            }
-            let step = _mm256_mul_ps(size, _mm256_set1_ps(1.0 / 127.0));
-            let inverse = inverse(127.0, size);
+            let Parts {
+                scaled,
+                step,
+                inverse,
+                sum,
+                offset,
+            } = parts(group, &rows, at);
             // For each part the rounded factors of four channels.
             let mut quartets = [[0i32; 8]; GROUP / 4];
             let (mut whole, byte) = (_mm256_setzero_si256(), _mm256_set1_epi32(0xff));
@@ -303,52 +297,5 @@ fn large(group: &Group, out: &mut [f32]) {
                 }
             }
         }
-    }
-}
-
-/// See [`super::choose_channels`]; sixteen inputs at a time.
-///
-/// # Safety
-/// The machine must have AVX-512 F. `rest` must be as long as `x`, and `scales` too unless it is empty.
-#[target_feature(enable = "avx2,fma,avx512f")]
-pub(super) unsafe fn choose(
-    x: &[f32],
-    scales: &[f32],
-    threshold: f32,
-    channels: &mut Vec<u32>,
-    factors: &mut Vec<f32>,
-    rest: &mut [f32],
-) {
-    // Every step writes sixteen numbers and keeps the first few of them.
-    channels.reserve(x.len() + 16);
-    factors.reserve(x.len() + 16);
-    let (mut of_channels, mut of_factors) = (channels.len(), factors.len());
-    // SAFETY: a step reads and writes the numbers of its block of `x`, `scales` and `rest` and no
-    // others. It writes sixteen numbers behind those that were found in earlier blocks, for which
-    // there is room; what lies before the new lengths is written when they are set.
-    unsafe {
-        let mut ids = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        for from in (0..x.len()).step_by(16) {
-            let there = (0xffff_u32 >> (16 - (x.len() - from).min(16))) as u16;
-            let x = _mm512_maskz_loadu_ps(there, x.as_ptr().add(from));
-            let mut size = _mm512_abs_ps(x);
-            if !scales.is_empty() {
-                let scale = _mm512_maskz_loadu_ps(there, scales.as_ptr().add(from));
-                size = _mm512_mul_ps(size, scale);
-            }
-            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(size, _mm512_set1_ps(threshold));
-            let chosen = there & above;
-            let to = channels.as_mut_ptr().add(of_channels);
-            _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi32(chosen, ids));
-            let to = factors.as_mut_ptr().add(of_factors);
-            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(chosen, x));
-            let to = rest.as_mut_ptr().add(from);
-            _mm512_mask_storeu_ps(to, there, _mm512_maskz_mov_ps(!chosen, x));
-            of_channels += chosen.count_ones() as usize;
-            of_factors += chosen.count_ones() as usize;
-            ids = _mm512_add_epi32(ids, _mm512_set1_epi32(16));
-        }
-        channels.set_len(of_channels);
-        factors.set_len(of_factors);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::groups::{GROUP, Group};
+use super::groups::{GROUP, Group, LEVELS};
 use crate::blocks::BlockType;
 use crate::blocks::dot::x86::{Block, Large, Q4_0, Q4_1, Q8_0};
 
@@ -49,18 +49,18 @@ pub(super) unsafe fn ask(group: &Group, at: usize, first: usize, period: usize) 
 
 /// The sign bit cleared.
 #[inline(always)]
-pub(super) unsafe fn absolute(x: __m256) -> __m256 {
+unsafe fn absolute(x: __m256) -> __m256 {
     // SAFETY: see above.
     unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
 }
 
-/// `levels / x`, or 0 where that is 0.
+/// `LEVELS / x`, or 0 where that is 0.
 #[inline(always)]
-pub(super) unsafe fn inverse(levels: f32, x: __m256) -> __m256 {
+unsafe fn inverse(x: __m256) -> __m256 {
     // SAFETY: see above.
     unsafe {
         let above = _mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_setzero_ps());
-        _mm256_and_ps(above, _mm256_div_ps(_mm256_set1_ps(levels), x))
+        _mm256_and_ps(above, _mm256_div_ps(_mm256_set1_ps(LEVELS), x))
     }
 }
 
@@ -113,14 +113,12 @@ unsafe fn total(x: __m256) -> __m256 {
     }
 }
 
-/// Rounds the factors of the block at byte `at` of every row to `levels` steps on each side.
-/// Codes lie around `centre`.
+/// Rounds the factors of the block at byte `at` of every row. Codes lie around `centre`.
 #[inline(always)]
 unsafe fn round<B: Block>(
     rows: &[*const u8; GROUP],
     at: usize,
     x: [__m256; 2],
-    levels: f32,
     centre: f32,
 ) -> Rounded {
     // SAFETY: see above.
@@ -138,8 +136,8 @@ unsafe fn round<B: Block>(
         let second = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
         let (first, second) = (_mm256_mul_ps(first, x[0]), _mm256_mul_ps(second, x[1]));
         let size = greatest(_mm256_max_ps(absolute(first), absolute(second)));
-        let step = _mm256_mul_ps(size, _mm256_set1_ps(1.0 / levels));
-        let inverse = inverse(levels, size);
+        let step = _mm256_mul_ps(size, _mm256_set1_ps(1.0 / LEVELS));
+        let inverse = inverse(size);
         let q = _mm256_cvtps_epi32(_mm256_mul_ps(first, inverse));
         let r = _mm256_cvtps_epi32(_mm256_mul_ps(second, inverse));
         let mut offset = _mm256_setzero_ps();
@@ -206,7 +204,7 @@ fn nibbles<B: Block>(group: &Group, out: &mut [f32]) {
                 codes,
                 step,
                 offset,
-            } = round::<B>(&rows, at, x, 127.0, 8.0);
+            } = round::<B>(&rows, at, x, 8.0);
             let codes = _mm256_packs_epi16(codes, codes);
             let at = at + B::BYTES - 16;
             let mut sums = [_mm256_setzero_si256(); 4];
@@ -256,7 +254,7 @@ fn bytes(group: &Group, out: &mut [f32]) {
                 codes,
                 step,
                 offset,
-            } = round::<Q8_0>(&rows, at, x, 127.0, 0.0);
+            } = round::<Q8_0>(&rows, at, x, 0.0);
             let mut pairs = [0i32; 8];
             _mm256_storeu_si256(pairs.as_mut_ptr().cast(), codes);
             let mut sums = [_mm256_setzero_si256(); 4];
@@ -285,7 +283,46 @@ fn bytes(group: &Group, out: &mut [f32]) {
     }
 }
 
-/// `Q4K`; the eight parts of a block in the lanes of a register.
+/// Factors times the scales of the eight parts of a block of `Q4K`, a part in each lane.
+pub(super) struct Parts {
+    pub(super) scaled: [__m256; GROUP],
+    /// Of rounding.
+    pub(super) step: __m256,
+    /// What makes steps of a scaled factor.
+    pub(super) inverse: __m256,
+    /// Of the scaled factors of all channels.
+    pub(super) sum: __m256,
+    /// What minima add to all outputs of a part.
+    pub(super) offset: __m256,
+}
+
+/// See [`Parts`]; of the block at byte `at` of every row.
+#[inline(always)]
+pub(super) unsafe fn parts(group: &Group, rows: &[*const u8; GROUP], at: usize) -> Parts {
+    // SAFETY: see above.
+    unsafe {
+        let zero = _mm256_setzero_ps();
+        let (mut scaled, mut size) = ([zero; GROUP], zero);
+        let (mut sum, mut offset) = (zero, zero);
+        for c in 0..GROUP {
+            let (scales, minima) = Large::<false>::scales(rows[c].add(at));
+            let x = _mm256_set1_ps(group.factors[c]);
+            scaled[c] = _mm256_mul_ps(scales, x);
+            size = _mm256_max_ps(size, absolute(scaled[c]));
+            sum = _mm256_add_ps(sum, scaled[c]);
+            offset = _mm256_fnmadd_ps(minima, x, offset);
+        }
+        Parts {
+            scaled,
+            step: _mm256_mul_ps(size, _mm256_set1_ps(1.0 / LEVELS)),
+            inverse: inverse(size),
+            sum,
+            offset,
+        }
+    }
+}
+
+/// `Q4K`.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn large(group: &Group, out: &mut [f32]) {
     type Unit = Large<false>;
@@ -296,19 +333,13 @@ fn large(group: &Group, out: &mut [f32]) {
         let mask = _mm256_set1_epi8(15);
         for (u, out) in blocks.iter_mut().enumerate() {
             let at = u * Unit::BYTES;
-            let zero = _mm256_setzero_ps();
-            let (mut scaled, mut size) = ([zero; GROUP], zero);
-            let (mut sum, mut offset) = (zero, zero);
-            for c in 0..GROUP {
-                let (scales, minima) = Unit::scales(rows[c].add(at));
-                let x = _mm256_set1_ps(group.factors[c]);
-                scaled[c] = _mm256_mul_ps(scales, x);
-                size = _mm256_max_ps(size, absolute(scaled[c]));
-                sum = _mm256_add_ps(sum, scaled[c]);
-                offset = _mm256_fnmadd_ps(minima, x, offset);
-            }
-            let step = _mm256_mul_ps(size, _mm256_set1_ps(1.0 / 127.0));
-            let inverse = inverse(127.0, size);
+            let Parts {
+                scaled,
+                step,
+                inverse,
+                sum,
+                offset,
+            } = parts(group, &rows, at);
             // For each part the rounded factors of two channels, twice.
             let mut pairs = [[0i32; 8]; GROUP / 2];
             let (mut whole, byte) = (_mm256_setzero_si256(), _mm256_set1_epi32(0xff));

@@ -143,34 +143,30 @@ impl View<'_> {
     fn meet(&self, kind: &Kind, rows: RowSet, part: &mut Part) {
         let (dims, dim, group) = (self.dims, self.dims.head_dim, self.dims.group());
         let scale = (dim as f32).sqrt().recip();
-        let queries = match kind {
-            Kind::Near(_) => self.near_queries,
-            _ => self.far_queries,
+        let (queries, store) = match kind {
+            Kind::Near(_) => (self.near_queries, self.near),
+            _ => (self.far_queries, self.store),
         };
         let mut scores = vec![0.0; group * rows.len()];
+        let (mut sums, mut partials) = (vec![0.0; group * dim], vec![Partial::EMPTY; group]);
         for kv_head in 0..dims.kv_heads {
             let own = kv_head * group * dim..(kv_head + 1) * group * dim;
             let queries = &queries[own.clone()];
-            let (layer, store) = match kind {
-                Kind::Near(_) => (self.layer, self.near),
-                _ => (self.layer, self.store),
-            };
             match kind {
                 Kind::Far(keys, ..) => {
                     dot_rows(one_head(keys, &dims, kv_head), queries, rows, &mut scores)
                 }
-                _ => store.dot(layer, kv_head, queries, rows, &mut scores),
+                _ => store.dot(self.layer, kv_head, queries, rows, &mut scores),
             }
-            let mut partials = vec![Partial::EMPTY; group];
             for (partial, scores) in partials.iter_mut().zip(scores.chunks_exact_mut(rows.len())) {
                 *partial = Partial::of(scores, scale);
             }
-            let mut sums = vec![0.0; group * dim];
+            sums.fill(0.0);
             match kind {
                 Kind::Far(_, values, _) => {
                     mix_rows(one_head(values, &dims, kv_head), &scores, rows, &mut sums)
                 }
-                _ => store.mix(layer, kv_head, &scores, rows, &mut sums),
+                _ => store.mix(self.layer, kv_head, &scores, rows, &mut sums),
             }
             if let (Kind::Near(_), RowSet::Range(from, _)) = (kind, rows) {
                 part.near.extend_from_slice(&scores);
@@ -180,9 +176,9 @@ impl View<'_> {
             let so_far = part.partials[kv_head * group..].iter_mut();
             let outs = part.out[own].chunks_exact_mut(dim);
             for (((so_far, out), partial), sum) in
-                so_far.zip(outs).zip(partials).zip(sums.chunks_exact(dim))
+                so_far.zip(outs).zip(&partials).zip(sums.chunks_exact(dim))
             {
-                so_far.merge(out, partial, sum);
+                so_far.merge(out, *partial, sum);
             }
         }
     }
